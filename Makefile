@@ -5,12 +5,12 @@ BIN := $(VENV)/bin
 # Set where a CUDA build of torch is wanted: make CONSTRAINTS= demo
 CONSTRAINTS ?= -c constraints.txt
 
-.PHONY: demo test check audit faults bench clean
+.PHONY: demo test check docs audit faults bench clean
 
 demo: $(VENV)/.installed
 	$(BIN)/penchant demo --output demo
 
-test: check
+test: check docs
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 check: $(VENV)/.installed
@@ -18,6 +18,11 @@ check: $(VENV)/.installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# The site of the documentation in build/site, with the API reference; a warning, as of a missing page, is an error.
+docs: $(VENV)/.installed
+	$(BIN)/python docs/pages.py
+	$(BIN)/zensical build --strict --clean
 
 # Known vulnerabilities of the pinned packages; says so where their database cannot be reached.
 audit:
@@ -30,7 +35,7 @@ faults: $(VENV)/.installed
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet $(CONSTRAINTS) -e '.[dev]'
+	$(BIN)/python -m pip install --quiet $(CONSTRAINTS) -e '.[dev,docs]'
 	touch $@
 
 # Hours: speed and memory beside peers, on this machine's CPU. Installs TRL in an environment of its own the first time.
@@ -38,4 +43,4 @@ bench: $(VENV)/.installed
 	$(BIN)/python benchmarks/speed/run.py cpu --out benchmarks/results
 
 clean:
-	rm -rf $(VENV) .venv-audit demo
+	rm -rf $(VENV) .venv-audit build demo

@@ -93,24 +93,24 @@ def accepted_values(draw: random.Random, kind: str, items: str | None, language:
     """One to three values, perhaps a variable's name, and perhaps "" for what may be left out."""
 
     def one() -> Any:
-        made = value(draw, kind, items)
+        argument = value(draw, kind, items)
         if kind in ("dict", "HashMap"):
-            return {key: [each] + ([""] if draw.random() < 0.2 else []) for key, each in made.items()}
+            return {key: [item] + ([""] if draw.random() < 0.2 else []) for key, item in argument.items()}
         if items == "dict":
-            return [{key: [each] for key, each in part.items()} for part in made]
-        if isinstance(made, list) and made and draw.random() < 0.2:
+            return [{key: [item] for key, item in part.items()} for part in argument]
+        if isinstance(argument, list) and argument and draw.random() < 0.2:
             # A name among values: one list of two types.
-            made[draw.randrange(len(made))] = word(draw)
-        return made
+            argument[draw.randrange(len(argument))] = word(draw)
+        return argument
 
-    found = [one() for _ in range(draw.randint(1, 3))]
+    accepted = [one() for _ in range(draw.randint(1, 3))]
     if draw.random() < 0.05 and kind not in ("any", "String", "string"):
-        found = [word(draw)]
+        accepted = [word(draw)]
     if kind == "any" and language == "python" and draw.random() < 0.5:
-        found = [draw.randint(0, 9)]
+        accepted = [draw.randint(0, 9)]
     if draw.random() < 0.3:
-        found.insert(draw.randint(0, len(found)), "")
-    return found
+        accepted.insert(draw.randint(0, len(accepted)), "")
+    return accepted
 
 
 def function(draw: random.Random, language: str) -> dict[str, Any]:
@@ -135,96 +135,98 @@ def question(draw: random.Random, category: str) -> dict[str, Any]:
     functions = [function(draw, language) for _ in range(draw.randint(2, 4) if several else 1)]
     if several and draw.random() < 0.1:
         functions.append(function(draw, language) | {"name": functions[0]["name"]})
-    due = []
+    accepted_calls = []
     for _ in range(draw.randint(2, 4) if "parallel" in category else 1):
         chosen = draw.choice(functions[:4])
         arguments = {
-            name: accepted_values(draw, each["type"], each.get("items", {}).get("type"), language)
-            for name, each in chosen["parameters"]["properties"].items()
+            name: accepted_values(draw, details["type"], details.get("items", {}).get("type"), language)
+            for name, details in chosen["parameters"]["properties"].items()
             if name in chosen["parameters"]["required"] or draw.random() < 0.8
         }
-        due.append({chosen["name"]: arguments})
-    if len(due) > 1 and draw.random() < 0.3:
-        due[1] = copy.deepcopy(due[0])
-    return {"category": category, "functions": functions, "accepted": due}
+        accepted_calls.append({chosen["name"]: arguments})
+    if len(accepted_calls) > 1 and draw.random() < 0.3:
+        accepted_calls[1] = copy.deepcopy(accepted_calls[0])
+    return {"category": category, "functions": functions, "accepted": accepted_calls}
 
 
 def read_questions(folder: Path) -> list[dict[str, Any]]:
-    found = []
+    questions = []
     for category in CATEGORIES:
         file = folder / f"BFCL_v4_{category}.json"
         if not file.exists():
             continue
         answers = folder / "possible_answer" / file.name
-        for asked, right in zip(
-            *(each.read_text(encoding="utf-8").splitlines() for each in (file, answers)), strict=True
+        for question_line, answer_line in zip(
+            *(path.read_text(encoding="utf-8").splitlines() for path in (file, answers)), strict=True
         ):
-            due = json.loads(right)["ground_truth"]
-            found.append({"category": category, "functions": json.loads(asked)["function"], "accepted": due})
-    return found
+            accepted_calls = json.loads(answer_line)["ground_truth"]
+            questions.append(
+                {"category": category, "functions": json.loads(question_line)["function"], "accepted": accepted_calls}
+            )
+    return questions
 
 
 # Answers.
 
 
-def literal(draw: random.Random, made: Any, kind: str, items: str | None, language: str) -> Any:
+def literal(draw: random.Random, content: Any, kind: str, items: str | None, language: str) -> Any:
     """A value as it is written in a language: text, of Java and JavaScript."""
     if language == "python":
-        return made
-    if isinstance(made, str):
-        return made
-    if isinstance(made, bool):
-        return str(made).lower()
-    if isinstance(made, list):
-        parts = ", ".join(element(draw, each, items, language) for each in made)
+        return content
+    if isinstance(content, str):
+        return content
+    if isinstance(content, bool):
+        return str(content).lower()
+    if isinstance(content, list):
+        parts = ", ".join(element(draw, item, items, language) for item in content)
         if language == "javascript":
             return draw.choice([f"[{parts}]", f"new Array({parts})"])
         if kind == "ArrayList":
-            adds = "".join(f"add({element(draw, each, items, language)}); " for each in made)
+            adds = "".join(f"add({element(draw, item, items, language)}); " for item in content)
             return draw.choice([f"new ArrayList<>(Arrays.asList({parts}))", f"new ArrayList<>() {{{{ {adds}}}}}"])
         return f"new Object[]{{{parts}}}"
-    if isinstance(made, dict):
-        pairs = {key: element(draw, each, None, language) for key, each in made.items()}
+    if isinstance(content, dict):
+        pairs = {key: element(draw, item, None, language) for key, item in content.items()}
         if language == "javascript":
-            return "{" + ", ".join(f"{draw.choice([key, repr(key)])}: {each}" for key, each in pairs.items()) + "}"
-        puts = "".join(f'put("{key}", {each}); ' for key, each in pairs.items())
+            return "{" + ", ".join(f"{draw.choice([key, repr(key)])}: {item}" for key, item in pairs.items()) + "}"
+        puts = "".join(f'put("{key}", {item}); ' for key, item in pairs.items())
         return f"new HashMap<String, Object>() {{{{ {puts}}}}}"
     suffix = {"long": "L", "float": "f" if language == "java" else "", "Bigint": "n"}.get(kind, "")
-    return f"{made}{suffix}"
+    return f"{content}{suffix}"
 
 
-def element(draw: random.Random, made: Any, kind: str | None, language: str) -> str:
-    if isinstance(made, str):
-        return f"'{made}'" if kind == "char" else f'"{made}"'
-    return str(literal(draw, made, kind or "", None, language))
+def element(draw: random.Random, content: Any, kind: str | None, language: str) -> str:
+    if isinstance(content, str):
+        return f"'{content}'" if kind == "char" else f'"{content}"'
+    return str(literal(draw, content, kind or "", None, language))
 
 
-def right_answer(draw: random.Random, asked: dict[str, Any]) -> list[dict[str, Any]]:
+def right_answer(draw: random.Random, case: dict[str, Any]) -> list[dict[str, Any]]:
     """A call of each that is due, one of the accepted values for each argument."""
-    language, calls = CATEGORIES[asked["category"]], []
-    by_name = {each["name"]: each["parameters"]["properties"] for each in asked["functions"]}
-    for due in asked["accepted"]:
-        [(name, arguments)] = due.items()
-        given = {}
+    language, calls = CATEGORIES[case["category"]], []
+    by_name = {item["name"]: item["parameters"]["properties"] for item in case["functions"]}
+    for accepted_call in case["accepted"]:
+        [(name, arguments)] = accepted_call.items()
+        chosen_arguments = {}
         for key, values in arguments.items():
             if "" in values and draw.random() < 0.5:
                 continue
-            chosen = draw.choice([each for each in values if each != ""] or [""])
-            given[key] = chosen_value(draw, chosen)
+            chosen = draw.choice([item for item in values if item != ""] or [""])
+            chosen_arguments[key] = chosen_value(draw, chosen)
             details = by_name[name].get(key, {"type": "any"})
             items = (details.get("items") or {}).get("type")
-            given[key] = literal(draw, given[key], details["type"], items, language)
-        calls.append({name: given})
+            chosen_arguments[key] = literal(draw, chosen_arguments[key], details["type"], items, language)
+        calls.append({name: chosen_arguments})
     return calls
 
 
 def chosen_value(draw: random.Random, chosen: Any) -> Any:
     """Of a dict one accepted value for each key, also in lists."""
     if isinstance(chosen, dict):
-        picked = {key: draw.choice(each) if isinstance(each, list) and each else each for key, each in chosen.items()}
-        return {key: each for key, each in picked.items() if each != "" or draw.random() < 0.5}
+        picked = {key: draw.choice(item) if isinstance(item, list) and item else item for key, item in chosen.items()}
+        return {key: item for key, item in picked.items() if item != "" or draw.random() < 0.5}
     if isinstance(chosen, list):
-        return [chosen_value(draw, each) for each in chosen]
+        return [chosen_value(draw, item) for item in chosen]
     return chosen
 
 
@@ -268,7 +270,7 @@ def changed_value(draw: random.Random, old: Any) -> Any:
     return draw.choice([None, "", 0, 1, 2.0, True, "x", [], [1], ["a"], {}, {"a": 1}, str(old), [old]])
 
 
-def change(draw: random.Random, calls: list[dict[str, Any]], asked: dict[str, Any]) -> list[dict[str, Any]]:
+def change(draw: random.Random, calls: list[dict[str, Any]], case: dict[str, Any]) -> list[dict[str, Any]]:
     """One change of an answer."""
     calls = copy.deepcopy(calls)
     match draw.randint(0, 11):
@@ -281,21 +283,21 @@ def change(draw: random.Random, calls: list[dict[str, Any]], asked: dict[str, An
         case 3 if calls:
             n = draw.randrange(len(calls))
             [(name, arguments)] = calls[n].items()
-            others = [each["name"] for each in asked["functions"]] + [name.upper(), name.replace(".", "_"), name + "s"]
-            calls[n] = {draw.choice(others): arguments}
+            names = [spec["name"] for spec in case["functions"]] + [name.upper(), name.replace(".", "_"), name + "s"]
+            calls[n] = {draw.choice(names): arguments}
         case 4 if calls:
             arguments = next(iter(draw.choice(calls).values()))
             arguments[word(draw)] = draw.choice([1, "a"])
         case 5 if calls:
             # What the function takes, and may or may not be accepted here.
             call = draw.choice(calls)
-            known = [each for each in asked["functions"] if each["name"] in call]
-            if known:
-                name, details = draw.choice(list(known[0]["parameters"]["properties"].items()))
+            matching = [spec for spec in case["functions"] if spec["name"] in call]
+            if matching:
+                name, details = draw.choice(list(matching[0]["parameters"]["properties"].items()))
                 items = (details.get("items") or {}).get("type")
-                made = value(draw, details["type"], items)
-                language = CATEGORIES[asked["category"]]
-                next(iter(call.values()))[name] = literal(draw, made, details["type"], items, language)
+                argument = value(draw, details["type"], items)
+                language = CATEGORIES[case["category"]]
+                next(iter(call.values()))[name] = literal(draw, argument, details["type"], items, language)
         case _ if calls:
             arguments = next(iter(draw.choice(calls).values()))
             if arguments:
@@ -307,10 +309,10 @@ def change(draw: random.Random, calls: list[dict[str, Any]], asked: dict[str, An
     return calls
 
 
-def answers(draw: random.Random, asked: list[dict[str, Any]], n: int) -> list[dict[str, Any]]:
+def answers(draw: random.Random, questions: list[dict[str, Any]], n: int) -> list[dict[str, Any]]:
     cases = []
     for number in range(n):
-        one = asked[number % len(asked)]
+        one = questions[number % len(questions)]
         calls = right_answer(draw, one)
         for _ in range(draw.randint(0, 3)):
             calls = change(draw, calls, one)
@@ -322,14 +324,14 @@ def answers(draw: random.Random, asked: list[dict[str, Any]], n: int) -> list[di
 
 
 def ours(case: dict[str, Any]) -> bool:
-    functions = [Function.read(each, "generated") for each in case["functions"]]
-    calls = [Call(*next(iter(each.items()))) for each in case["calls"]]
+    functions = [Function.read(item, "generated") for item in case["functions"]]
+    calls = [Call(*next(iter(item.items()))) for item in case["calls"]]
     return match_calls(calls, functions, case["accepted"], language=CATEGORIES[case["category"]]) is None
 
 
 def text_verdict(case: dict[str, Any]) -> list[Any] | None:
     read = read_calls(case["text"])
-    return None if read is None else [{each.name: dict(each.arguments)} for each in read]
+    return None if read is None else [{call.name: dict(call.arguments)} for call in read]
 
 
 def main() -> int:
@@ -338,41 +340,41 @@ def main() -> int:
     parser.add_argument("--answers", type=int, default=20_000)
     options = parser.parse_args()
     draw = random.Random(0)
-    own = [question(draw, category) for _ in range(500) for category in CATEGORIES]
-    cases = answers(draw, own, options.answers // (2 if options.data else 1))
+    generated = [question(draw, category) for _ in range(500) for category in CATEGORIES]
+    cases = answers(draw, generated, options.answers // (2 if options.data else 1))
     if options.data:
         cases += answers(draw, read_questions(options.data), options.answers // 2)
     for case in cases:
         python = CATEGORIES[case["category"]] == "python"
-        case["text"] = write_calls([Call(*next(iter(each.items()))) for each in case["calls"]]) if python else None
+        case["text"] = write_calls([Call(*next(iter(call.items()))) for call in case["calls"]]) if python else None
     with tempfile.TemporaryDirectory() as folder:
-        given, told = Path(folder) / "cases.pickle", Path(folder) / "verdicts.json"
+        cases_file, verdicts_file = Path(folder) / "cases.pickle", Path(folder) / "verdicts.json"
         import pickle  # JSON has no tuples.
 
-        given.write_bytes(pickle.dumps(cases))
-        subprocess.run([bfcl_python(), HERE / "peers" / "bfcl_checker.py", given, told], check=True)
-        theirs = json.loads(told.read_text())
-    print(f"bfcl-eval {BFCL}; {len(cases)} answers, {len(own)} questions of our own", end="")
+        cases_file.write_bytes(pickle.dumps(cases))
+        subprocess.run([bfcl_python(), HERE / "peers" / "bfcl_checker.py", cases_file, verdicts_file], check=True)
+        theirs = json.loads(verdicts_file.read_text())
+    print(f"bfcl-eval {BFCL}; {len(cases)} answers, {len(generated)} questions of our own", end="")
     print(f", {len(read_questions(options.data))} from files" if options.data else "")
     differ = []
     for category in CATEGORIES:
-        here = [n for n, case in enumerate(cases) if case["category"] == category]
-        verdicts = [(ours(cases[n]), theirs[n]["right"]) for n in here]
-        failed = Counter(theirs[n]["failed"] for n in here if theirs[n]["failed"])
-        compared = [(n, pair) for n, pair in zip(here, verdicts, strict=True) if not theirs[n]["failed"]]
+        indices = [n for n, case in enumerate(cases) if case["category"] == category]
+        verdicts = [(ours(cases[n]), theirs[n]["right"]) for n in indices]
+        failed = Counter(theirs[n]["failed"] for n in indices if theirs[n]["failed"])
+        compared = [(n, pair) for n, pair in zip(indices, verdicts, strict=True) if not theirs[n]["failed"]]
         wrong = [n for n, (a, b) in compared if a != b]
         differ += wrong
         right = sum(pair[1] for _, pair in compared)
         print(f"{category:18} {len(compared):6} compared, {right:6} right, {len(wrong)} verdicts differ", end="")
         print(f"; their checker raised on {dict(failed)}" if failed else "")
     texts = [n for n, case in enumerate(cases) if case["text"] is not None]
-    unread = [n for n in texts if repr(text_verdict(cases[n])) != theirs[n]["read"]]
-    print(f"as text: {len(texts)} answers read, {len(unread)} read differently")
+    misread = [n for n in texts if repr(text_verdict(cases[n])) != theirs[n]["read"]]
+    print(f"as text: {len(texts)} answers read, {len(misread)} read differently")
     for n in differ[:10]:
         print("differs:", json.dumps({"ours": ours(cases[n]), **theirs[n]}), repr(cases[n]))
-    for n in unread[:3]:
+    for n in misread[:3]:
         print("read differently:", cases[n]["text"], theirs[n]["read"], text_verdict(cases[n]))
-    return int(bool(differ or unread))
+    return int(bool(differ or misread))
 
 
 if __name__ == "__main__":

@@ -44,12 +44,12 @@ def bfcl_python() -> Path:
 
 def _python(name: str, *packages: str) -> Path:
     folder = HERE / ".envs" / name
-    python, made = folder / "bin" / "python", folder / ".installed"
+    python, marker = folder / "bin" / "python", folder / ".installed"
     constraints = ROOT / "constraints.txt"
-    asked = [*packages, constraints.read_text(), (ROOT / "pyproject.toml").read_text()]
-    wanted = hashlib.sha256("".join(asked).encode()).hexdigest()
-    if not made.exists() or made.read_text() != wanted:
+    requirements = [*packages, constraints.read_text(), (ROOT / "pyproject.toml").read_text()]
+    fingerprint = hashlib.sha256("".join(requirements).encode()).hexdigest()
+    if not marker.exists() or marker.read_text() != fingerprint:
         venv.create(folder, with_pip=True)
         subprocess.run([python, "-m", "pip", "install", "-q", "-c", constraints, *packages], check=True)
-        made.write_text(wanted)
+        marker.write_text(fingerprint)
     return python

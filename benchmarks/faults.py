@@ -188,7 +188,7 @@ def methods(folder: Path) -> Iterator[tuple[str, int, dict[str, Any]]]:
             yield "dpo, sampled", 1, {"objective": {"name": "dpo"}, **sampled}
 
 
-def write_run(folder: Path, keys: Mapping[str, Any], **more: Any) -> Path:
+def write_run(folder: Path, keys: Mapping[str, Any], **sections: Any) -> Path:
     import yaml
 
     values: dict[str, Any] = {
@@ -200,7 +200,7 @@ def write_run(folder: Path, keys: Mapping[str, Any], **more: Any) -> Path:
         "logging": {"every": 1},
         "checkpoints": {"every": 3},
         **keys,
-        **more,
+        **sections,
     }
     file = folder / "run.yaml"
     file.write_text(yaml.safe_dump(values))
@@ -224,19 +224,19 @@ def command(file: Path, run: Path) -> list[object]:
 
 def finish(launcher: Launcher, file: Path, run: Path, processes: int) -> str | None:
     """Resume to the end; what is wrong, if so."""
-    started = launcher.start(processes, *command(file, run))
-    codes = started.wait()
-    return None if codes == [0] * processes else f"exit codes {codes}: {started.message[-300:]}"
+    launch = launcher.start(processes, *command(file, run))
+    codes = launch.wait()
+    return None if codes == [0] * processes else f"exit codes {codes}: {launch.message[-300:]}"
 
 
 def kills(launcher: Launcher, folder: Path, count: int, seconds: float, draw: random.Random) -> Tally:
     """kill -9 at random moments of every method, from start-up to the last file."""
     tally, began = Tally("kill -9 at a random moment"), time.monotonic()
     reached: list[int] = []
-    listed = list(methods(folder))
-    draw.shuffle(listed)
-    for number, (name, processes, keys) in enumerate(listed):
-        goal = (number + 1) * count // len(listed)
+    runs = list(methods(folder))
+    draw.shuffle(runs)
+    for number, (name, processes, keys) in enumerate(runs):
+        goal = (number + 1) * count // len(runs)
         if tally.faults >= goal or time.monotonic() - began > seconds:
             continue
         file, intact, run = write_run(folder, keys), folder / "whole", folder / "killed"
@@ -248,25 +248,25 @@ def kills(launcher: Launcher, folder: Path, count: int, seconds: float, draw: ra
             continue
         duration = time.monotonic() - start
         reached.append(processes)
-        first = tally.faults
+        faults_before = tally.faults
         while tally.faults < goal and time.monotonic() - began < seconds:
-            started = launcher.start(processes, *command(file, run))
+            launch = launcher.start(processes, *command(file, run))
             time.sleep(draw.uniform(0, 0.7 * duration))
-            if not started.running:
-                started.wait()
+            if not launch.running:
+                launch.wait()
                 shutil.rmtree(run, ignore_errors=True)  # It was done before it could be killed.
                 continue
             # Of two, sometimes one alone: the other is ended as torchrun does.
-            started.send(signal.SIGKILL, draw.choice([1, processes]))
+            launch.send(signal.SIGKILL, draw.choice([1, processes]))
             time.sleep(0.05)
-            started.send(signal.SIGKILL)
-            started.wait()
+            launch.send(signal.SIGKILL)
+            launch.wait()
             tally.faults += 1
         problem = finish(launcher, file, run, processes)
         if problem is None and contents(run) != contents(intact):
             problem = "other bits than the undisturbed run"
         if problem:
-            tally.problems.append(f"{name}, {processes} processes, {tally.faults - first} kills: {problem}")
+            tally.problems.append(f"{name}, {processes} processes, {tally.faults - faults_before} kills: {problem}")
     two = sum(processes == 2 for processes in reached)
     tally.note = (
         f"of {len(reached)} runs, {two} on two processes: other methods or numbers of processes each; same bits"
@@ -284,12 +284,12 @@ def signals(launcher: Launcher, folder: Path, draw: random.Random) -> Tally:
             for _ in range(2):
                 run = folder / "signalled"
                 shutil.rmtree(run, ignore_errors=True)
-                started = launcher.start(processes, "train", file, f"output={run}")
-                while started.running and not last_step(run):
+                launch = launcher.start(processes, "train", file, f"output={run}")
+                while launch.running and not last_step(run):
                     time.sleep(0.01)
                 time.sleep(draw.uniform(0, 0.5))
-                started.send(number, count)
-                codes = started.wait()
+                launch.send(number, count)
+                codes = launch.wait()
                 tally.faults += 1
                 steps = [int(path.name[5:]) for path in (run / "checkpoints").glob("step-*")]
                 if codes != [128 + number] * processes or max(steps, default=-1) != last_step(run):
@@ -313,8 +313,8 @@ def locks(launcher: Launcher, folder: Path) -> Tally:
     run = folder / "locked"
     for processes in (1, 2):
         shutil.rmtree(run, ignore_errors=True)
-        first = launcher.start(processes, "train", file, f"output={run}")
-        while first.running and not last_step(run):
+        holder = launcher.start(processes, "train", file, f"output={run}")
+        while holder.running and not last_step(run):
             time.sleep(0.01)
         for _ in range(3):
             for words in (("train", file, f"output={run}"), ("train", "--resume", run)):
@@ -323,14 +323,14 @@ def locks(launcher: Launcher, folder: Path) -> Tally:
                 tally.faults += 1
                 if codes != [2] or "another process is writing this folder" not in second.message:
                     tally.problems.append(f"exit codes {codes}: {second.message[-300:]}")
-        first.send(signal.SIGKILL)
-        first.wait()
-        again = launcher.start(1, "train", "--resume", run)
+        holder.send(signal.SIGKILL)
+        holder.wait()
+        successor = launcher.start(1, "train", "--resume", run)
         time.sleep(3)
-        if not again.running:
-            tally.problems.append(f"not free after a kill: {again.message[-300:]}")
-        again.send(signal.SIGKILL)
-        again.wait()
+        if not successor.running:
+            tally.problems.append(f"not free after a kill: {successor.message[-300:]}")
+        successor.send(signal.SIGKILL)
+        successor.wait()
     tally.note = "each refused with the holder's process id; free after the holder was killed"
     tally.seconds = time.monotonic() - began
     return tally
@@ -344,24 +344,24 @@ def damage(launcher: Launcher, folder: Path, draw: random.Random) -> Tally:
     if problem := finish(launcher, file, intact, 1):
         tally.problems.append(problem)
     names = [path.relative_to(intact) for path in sorted(intact.rglob("*")) if path.is_file()]
-    expected, refused = contents(intact), 0
+    expected, refusals = contents(intact), 0
     for name in names:
         content = (intact / name).read_bytes()
         flipped = bytearray(content)
         flipped[draw.randrange(len(content))] ^= 1 << draw.randrange(8)
-        for changed in draw.sample([content[: len(content) // 2], b"\0" * len(content), b"", bytes(flipped)], 2):
+        for damaged in draw.sample([content[: len(content) // 2], b"\0" * len(content), b"", bytes(flipped)], 2):
             shutil.rmtree(run, ignore_errors=True)
             shutil.copytree(intact, run)
-            (run / name).write_bytes(changed)
-            started = launcher.start(1, "train", "--resume", run)
-            (code,) = started.wait()
+            (run / name).write_bytes(damaged)
+            launch = launcher.start(1, "train", "--resume", run)
+            (code,) = launch.wait()
             tally.faults += 1
-            refused += code == 2
-            if code not in (0, 2) or "Traceback" in started.message:
-                tally.problems.append(f"{name}: exit code {code}: {started.message[-300:]}")
+            refusals += code == 2
+            if code not in (0, 2) or "Traceback" in launch.message:
+                tally.problems.append(f"{name}: exit code {code}: {launch.message[-300:]}")
             elif code == 0 and {key: contents(run)[key] for key in expected} != expected:
                 tally.problems.append(f"{name}: other bits, and nothing was said")
-    tally.note = f"{refused} refused by one error that names the file, {tally.faults - refused} made no difference"
+    tally.note = f"{refusals} refused by one error that names the file, {tally.faults - refusals} made no difference"
     tally.seconds = time.monotonic() - began
     return tally
 
@@ -383,13 +383,13 @@ def disks(launcher: Launcher, folder: Path) -> Tally:
             tally.problems.append(problem)
         for attempt in range(200):
             subprocess.run(["mount", "-o", f"remount,size={8 + 72 * attempt}k", mount], check=True)
-            started = launcher.start(1, *command(file, run))
-            (code,) = started.wait()
+            launch = launcher.start(1, *command(file, run))
+            (code,) = launch.wait()
             if code == 0:
                 break
             tally.faults += 1
-            if code != 2 or "the disk is full" not in started.message or "Traceback" in started.message:
-                tally.problems.append(f"exit code {code}: {started.message[-300:]}")
+            if code != 2 or "the disk is full" not in launch.message or "Traceback" in launch.message:
+                tally.problems.append(f"exit code {code}: {launch.message[-300:]}")
         if contents(run) != contents(intact):
             tally.problems.append("other bits than the run with room")
     finally:

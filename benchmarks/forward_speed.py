@@ -24,11 +24,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent / "speed"))
 import torch
 from workloads import WORKLOADS, build
 
+from penchant.cli.main import keep_freed_memory
 from penchant.data.reading import read_groups
 from penchant.data.tokenization import tokenize_groups
 from penchant.data.tokenized import TokenizedGroup
 from penchant.data.trees import pack
-from penchant.engine.allocator import keep_freed_memory
 from penchant.engine.distributed import World
 from penchant.engine.padded import PaddedScorer
 from penchant.engine.scoring import choose_scorer, micro_batches, sample_groups, score_groups
@@ -53,8 +53,8 @@ def alternately(sides: dict[str, Callable[[], object]], rounds: int) -> dict[str
 
 def ratio(seconds: dict[str, list[float]], a: str, b: str) -> str:
     """Time of a over that of b."""
-    found = sorted(x / y for x, y in zip(seconds[a], seconds[b], strict=True))
-    return f"{statistics.median(found):.2f} [{found[0]:.2f}, {found[-1]:.2f}]"
+    ratios = sorted(x / y for x, y in zip(seconds[a], seconds[b], strict=True))
+    return f"{statistics.median(ratios):.2f} [{ratios[0]:.2f}, {ratios[-1]:.2f}]"
 
 
 def main() -> None:
@@ -65,17 +65,17 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     keep_freed_memory()
     world = World(0, 1, torch.device("cpu"))
-    with tempfile.TemporaryDirectory() as made:
-        found: list[Sequence[TokenizedGroup]] = []
+    with tempfile.TemporaryDirectory() as temporary:
+        datasets: list[Sequence[TokenizedGroup]] = []
         for workload, steps in ((PAIRS, 8), (TITLES, 4)):
-            folder = Path(made) / workload.name
+            folder = Path(temporary) / workload.name
             build(workload, folder, steps)
             tokenizer = load_tokenizer(str(folder / "model"))
             groups = read_groups(folder / "groups.jsonl").groups
-            found.append(tokenize_groups(groups, tokenizer, max_length=2048)[0])
+            datasets.append(tokenize_groups(groups, tokenizer, max_length=2048)[0])
         # The tree's model gets other attention; the padded rows keep transformers' own.
-        model, own = (load_model(str(Path(made) / "pairs" / "model")) for _ in range(2))
-    pairs, titles = found
+        model, padded_model = (load_model(str(Path(temporary) / "pairs" / "model")) for _ in range(2))
+    pairs, titles = datasets
     scorer = choose_scorer(model, sample_groups(pairs)).scorer
 
     def training_forward() -> None:
@@ -89,11 +89,11 @@ def main() -> None:
     seconds = alternately({"training": training_forward, "evaluate": lambda: without_gradients(pairs)}, options.rounds)
     tokens = sum(len(g.prompt) * len(g.responses) + sum(map(len, g.responses)) for g in pairs)
     print(f"# {options.threads} threads, torch {torch.__version__}; {options.rounds} rounds in turn")
-    for name, each in seconds.items():
-        print(f"{name:10s} {tokens / statistics.median(each):8.0f} tokens/s")
+    for name, times in seconds.items():
+        print(f"{name:10s} {tokens / statistics.median(times):8.0f} tokens/s")
     print(f"evaluate's time over that of training's forward: {ratio(seconds, 'evaluate', 'training')}")
     single = [replace(group, responses=group.responses[:1]) for group in titles]
-    padded = PaddedScorer(own)
+    padded = PaddedScorer(padded_model)
 
     def rows() -> None:
         with torch.no_grad():
@@ -108,8 +108,10 @@ def main() -> None:
         },
         options.rounds,
     )
-    more = sum(g.length for g in titles) / sum(g.length for g in single)
-    print(f"20 titles' time over one title's: {ratio(seconds, '20 titles', 'one title')}; tokens: {more:.2f} times")
+    token_ratio = sum(g.length for g in titles) / sum(g.length for g in single)
+    print(
+        f"20 titles' time over one title's: {ratio(seconds, '20 titles', 'one title')}; tokens: {token_ratio:.2f} times"
+    )
     print(f"20 padded rows' time over 20 titles': {ratio(seconds, 'padded', '20 titles')}")
 
 

@@ -59,16 +59,19 @@ WRITTEN_OUT = {"gemma2"}
 
 def packed(shapes: list[tuple[int, tuple[int, ...]]]) -> TreeBatch:
     """Groups of random ids."""
-    draw, nothing = np.random.default_rng(1), PreferenceGroup("", ("a", "b"), preferred=0)
+    draw, empty_group = np.random.default_rng(1), PreferenceGroup("", ("a", "b"), preferred=0)
     return pack(
-        [TokenizedGroup(draw.integers(3, 61, p), tuple(draw.integers(3, 61, n) for n in r), nothing) for p, r in shapes]
+        [
+            TokenizedGroup(draw.integers(3, 61, p), tuple(draw.integers(3, 61, n) for n in r), empty_group)
+            for p, r in shapes
+        ]
     )
 
 
-def apart(found: Tensor, expected: Tensor) -> float:
+def apart(actual: Tensor, expected: Tensor) -> float:
     """The norm of the difference over the norm of what is expected."""
-    found, expected = found.detach().double().cpu(), expected.detach().double().cpu()
-    return float((found - expected).norm() / expected.norm())
+    actual, expected = actual.detach().double().cpu(), expected.detach().double().cpu()
+    return float((actual - expected).norm() / expected.norm())
 
 
 def hidden(device: torch.device) -> Any:
@@ -79,29 +82,37 @@ def hidden(device: torch.device) -> Any:
 def attention_rows(device: torch.device, calls: list[None]) -> list[Row]:
     """The tree's attention in bfloat16, there and back, against softmax written out in float64."""
     rows = []
-    every = [(s, of, size, w) for s in SHAPES for of in ((4, 4), (14, 2)) for size in (64, 128) for w in (None, 50)]
-    for name, (heads, kv), size, window in every:
+    cases = [
+        (s, heads_and_kv, size, w)
+        for s in SHAPES
+        for heads_and_kv in ((4, 4), (14, 2))
+        for size in (64, 128)
+        for w in (None, 50)
+    ]
+    for name, (heads, kv), size, window in cases:
         batch = packed(SHAPES[name])
         n, places = len(batch.input_ids), torch.arange(len(batch.input_ids))
-        seen = (places <= places[:, None]) & (places[:, None] < batch.reach)
+        visible = (places <= places[:, None]) & (places[:, None] < batch.reach)
         if window is not None:
-            seen &= batch.positions[:, None] - batch.positions < window
+            visible &= batch.positions[:, None] - batch.positions < window
         torch.manual_seed(0)
-        *drawn, upstream = (torch.randn(1, h, n, size).bfloat16() for h in (heads, kv, kv, heads))
-        exact = [x.double().to(device).requires_grad_() for x in drawn]
+        *tensors, upstream = (torch.randn(1, h, n, size).bfloat16() for h in (heads, kv, kv, heads))
+        exact = [x.double().to(device).requires_grad_() for x in tensors]
         k, v = (x.repeat_interleave(heads // kv, 1) for x in exact[1:])
-        scores = (exact[0] @ k.transpose(2, 3) * size**-0.5).masked_fill(~seen.to(device), -torch.inf)
+        scores = (exact[0] @ k.transpose(2, 3) * size**-0.5).masked_fill(~visible.to(device), -torch.inf)
         expected = scores.softmax(-1) @ v
         expected.backward(upstream.double().to(device))
-        given = [x.to(device).requires_grad_() for x in drawn]
-        before, plan = len(calls), TreePlan(batch.to(device))
-        out, _ = attention.tree_attention(torch.nn.Module(), *given, None, tree=plan, sliding_window=window)
+        inputs = [x.to(device).requires_grad_() for x in tensors]
+        calls_before, plan = len(calls), TreePlan(batch.to(device))
+        out, _ = attention.tree_attention(torch.nn.Module(), *inputs, None, tree=plan, sliding_window=window)
         out.transpose(1, 2).backward(upstream.to(device))
-        found = [apart(out.transpose(1, 2), expected)]
-        found += [apart(a.grad, b.grad) for a, b in zip(given, exact, strict=True) if a.grad is not None is not b.grad]
-        ran = device == CPU or len(calls) > before
+        differences = [apart(out.transpose(1, 2), expected)]
+        differences += [
+            apart(a.grad, b.grad) for a, b in zip(inputs, exact, strict=True) if a.grad is not None is not b.grad
+        ]
+        ran = device == CPU or len(calls) > calls_before
         label = f"attention, {name}, {heads}/{kv} heads of {size}, window {window}"
-        rows.append((label, max(found) if ran else NAN, 1e-2))
+        rows.append((label, max(differences) if ran else NAN, 1e-2))
     return rows
 
 
@@ -119,9 +130,9 @@ def model_rows(device: torch.device, calls: list[None]) -> list[Row]:
     def scored(model: Any, where: torch.device, dtype: torch.dtype, run: str) -> tuple[Tensor, Tensor]:
         model = copy.deepcopy(model).to(where, dtype)
         with precision(where, run):
-            said = TreeScorer(model)(batch.to(where))
-        (said * weights.to(where)).sum().backward()
-        return said, torch.cat([p.grad.flatten().double() for p in model.parameters() if p.grad is not None])
+            log_probs = TreeScorer(model)(batch.to(where))
+        (log_probs * weights.to(where)).sum().backward()
+        return log_probs, torch.cat([p.grad.flatten().double() for p in model.parameters() if p.grad is not None])
 
     for family, config in tests.CONFIGS.items():
         torch.manual_seed(0)
@@ -131,9 +142,9 @@ def model_rows(device: torch.device, calls: list[None]) -> list[Row]:
                 parameter.mul_(3.0 if parameter.ndim == 2 else 1.0)  # Attention is nearly uniform otherwise.
         fuse_layers(model)
         exact, single = scored(model, CPU, torch.float64, "float32"), scored(model, device, torch.float32, "float32")
-        before = len(calls)
+        calls_before = len(calls)
         half = scored(model, device, torch.float32, "bfloat16")
-        ran = device == CPU or family in WRITTEN_OUT or len(calls) > before
+        ran = device == CPU or family in WRITTEN_OUT or len(calls) > calls_before
         rows.append((f"{family}, float32", max(map(apart, single, exact)), 1e-4))
         # On the CPU no family is further apart than half of this.
         rows.append((f"{family}, bfloat16", max(map(apart, half, single)) if ran else NAN, 5e-2))
@@ -146,31 +157,44 @@ def run_rows(device: torch.device, folder: Path) -> list[Row]:
     model, data = str(folder / "data" / "model"), str(folder / "data" / "groups.jsonl")
     (folder / "worth.py").write_text("def score(prompt, responses):\n    return [len(r) % 7.0 for r in responses]\n")
 
-    def configuration(name: str, dtype: str, training: dict[str, Any], **more: Any) -> dict[str, Any]:
+    def configuration(name: str, dtype: str, training: dict[str, Any], **sections: Any) -> dict[str, Any]:
         settings = {"max_steps": 6, "batch_size": 4, "token_budget": 128, "learning_rate": 3e-4, "dtype": dtype}
         both = {"model": model, "output": str(folder / name), "data": {"train": data, "held_out": 0.25}}
-        return {**both, "objective": {"name": "dpo"}, "training": settings | training, "logging": {"every": 1}, **more}
+        return {
+            **both,
+            "objective": {"name": "dpo"},
+            "training": settings | training,
+            "logging": {"every": 1},
+            **sections,
+        }
 
-    def losses(on: torch.device, name: str, dtype: str = "float32", **more: Any) -> Tensor:
+    def losses(on: torch.device, name: str, dtype: str = "float32", **sections: Any) -> Tensor:
         os.environ["PENCHANT_CACHE"] = str(folder / f"cache-{name}")
-        config = parse_config(configuration(name, dtype, more.pop("training", {}), **more), "here")
+        config = parse_config(configuration(name, dtype, sections.pop("training", {}), **sections), "here")
         with hidden(on):
             train(config, resume=(folder / name).exists())
         lines = map(json.loads, (folder / name / "metrics.jsonl").read_text().splitlines())
         return torch.tensor([line.get("loss", line.get("eval_loss")) for line in lines])
 
-    def interrupted(loop: Loop, pressed: bool = False, own: Callable[..., Any] = Loop.step) -> Any:
-        if loop.at.step == 2:
+    def interrupted(loop: Loop, pressed: bool = False, plain_step: Callable[..., Any] = Loop.step) -> Any:
+        if loop.state.step == 2:
             signal.raise_signal(signal.SIGINT)
-        return own(loop, pressed)
+        return plain_step(loop, pressed)
 
     rows = []
-    lora, again = {"lora": {"rank": 4}}, {"training": {"gradient_checkpointing": True}}
-    kinds: dict[str, dict[str, Any]] = {"all weights": {}, "LoRA": lora, "checkpointing": again, "both": lora | again}
-    for kind, more in kinds.items():
-        for dtype, allowed in (("float32", 1e-4), ("bfloat16", 3e-2)):
-            found, expected = (losses(on, f"{kind} {dtype} {i}", dtype, **more) for i, on in enumerate((device, CPU)))
-            rows.append((f"run, {kind}, {dtype}: losses", float((found - expected).abs().max()), allowed))
+    lora, checkpointing = {"lora": {"rank": 4}}, {"training": {"gradient_checkpointing": True}}
+    kinds: dict[str, dict[str, Any]] = {
+        "all weights": {},
+        "LoRA": lora,
+        "checkpointing": checkpointing,
+        "both": lora | checkpointing,
+    }
+    for kind, kind_sections in kinds.items():
+        for dtype, tolerance in (("float32", 1e-4), ("bfloat16", 3e-2)):
+            actual, expected = (
+                losses(on, f"{kind} {dtype} {i}", dtype, **kind_sections) for i, on in enumerate((device, CPU))
+            )
+            rows.append((f"run, {kind}, {dtype}: losses", float((actual - expected).abs().max()), tolerance))
     try:
         with mock.patch.object(Loop, "step", interrupted):
             losses(device, "cut")
@@ -207,30 +231,30 @@ def verb(device: torch.device, *words: str) -> Row:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    device, started = torch.device(parser.parse_args().device), time.perf_counter()
+    device, start = torch.device(parser.parse_args().device), time.perf_counter()
     calls: list[None] = []
-    own = attention._variable_length
+    plain_attention = attention._variable_length
 
-    def counted(*given: Any) -> Tensor:
+    def counting_attention(*arguments: Any) -> Tensor:
         calls.append(None)
-        return own(*given)
+        return plain_attention(*arguments)
 
-    attention._variable_length = counted
+    attention._variable_length = counting_attention
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as folder:
-        for part, given in ((attention_rows, calls), (model_rows, calls), (run_rows, Path(folder))):
+        for part, argument in ((attention_rows, calls), (model_rows, calls), (run_rows, Path(folder))):
             try:
-                rows += part(device, given)  # type: ignore[operator]
+                rows += part(device, argument)  # type: ignore[operator]
             except Exception:
                 traceback.print_exc()
                 rows.append((f"{part.__name__} failed", NAN, 0.0))
     width = max(len(name) for name, _, _ in rows)
-    for name, found, allowed in rows:
-        print(f"{name:{width}}  {found:8.1e}  {allowed:8.1e}  {'ok' if found <= allowed else 'FAILED'}")
+    for name, difference, tolerance in rows:
+        print(f"{name:{width}}  {difference:8.1e}  {tolerance:8.1e}  {'ok' if difference <= tolerance else 'FAILED'}")
     # `not <=`: what is not a number is no agreement.
-    failed = sum(not found <= allowed for _, found, allowed in rows)
+    failed = sum(not difference <= tolerance for _, difference, tolerance in rows)
     card = "the CPU" if device == CPU else torch.cuda.get_device_name()
-    print(f"{failed} of {len(rows)} failed; {card}, torch {torch.__version__}, {time.perf_counter() - started:.0f} s")
+    print(f"{failed} of {len(rows)} failed; {card}, torch {torch.__version__}, {time.perf_counter() - start:.0f} s")
     return int(failed > 0)
 
 

@@ -68,20 +68,22 @@ def mutants(file: Path) -> Iterator[Mutant]:
     """Every mutant of a file."""
     source = file.read_text(encoding="utf-8")
     tree = ast.parse(source)
-    masks = {id(node): others for function in ast.walk(tree) for node, others in _masks(function)}
+    masks = {id(node): other_masks for function in ast.walk(tree) for node, other_masks in _masks(function)}
     # A node is found again in a fresh copy by its place in the walk.
-    for place, node in enumerate(ast.walk(tree)):
+    for index, node in enumerate(ast.walk(tree)):
         swaps = [("swap a mask", _replacing(mask)) for mask in masks.get(id(node), ())]
         for kind, mutate in [*_ways(node), *_edge_ways(node), *swaps]:
             copy = ast.parse(source)
-            target = list(ast.walk(copy))[place]
-            before = ast.unparse(target)
-            changed = mutate(target)
-            if changed is None or (after := ast.unparse(changed)) == before:
+            target = list(ast.walk(copy))[index]
+            source_before = ast.unparse(target)
+            mutated = mutate(target)
+            if mutated is None or (source_after := ast.unparse(mutated)) == source_before:
                 continue
-            _replace(copy, target, changed)
+            _replace(copy, target, mutated)
             ast.fix_missing_locations(copy)
-            yield Mutant(file.name, getattr(node, "lineno", 0), kind, f"{before}  ->  {after}", ast.unparse(copy))
+            yield Mutant(
+                file.name, getattr(node, "lineno", 0), kind, f"{source_before}  ->  {source_after}", ast.unparse(copy)
+            )
 
 
 def _masks(function: ast.AST) -> Iterator[tuple[ast.AST, list[str]]]:
@@ -126,7 +128,7 @@ def _edge_ways(node: ast.AST) -> Iterator[Way]:
 
 def _edge_call_ways(node: ast.Call) -> Iterator[Way]:
     bounds = [word.value.value for word in node.keywords if isinstance(word.value, ast.Constant)]
-    if getattr(node.func, "attr", "") == "clamp" and all(bound == 0 or _matters(bound) for bound in bounds):
+    if getattr(node.func, "attr", "") == "clamp" and all(limit == 0 or _matters(limit) for limit in bounds):
         yield "drop a bound", lambda n: n.func.value
     if getattr(node.func, "id", "") == "int" and isinstance(node.args[0], ast.BinOp):
         yield "round otherwise", lambda n: ast.Call(ast.Name("round", ast.Load()), n.args, [])
@@ -157,14 +159,14 @@ def _ways(node: ast.AST) -> Iterator[Way]:
         if isinstance(node.op, ast.Mult):
             yield "drop a factor", lambda n: n.right
     if isinstance(node, ast.Compare) and len(node.ops) == 1 and isinstance(node.ops[0], (ast.Gt, ast.Lt)):
-        turned = ast.Lt() if isinstance(node.ops[0], ast.Gt) else ast.Gt()
-        yield "turn a comparison", lambda n: ast.Compare(n.left, [turned], n.comparators)
+        opposite = ast.Lt() if isinstance(node.ops[0], ast.Gt) else ast.Gt()
+        yield "turn a comparison", lambda n: ast.Compare(n.left, [opposite], n.comparators)
     if isinstance(node, ast.Call):
         yield from _call_ways(node)
     if isinstance(node, ast.Subscript) and isinstance(node.slice, ast.Tuple) and len(node.slice.elts) == 3:
-        first, second, third = node.slice.elts
+        group, second, third = node.slice.elts
         if _is_none(second) != _is_none(third):
-            yield "swap candidates", lambda n: ast.Subscript(n.value, ast.Tuple([first, third, second]), n.ctx)
+            yield "swap candidates", lambda n: ast.Subscript(n.value, ast.Tuple([group, third, second]), n.ctx)
 
 
 def _call_ways(node: ast.Call) -> Iterator[Way]:
@@ -187,14 +189,14 @@ def _is_none(node: ast.expr) -> bool:
     return isinstance(node, ast.Constant) and node.value is None
 
 
-def _replace(tree: ast.AST, target: ast.AST, changed: ast.AST) -> None:
+def _replace(tree: ast.AST, target: ast.AST, mutated: ast.AST) -> None:
     for parent in ast.walk(tree):
         for name, value in ast.iter_fields(parent):
             if value is target:
-                setattr(parent, name, changed)
+                setattr(parent, name, mutated)
                 return
             if isinstance(value, list) and any(item is target for item in value):
-                setattr(parent, name, [changed if item is target else item for item in value])
+                setattr(parent, name, [mutated if item is target else item for item in value])
                 return
 
 
@@ -208,8 +210,10 @@ def survives(mutant: Mutant) -> bool:
         name = Path(mutant.file).stem
         nearest = tests / f"test_{TESTED_BY.get(name, name)}.py"
         # The nearest tests first, then the ranges and the formulas: most mutants end there.
-        first = [file for file in (nearest, tests / "test_ranges.py", tests / "test_formulas.py") if file.exists()]
-        return all(_passes(scratch, [str(file)]) for file in (*first, tests))
+        nearest_files = [
+            file for file in (nearest, tests / "test_ranges.py", tests / "test_formulas.py") if file.exists()
+        ]
+        return all(_passes(scratch, [str(file)]) for file in (*nearest_files, tests))
 
 
 def _try(mutant: Mutant) -> bool:
@@ -257,19 +261,19 @@ def main() -> int:
     if any(name.startswith("penchant") for name in sys.modules):
         raise SystemExit("penchant is imported already: the children would not see the mutants")
     files = sorted(file for file in (ROOT / "src" / FOLDER).glob("*.py") if file.name not in SKIPPED)
-    every = [m for file in files if not options.only or file.stem in options.only for m in mutants(file)]
-    every = [m for m in every if not options.kinds or m.kind in options.kinds]
+    all_mutants = [m for file in files if not options.only or file.stem in options.only for m in mutants(file)]
+    all_mutants = [m for m in all_mutants if not options.kinds or m.kind in options.kinds]
     if not survives(Mutant(files[0].name, 0, "", "", files[0].read_text(encoding="utf-8"))):
         raise SystemExit("the tests fail without any change: every mutant would seem killed")
     with ThreadPoolExecutor(options.jobs) as pool:
-        alive = list(pool.map(_try, every))
+        alive = list(pool.map(_try, all_mutants))
     print("| file | kind | mutants | killed |")
     print("| --- | --- | ---: | ---: |")
-    for key in sorted({(m.file, m.kind) for m in every}):
-        fates = [lived for m, lived in zip(every, alive, strict=True) if (m.file, m.kind) == key]
+    for key in sorted({(m.file, m.kind) for m in all_mutants}):
+        fates = [lived for m, lived in zip(all_mutants, alive, strict=True) if (m.file, m.kind) == key]
         print(f"| {key[0]} | {key[1]} | {len(fates)} | {len(fates) - sum(fates)} |")
-    print(f"\n{len(every)} mutants, {len(every) - sum(alive)} killed")
-    for mutant, lived in zip(every, alive, strict=True):
+    print(f"\n{len(all_mutants)} mutants, {len(all_mutants) - sum(alive)} killed")
+    for mutant, lived in zip(all_mutants, alive, strict=True):
         if lived:
             print(f"SURVIVED {mutant.file}:{mutant.line} {mutant.kind}: {mutant.change}")
     return int(any(alive))

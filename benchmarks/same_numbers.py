@@ -221,12 +221,12 @@ def run_commands(name: str, folder: Path) -> dict[str, Any]:
     environment = {**os.environ, **threads, "HF_HUB_OFFLINE": "1", "PENCHANT_CACHE": str(folder / "caches" / name)}
     for command in RUNS[name]:
         arguments = [sys.executable, "-m", "penchant", *command.split()]
-        done = subprocess.run(arguments, cwd=folder, env=environment, capture_output=True, text=True, check=False)
-        if done.returncode:
-            print(f"{name}: penchant {command}\n{done.stderr[-2000:]}", file=sys.stderr)
-            return {FAILED: f"penchant {command.split()[0]}: exit code {done.returncode}"}
+        process = subprocess.run(arguments, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+        if process.returncode:
+            print(f"{name}: penchant {command}\n{process.stderr[-2000:]}", file=sys.stderr)
+            return {FAILED: f"penchant {command.split()[0]}: exit code {process.returncode}"}
         if command.endswith("--json"):
-            numbers[f"stdout of {command.split()[0]}"] = clean(json.loads(done.stdout), folder)
+            numbers[f"stdout of {command.split()[0]}"] = clean(json.loads(process.stdout), folder)
     outputs = [*(folder / "runs" / name).rglob("*"), *(folder / "runs").glob(f"{name}.*")]
     for file in sorted(outputs):
         if not {"checkpoints", "best"} & set(file.parts):
@@ -258,10 +258,12 @@ def hash_tensors(file: Path) -> Iterator[tuple[str, str]]:
     from safetensors.torch import load_file
 
     if file.suffix == ".gguf":
-        for stored in GGUFReader(file).tensors:
+        for gguf_tensor in GGUFReader(file).tensors:
             yield (
-                stored.name,
-                _hash(f"{stored.tensor_type.name} {stored.shape.tolist()}".encode() + stored.data.tobytes()),
+                gguf_tensor.name,
+                _hash(
+                    f"{gguf_tensor.tensor_type.name} {gguf_tensor.shape.tolist()}".encode() + gguf_tensor.data.tobytes()
+                ),
             )
     else:
         for name, tensor in load_file(file).items():
@@ -285,7 +287,7 @@ def clean(value: Any, folder: Path) -> Any:
     return value
 
 
-def run_all(only: list[str], workers: int) -> dict[str, Any]:
+def run_all(names_wanted: list[str], workers: int) -> dict[str, Any]:
     """The record of all runs, or of some, with the machine they ran on."""
     import torch
 
@@ -293,13 +295,13 @@ def run_all(only: list[str], workers: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as temporary, ThreadPoolExecutor(workers) as pool:
         folder = Path(temporary).resolve()
         write_inputs(folder)
-        for names in (EARLY, [name for name in only or RUNS if name not in EARLY]):
+        for names in (EARLY, [name for name in names_wanted or RUNS if name not in EARLY]):
             runs |= zip(names, pool.map(run_commands, names, [folder] * len(names)), strict=True)
     cpuinfo = Path("/proc/cpuinfo")
     models = re.findall(r"model name\s*: (.*)", cpuinfo.read_text() if cpuinfo.exists() else "")
     cpu = f"{models[0] if models else platform.processor()}, {torch.backends.cpu.get_cpu_capability()}"
     machine = {"cpu": cpu, "torch": torch.__version__}
-    return {"machine": machine, "runs": {name: runs[name] for name in sorted(only or runs)}}
+    return {"machine": machine, "runs": {name: runs[name] for name in sorted(names_wanted or runs)}}
 
 
 def flatten(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
@@ -312,19 +314,21 @@ def flatten(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
             yield from flatten(inner, f"{path} > {key}" if path else str(key))
 
 
-def report(record: dict[str, Any], now: dict[str, Any], only: list[str]) -> bool:
+def report(record: dict[str, Any], current: dict[str, Any], names_wanted: list[str]) -> bool:
     """Print `same` or the differing values of every run; whether all are the same."""
-    if record["machine"] != now["machine"]:
-        print(f"warning: recorded on {record['machine']}, checked on {now['machine']}; numbers may differ by rounding")
-    names = sorted(only or record["runs"].keys() | now["runs"].keys())
+    if record["machine"] != current["machine"]:
+        print(
+            f"warning: recorded on {record['machine']}, checked on {current['machine']}; numbers may differ by rounding"
+        )
+    names = sorted(names_wanted or record["runs"].keys() | current["runs"].keys())
     equal = True
     for name in names:
-        before, after = (dict(flatten(runs["runs"].get(name, {}))) for runs in (record, now))
-        keys = [key for key in before | after if before.get(key) != after.get(key)]
+        recorded_values, current_values = (dict(flatten(runs["runs"].get(name, {}))) for runs in (record, current))
+        keys = [key for key in recorded_values | current_values if recorded_values.get(key) != current_values.get(key)]
         equal = equal and not keys
-        print(f"{name}: {f'{len(keys)} of {len(before | after)} values differ' if keys else 'same'}")
+        print(f"{name}: {f'{len(keys)} of {len(recorded_values | current_values)} values differ' if keys else 'same'}")
         for key in keys[:SHOWN]:
-            print(f"  {key}: {before.get(key, 'absent')} -> {after.get(key, 'absent')}")
+            print(f"  {key}: {recorded_values.get(key, 'absent')} -> {current_values.get(key, 'absent')}")
     return equal
 
 
@@ -346,15 +350,15 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
     parser.add_argument("--only", nargs="+", default=[], choices=RUNS, metavar="NAME", help="these runs alone")
     options = parser.parse_args()
-    now = run_all(options.only, options.jobs)
+    current = run_all(options.only, options.jobs)
     if options.verb == "record":
-        if failed := [name for name, numbers in now["runs"].items() if FAILED in numbers]:
+        if failed := [name for name, numbers in current["runs"].items() if FAILED in numbers]:
             raise SystemExit(f"nothing is recorded: {', '.join(failed)} failed")
-        write_record(now, options.file)
+        write_record(current, options.file)
         return
     if options.out is not None:
-        write_record(now, options.out)
-    if not report(json.loads(options.file.read_text(encoding="utf-8")), now, options.only):
+        write_record(current, options.out)
+    if not report(json.loads(options.file.read_text(encoding="utf-8")), current, options.only):
         raise SystemExit(1)
 
 

@@ -49,44 +49,49 @@ class SasRec(nn.Module):
 
 
 def fill(histories: Sequence[Sequence[int]], length: int) -> Tensor:
-    return torch.tensor([[*each, *[0] * (length - len(each))] for each in histories])
+    return torch.tensor([[*history, *[0] * (length - len(history))] for history in histories])
 
 
-def fit(drawn: QuestionSet, length: int, seed: int) -> tuple[Scorer, int]:
+def fit(question_set: QuestionSet, length: int, seed: int) -> tuple[Scorer, int]:
     """The scorer of the best epoch by validation's hit ratio at 1, and that epoch."""
     torch.manual_seed(seed)
-    number = {item: n for n, item in enumerate(drawn.histories.items, 1)}
-    end = drawn.parts["validation"][0].time
+    number = {item: n for n, item in enumerate(question_set.histories.items, 1)}
+    end = question_set.parts["validation"][0].time
     sequences = []
-    for times in drawn.histories.times_by_user.values():
+    for times in question_set.histories.times_by_user.values():
         items = [number[item] for item, time in sorted(times.items(), key=lambda pair: pair[1]) if time < end]
         sequences += [items[start : start + length + 1] for start in range(0, len(items), length)]
-    sequences = [each for each in sequences if len(each) > 1]
+    sequences = [sequence for sequence in sequences if len(sequence) > 1]
     model = SasRec(len(number), length)
     optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, weight_decay=0.01)
 
     @torch.no_grad()
-    def score(question: Question, offered: Sequence[str]) -> list[float]:
+    def score(question: Question, titles: Sequence[str]) -> list[float]:
         history = [number[item] for item in question.history]
         logits = model.eval()(fill([history], length))[0, len(history) - 1]
-        return [float(logits[number[item] - 1]) for item in offered]
+        return [float(logits[number[item] - 1]) for item in titles]
 
-    best, kept, epoch, since = -1.0, copy.deepcopy(model.state_dict()), 0, 0
+    best, best_weights, epoch, since = -1.0, copy.deepcopy(model.state_dict()), 0, 0
     while since < PATIENCE:
         model.train()
         for rows in torch.randperm(len(sequences)).split(BATCH):
             chosen = [sequences[row] for row in rows.tolist()]
-            inputs, targets = fill([each[:-1] for each in chosen], length), fill([each[1:] for each in chosen], length)
+            inputs, targets = (
+                fill([sequence[:-1] for sequence in chosen], length),
+                fill([sequence[1:] for sequence in chosen], length),
+            )
             loss = cross_entropy(model(inputs).flatten(0, 1), targets.flatten() - 1, ignore_index=-1)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
         epoch += 1
-        found = baseline_metrics(score, drawn.parts["validation"], drawn.candidate_lists, [1])["hit_ratio@1"]["value"]
+        hit_ratio = baseline_metrics(score, question_set.parts["validation"], question_set.candidate_lists, [1])[
+            "hit_ratio@1"
+        ]["value"]
         since += 1
-        if found > best:
-            best, kept, since = found, copy.deepcopy(model.state_dict()), 0
-    model.load_state_dict(kept)
+        if hit_ratio > best:
+            best, best_weights, since = hit_ratio, copy.deepcopy(model.state_dict()), 0
+    model.load_state_dict(best_weights)
     return score, epoch - since
 
 
@@ -98,20 +103,30 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     config = load_section(RecommendConfig, options.config, options.overrides)
-    drawn = draw_questions(config)
-    test = drawn.parts["test"]
-    asked = test[: config.catalogue]
-    everything = {question.id: items_not_taken(question, drawn.histories) for question in asked}
+    question_set = draw_questions(config)
+    test = question_set.parts["test"]
+    catalogue_questions = test[: config.catalogue]
+    catalogue_lists = {
+        question.id: items_not_taken(question, question_set.histories) for question in catalogue_questions
+    }
     rows = []
     for seed in range(options.seeds):
-        scorer, epochs = fit(drawn, config.questions.max_history, seed)
-        row = {"seed": seed, "epochs": epochs, **baseline_metrics(scorer, test, drawn.candidate_lists, config.cutoffs)}
-        if asked:
-            row["catalogue"] = baseline_metrics(scorer, asked, everything, config.cutoffs)
+        scorer, epochs = fit(question_set, config.questions.max_history, seed)
+        row = {
+            "seed": seed,
+            "epochs": epochs,
+            **baseline_metrics(scorer, test, question_set.candidate_lists, config.cutoffs),
+        }
+        if catalogue_questions:
+            row["catalogue"] = baseline_metrics(scorer, catalogue_questions, catalogue_lists, config.cutoffs)
         rows.append(row)
-        for where, of in (("listed", row), ("catalogue", row.get("catalogue", {}))):
-            shown = (f"{key} {of[key]['value']:.3f}" for key in of if isinstance(of[key], dict) and "value" in of[key])
-            print(f"seed {seed}, {epochs} epochs, {where}: {', '.join(shown)}", flush=True)
+        for where, metrics in (("listed", row), ("catalogue", row.get("catalogue", {}))):
+            values = (
+                f"{key} {metrics[key]['value']:.3f}"
+                for key in metrics
+                if isinstance(metrics[key], dict) and "value" in metrics[key]
+            )
+            print(f"seed {seed}, {epochs} epochs, {where}: {', '.join(values)}", flush=True)
     if options.json:
         options.json.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
 

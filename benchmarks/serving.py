@@ -129,8 +129,8 @@ def table(gguf: Path, options: argparse.Namespace) -> str:
                     requests = asyncio.run(load(address, clients, options))
                     runs[name, clients].append(Run(requests, time.monotonic() - began))
     lines += [row(name, clients, runs[name, clients], options) for clients in counts for name in commands]
-    same = len(set(texts.values())) == 1
-    lines.append(f"the servers' greedy answers to one prompt are {'equal' if same else f'not equal: {texts}'}")
+    agree = len(set(texts.values())) == 1
+    lines.append(f"the servers' greedy answers to one prompt are {'equal' if agree else f'not equal: {texts}'}")
     return "\n".join(lines)
 
 
@@ -214,7 +214,7 @@ async def ask(address: tuple[str, int], prompt: str, tokens: int) -> tuple[str, 
         {"model": "model", "prompt": prompt, "max_tokens": tokens, "temperature": 0, "stream": True}
         | {"stream_options": {"include_usage": True}}
     ).encode()
-    began, first, used, parts = time.monotonic(), None, 0, []
+    began, first_token_seconds, tokens_used, parts = time.monotonic(), None, 0, []
     reader, writer = await asyncio.open_connection(*address)
     try:
         head = f"POST /v1/completions HTTP/1.1\r\nhost: {address[0]}\r\ncontent-type: application/json\r\n"
@@ -223,16 +223,16 @@ async def ask(address: tuple[str, int], prompt: str, tokens: int) -> tuple[str, 
             if not line.startswith(b"data: {"):
                 continue
             part = json.loads(line[6:])
-            used = (part.get("usage") or {}).get("completion_tokens", used)
+            tokens_used = (part.get("usage") or {}).get("completion_tokens", tokens_used)
             text = "".join(choice.get("text") or "" for choice in part.get("choices", []))
-            if text and first is None:
-                first = time.monotonic() - began
+            if text and first_token_seconds is None:
+                first_token_seconds = time.monotonic() - began
             parts.append(text)
     finally:
         writer.close()
-    if first is None or not used:
+    if first_token_seconds is None or not tokens_used:
         return "", None
-    return "".join(parts), Request(first, time.monotonic() - began, used)
+    return "".join(parts), Request(first_token_seconds, time.monotonic() - began, tokens_used)
 
 
 if __name__ == "__main__":

@@ -46,10 +46,10 @@ def _strings(value: object) -> Iterator[str]:
             yield from _strings(inner)
 
 
-def chunks(every: list[str]) -> list[str]:
+def chunks(texts: list[str]) -> list[str]:
     """Texts of about `CHARACTERS`, cut at spaces; each text once."""
-    cut = []
-    for text in dict.fromkeys(every):
+    pieces = []
+    for text in dict.fromkeys(texts):
         words = text.split(" ")
         start = 0
         while start < len(words):
@@ -57,9 +57,9 @@ def chunks(every: list[str]) -> list[str]:
             while end < len(words) and size < CHARACTERS:
                 size += len(words[end]) + 1
                 end += 1
-            cut.append(" ".join(words[start:end]))
+            pieces.append(" ".join(words[start:end]))
             start = end
-    return [text for text in cut if text.strip()]
+    return [text for text in pieces if text.strip()]
 
 
 def main() -> None:

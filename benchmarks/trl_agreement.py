@@ -56,8 +56,8 @@ def build_inputs(folder: Path, seed: int = 0) -> tuple[Path, Path]:
     tokenizer.save_pretrained(folder / "model")
     draw = random.Random(seed)
 
-    def sentence(least: int, most: int) -> str:
-        return " ".join(draw.choices(WORDS, k=draw.randint(least, most)))
+    def sentence(shortest: int, longest: int) -> str:
+        return " ".join(draw.choices(WORDS, k=draw.randint(shortest, longest)))
 
     pairs = folder / "pairs.jsonl"
     with pairs.open("w", encoding="utf-8") as stream:

@@ -68,19 +68,19 @@ def ours(name: str, case: dict[str, list]) -> float:
     """The objective on the case; ORPO's likelihood term, which TRL takes from elsewhere, is left out on both sides."""
     policy = torch.tensor([case["chosen"], case["rejected"], case["mismatched"]]).T
     reference = torch.tensor([case["ref_chosen"], case["ref_rejected"], case["ref_mismatched"]]).T[None]
-    own = torch.tensor([True, True, False]).expand(PAIRS, 3)
+    mask = torch.tensor([True, True, False]).expand(PAIRS, 3)
     better = torch.zeros(PAIRS, 3, 3, dtype=torch.bool)
     better[:, 0, 1] = True
     tokens = torch.tensor([case["n_chosen"], case["n_rejected"], [1] * PAIRS]).T
     groups = Groups(
-        mask=own,
+        mask=mask,
         tokens=tokens,
         better=better,
         scores=torch.zeros(PAIRS, 3),
         scored=torch.zeros(PAIRS, 3, dtype=torch.bool),
         labels=torch.tensor([1, -1, 0]).expand(PAIRS, 3),
         weights=torch.ones(PAIRS),
-        mismatched=~own,
+        mismatched=~mask,
     )
     loss = METHODS[name].evaluate(policy, reference, groups, {}).loss
     value = float(loss.total / loss.count)
@@ -92,10 +92,10 @@ def ours(name: str, case: dict[str, list]) -> float:
 def main() -> int:
     cases = [make_case(seed) for seed in range(CASES)]
     with tempfile.TemporaryDirectory() as scratch:
-        given, found = Path(scratch) / "cases.json", Path(scratch) / "losses.json"
-        given.write_text(json.dumps(cases))
-        subprocess.run([trl_python(), HERE / "peers" / "trl_losses.py", given, found], check=True)
-        theirs = json.loads(found.read_text())
+        cases_file, losses_file = Path(scratch) / "cases.json", Path(scratch) / "losses.json"
+        cases_file.write_text(json.dumps(cases))
+        subprocess.run([trl_python(), HERE / "peers" / "trl_losses.py", cases_file, losses_file], check=True)
+        theirs = json.loads(losses_file.read_text())
     print(f"{CASES} cases of {PAIRS} pairs, float32; TRL {TRL}, torch {torch.__version__}, {platform.machine()}, CPU")
     failed = False
     for name in METHODS:
@@ -103,8 +103,8 @@ def main() -> int:
         worst = max(abs(a - b) / max(abs(b), 1e-12) for a, b in pairs)
         if name in DIFFER:
             print(f"{name}: differs by up to {worst:.1%}: {DIFFER[name]}")
-            same = max(abs(ours("dpo", case) - losses[name]) for case, losses in zip(cases, theirs, strict=True))
-            failed |= not math.isclose(same, 0, abs_tol=TOLERANCE)
+            difference = max(abs(ours("dpo", case) - losses[name]) for case, losses in zip(cases, theirs, strict=True))
+            failed |= not math.isclose(difference, 0, abs_tol=TOLERANCE)
         else:
             agree = worst < TOLERANCE
             failed |= not agree

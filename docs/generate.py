@@ -1,4 +1,7 @@
-"""Writes docs/configuration.md and docs/methods.md from the code's own types and docstrings: python docs/generate.py"""
+"""Writes docs/configuration.md and docs/methods.md from the code's own types and docstrings: python docs/generate.py
+
+Also in this module: the page of the API reference, which docs/pages.py adds to the documentation's site.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,8 @@ from typing import Any, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+import penchant
+import penchant.api
 from penchant.config.objective import describe_objective
 from penchant.config.run import RunConfig
 from penchant.objectives import OBJECTIVES, Needs, Objective
@@ -26,6 +31,12 @@ METHODS_HEAD = """# Methods
 Each is one file of `src/penchant/objectives/`; this page is made of their docstrings (`python docs/generate.py`). In
 the formulas `Delta(y) = log pi(y|x) - log ref(y|x)`, summed over the response's tokens, in nats; y_w is preferred to
 y_l; `h = Delta(y_w) - Delta(y_l)`. Which one does best on *your* data is a question for `penchant compare`."""
+
+
+API_HEAD = "The names of `import penchant`. Modules are imported when one of their names is first used."
+
+RECIPES_API_HEAD = """The names of `penchant.api`, for recipes and for programs that need more than the names above.
+Names that are in both are listed above."""
 
 
 def page() -> str:
@@ -47,6 +58,15 @@ def methods_page() -> str:
         sections.append(f"Needs {_needs(method().needs)}.")
         if rest:
             sections.append(_hyper_parameters(method, rest))
+    return "\n\n".join(sections) + "\n"
+
+
+def api_page() -> str:
+    """The page of the site from which mkdocstrings writes the API reference; it is in no checkout."""
+    sections = ["# API reference", "## penchant", API_HEAD]
+    sections += [f"::: penchant.{name}" for name in sorted(penchant.__all__)]
+    sections += ["## penchant.api", RECIPES_API_HEAD]
+    sections += [f"::: penchant.api.{name}" for name in dir(penchant.api) if name not in penchant.__all__]
     return "\n\n".join(sections) + "\n"
 
 

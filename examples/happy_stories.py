@@ -24,12 +24,12 @@ HAPPY = ("happy", "smiled", "friends", "love", "fun", "hugged", "laughed")
 
 def prompts(n: int) -> list[str]:
     """Beginnings of stories, the same ones each time, in an order that mixes them."""
-    every = [
-        f"Once upon a time, {name} had a {thing}. One day, {name} went to the {place}."
-        for name, thing, place in itertools.product(NAMES, THINGS, PLACES)
+    all_prompts = [
+        f"Once upon a time, {name} had a {noun}. One day, {name} went to the {location}."
+        for name, noun, location in itertools.product(NAMES, THINGS, PLACES)
     ]
-    order = np.random.default_rng(0).permutation(len(every))
-    return [every[i] for i in order[:n]]
+    order = np.random.default_rng(0).permutation(len(all_prompts))
+    return [all_prompts[i] for i in order[:n]]
 
 
 def reward(story: str) -> float:
@@ -47,33 +47,39 @@ def main() -> None:
     parser.add_argument("output", type=Path)
     parser.add_argument("--prompts", type=int, default=200)
     parser.add_argument("--steps", type=int, default=60)
-    given = parser.parse_args()
-    asked = prompts(given.prompts + given.prompts // 4)
-    training, held_out = asked[: given.prompts], asked[given.prompts :]
+    options = parser.parse_args()
+    all_prompts = prompts(options.prompts + options.prompts // 4)
+    training, held_out = all_prompts[: options.prompts], all_prompts[options.prompts :]
 
-    stories = answer(given.model, training, Sampling(samples=4, max_new_tokens=120, batch_size=50)).responses
+    stories = answer(options.model, training, Sampling(samples=4, max_new_tokens=120, batch_size=50)).responses
     groups = [
-        PreferenceGroup(prompt, tuple(dict.fromkeys(of)), scores=tuple(reward(s) for s in dict.fromkeys(of)), id=str(i))
-        for i, (prompt, of) in enumerate(zip(training, stories, strict=True))
+        PreferenceGroup(
+            prompt,
+            tuple(dict.fromkeys(responses)),
+            scores=tuple(reward(s) for s in dict.fromkeys(responses)),
+            id=str(i),
+        )
+        for i, (prompt, responses) in enumerate(zip(training, stories, strict=True))
     ]
-    given.output.mkdir(parents=True, exist_ok=True)
-    write_groups(groups, given.output / "stories.jsonl")
+    options.output.mkdir(parents=True, exist_ok=True)
+    write_groups(groups, options.output / "stories.jsonl")
     values = {
-        "model": given.model,
-        "data": {"train": str(given.output / "stories.jsonl"), "held_out": 0.1},
-        "output": str(given.output / "run"),
+        "model": options.model,
+        "data": {"train": str(options.output / "stories.jsonl"), "held_out": 0.1},
+        "output": str(options.output / "run"),
         "objective": {"name": "dpo", "beta": 0.1},
-        "training": {"max_steps": given.steps, "batch_size": 16, "learning_rate": 3e-4},
+        "training": {"max_steps": options.steps, "batch_size": 16, "learning_rate": 3e-4},
     }
     trained = train(parse_config(values, "examples/happy_stories.py"))
 
     fresh = Sampling(max_new_tokens=120, seed=1, batch_size=50)
-    for name, model in (("before", given.model), ("after", str(trained))):
-        told = [responses[0] for responses in answer(model, held_out, fresh).responses]
-        of = bootstrap_mean(np.array([reward(story) for story in told]), np.arange(len(told)))
-        words = np.mean([len(story.split()) for story in told])
-        print(f"{name:>6}: reward {of.value:.3f} [{of.low:.3f}, {of.high:.3f}], {words:.0f} words, n = {of.n}")
-        print(f"        {told[0]!r}")
+    for name, model in (("before", options.model), ("after", str(trained))):
+        answers = [responses[0] for responses in answer(model, held_out, fresh).responses]
+        estimate = bootstrap_mean(np.array([reward(story) for story in answers]), np.arange(len(answers)))
+        words = np.mean([len(story.split()) for story in answers])
+        interval = f"[{estimate.low:.3f}, {estimate.high:.3f}]"
+        print(f"{name:>6}: reward {estimate.value:.3f} {interval}, {words:.0f} words, n = {estimate.n}")
+        print(f"        {answers[0]!r}")
 
 
 if __name__ == "__main__":

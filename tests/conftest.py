@@ -278,8 +278,8 @@ def small_disk(tmp_path: Path) -> Iterator[SmallDisk]:
 @pytest.fixture(scope="session")
 def small_denoiser(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random model of pictures of 16 pixels that knows the shapes' words, without a VAE."""
-    from penchant.recipes.self_improve.shapes import prompts
-    from penchant.recipes.self_improve.small_denoiser import build_denoiser
+    from pictures import build_denoiser
+    from shapes import prompts
 
     folder = tmp_path_factory.mktemp("small_denoiser") / "model"
     build_denoiser(folder, [prompt.text for prompt in prompts()], 16, (32, 64), seed=0)
@@ -291,9 +291,8 @@ def stable_diffusion(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random model of Stable Diffusion's shape, as its own pipeline saves it; pictures of 16 pixels, latents of 8."""
     import torch
     from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+    from pictures import word_tokenizer
     from transformers import CLIPTextConfig, CLIPTextModel
-
-    from penchant.recipes.self_improve.small_denoiser import word_tokenizer
 
     tokenizer = word_tokenizer(["a red circle above a blue square"])
     torch.manual_seed(0)

@@ -69,7 +69,7 @@ def plug_in(tmp_path, marker, monkeypatch) -> dict:
 
 
 @pytest.mark.parametrize("kind", ["objective", "part", "plug_in", "reward"])
-def test_a_plan_runs_none_and_training_does(request, write_config, marker, capsys, kind):
+def test_training_runs_user_code_and_planning_does_not(request, write_config, marker, capsys, kind):
     section = request.getfixturevalue("objective" if kind == "part" else kind)
     if kind == "part":
         section = {"name": "weighted_sum", "parts": [{"weight": 1.0, **section}, {"weight": 0.1, "name": "sft"}]}
@@ -84,13 +84,13 @@ def test_a_plan_runs_none_and_training_does(request, write_config, marker, capsy
     assert marker.exists()
 
 
-def test_a_plan_still_refuses_a_file_that_is_missing(write_config, tmp_path, capsys):
+def test_planning_refuses_a_missing_objective_file(write_config, tmp_path, capsys):
     file = write_config(objective={"name": "mine", "file": str(tmp_path / "none.py")})
     assert run(["plan", str(file)]) == 2
     assert "objective.file: there is no such file" in capsys.readouterr().err
 
 
-def test_a_merged_runs_card_runs_none_and_names_the_method(write_config, objective, marker, tmp_path):
+def test_card_of_a_merged_run_names_the_method_without_running_code(write_config, objective, marker, tmp_path):
     file = write_config(objective=objective, lora={"rank": 2}, training={"max_steps": 1}, evaluation={"samples": 0})
     assert run(["train", str(file)]) == 0
     marker.unlink()
@@ -103,7 +103,7 @@ def test_a_merged_runs_card_runs_none_and_names_the_method(write_config, objecti
     assert "strength 2.0" in card
 
 
-def test_data_verbs_run_none(tiny_pairs, marker, tmp_path):
+def test_data_verbs_run_no_user_code(tiny_pairs, marker, tmp_path):
     """A data set's folder may contain Python code."""
     folder = tmp_path / "data"
     folder.mkdir()

@@ -55,7 +55,7 @@ sys.exit(run(["--help"]))
 """
 
 
-def test_every_module_is_imported_without_what_only_posix_has(tmp_path: Path) -> None:
+def test_modules_import_without_posix_modules(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(SCRIPT.format(hidden=HIDDEN), encoding="utf-8")
     process = subprocess.run([sys.executable, script], capture_output=True, text=True, cwd=tmp_path, check=False)
@@ -63,7 +63,7 @@ def test_every_module_is_imported_without_what_only_posix_has(tmp_path: Path) ->
     assert "train" in process.stdout
 
 
-def test_a_missing_lock_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_file_lock_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from penchant.recipes.self_improve.trainer import _trainer_lock
 
     monkeypatch.setitem(sys.modules, "fcntl", None)

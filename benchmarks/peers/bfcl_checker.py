@@ -37,19 +37,19 @@ def reader():
 
 def verdict(case, decode):
     category = case["category"]
-    found = {"right": False, "failed": None, "error": None, "read": None}
+    row = {"right": False, "failed": None, "error": None, "read": None}
     language = LANGUAGES.get(category, Language.PYTHON)
     try:
-        told = ast_checker(case["functions"], case["calls"], case["accepted"], language, category, "any")
-        found["right"], found["error"] = bool(told["valid"]), str(told.get("error_type"))
+        result = ast_checker(case["functions"], case["calls"], case["accepted"], language, category, "any")
+        row["right"], row["error"] = bool(result["valid"]), str(result.get("error_type"))
     except Exception as error:
-        found["failed"] = type(error).__name__
+        row["failed"] = type(error).__name__
     if case["text"] is not None:
         try:
-            found["read"] = repr(decode(case["text"]))
+            row["read"] = repr(decode(case["text"]))
         except Exception:
-            found["read"] = "None"
-    return found
+            row["read"] = "None"
+    return row
 
 
 def main():

@@ -47,10 +47,10 @@ class Setting:
     def draw(self, generator: np.random.Generator) -> Floats:
         """[M, S, N] differences of methods from the baseline, without an effect."""
         models = self.methods + 1
-        others = 1 / self.prompts + self.residual**2 / (self.seeds * self.prompts)
-        spread = np.sqrt(np.array(self.shares) * others * self.seeds)[:, None, None]
+        other_variance = 1 / self.prompts + self.residual**2 / (self.seeds * self.prompts)
+        scale = np.sqrt(np.array(self.shares) * other_variance * self.seeds)[:, None, None]
         values = (
-            spread * generator.standard_normal((models, self.seeds, 1))
+            scale * generator.standard_normal((models, self.seeds, 1))
             + generator.standard_normal((models, 1, self.prompts))
             + self.residual * generator.standard_normal((models, self.seeds, self.prompts))
         )

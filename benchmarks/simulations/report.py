@@ -89,9 +89,9 @@ def _shares() -> str:
 def _clustered(runs: int, seed: int) -> str:
     rows = []
     for clusters in (20, 60, 200):
-        for alike in (0.1, 0.4, 0.8):
-            cells = [f"{clustered_coverage(clusters, alike, share, runs // 2, seed):.3f}" for share in SHARES]
-            rows.append([str(clusters), f"{alike:g}", *cells])
+        for correlation in (0.1, 0.4, 0.8):
+            cells = [f"{clustered_coverage(clusters, correlation, share, runs // 2, seed):.3f}" for share in SHARES]
+            rows.append([str(clusters), f"{correlation:g}", *cells])
     columns = ["prompts, of 1 to 7 values", "correlation", *(f"share {share:g}" for share in SHARES)]
     return _table("Coverage where a prompt has several values", columns, rows)
 

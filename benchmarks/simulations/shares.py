@@ -40,17 +40,17 @@ def exact_coverage(n: int, shares: Floats) -> tuple[Floats, Floats]:
     return covered[0], covered[1]
 
 
-def clustered_coverage(clusters: int, alike: float, share: float, runs: int, seed: int) -> float:
+def clustered_coverage(clusters: int, correlation: float, share: float, runs: int, seed: int) -> float:
     """Share of runs whose interval holds the truth; one to seven values a cluster.
 
     Args:
-        alike: correlation of two values of a cluster, by a beta distribution of the clusters' own shares.
+        correlation: correlation of two values of a cluster, by a beta distribution of the clusters' own shares.
     """
     generator = np.random.default_rng(seed)
     covered = 0
     for _ in range(runs):
         cluster = np.repeat(np.arange(clusters), generator.integers(1, 8, clusters))
-        strength = 1 / alike - 1
+        strength = 1 / correlation - 1
         rates = generator.beta(share * strength, (1 - share) * strength, clusters)
         estimate = mean_of_shares(generator.random(len(cluster)) < rates[cluster], cluster)
         covered += estimate.low <= share <= estimate.high

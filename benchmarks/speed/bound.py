@@ -18,12 +18,12 @@ def step_flops(shape: Shape, step: Sequence[Group], rank: int | None = None) -> 
     Args:
         rank: of the adapters where only these are trained: a frozen weight's own gradient is then not needed.
     """
-    once = _forward_flops(shape, step)
+    forward = _forward_flops(shape, step)
     if rank is None:
-        return 3 * once
+        return 3 * forward
     tree = sum(len(prompt) + sum(map(len, responses)) for prompt, responses in step)
     # Activations' gradients cost as much as forward; of attention's products both operands have gradients.
-    return 2 * once + _attention_flops(shape, step) + 3 * 2 * _adapter_weights(shape, rank) * tree
+    return 2 * forward + _attention_flops(shape, step) + 3 * 2 * _adapter_weights(shape, rank) * tree
 
 
 def _forward_flops(shape: Shape, step: Sequence[Group]) -> int:
@@ -34,8 +34,8 @@ def _forward_flops(shape: Shape, step: Sequence[Group]) -> int:
 
 def _attention_flops(shape: Shape, step: Sequence[Group]) -> int:
     """Of the scores and of the weighted sums, each 2 operations a query, key, head and element."""
-    seen = sum(seen_keys(len(prompt), [len(r) for r in responses]) for prompt, responses in step)
-    return 2 * 2 * shape.layers * shape.heads * shape.head_size * seen
+    pairs = sum(seen_keys(len(prompt), [len(r) for r in responses]) for prompt, responses in step)
+    return 2 * 2 * shape.layers * shape.heads * shape.head_size * pairs
 
 
 def seen_keys(prompt: int, responses: Sequence[int]) -> int:

@@ -25,13 +25,13 @@ def best_rate(sizes: tuple[int, ...], dtype: torch.dtype, device: str, seconds: 
     for n in sizes:
         a, b = torch.randn(n, n, device=device).to(dtype), torch.randn(n, n, device=device).to(dtype)
         out = torch.empty(n, n, device=device, dtype=dtype)
-        begun = time.perf_counter()
-        while time.perf_counter() - begun < seconds:
-            started = time.perf_counter()
+        first_start = time.perf_counter()
+        while time.perf_counter() - first_start < seconds:
+            start = time.perf_counter()
             torch.mm(a, b, out=out)
             if device == "cuda":
                 torch.cuda.synchronize()
-            best = max(best, 2 * n**3 / (time.perf_counter() - started))
+            best = max(best, 2 * n**3 / (time.perf_counter() - start))
     return best
 
 

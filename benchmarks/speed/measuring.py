@@ -86,19 +86,19 @@ class Recorder:
             self.peak = self._peak_mb()
         self._mark()
 
-    def write(self, out: str, **more: Any) -> None:
+    def write(self, out: str, **details: Any) -> None:
         """Write what was found; `more` is what the side has to say of itself."""
         if len(self.steps) != self.task.total:
             raise SystemExit(f"{self.task.side} took {len(self.steps)} steps of {self.task.total}")
-        found: Mapping[str, Any] = {
+        report: Mapping[str, Any] = {
             "side": self.task.side,
             "steps": self.steps,
             "peak_mb": self.peak,
             "threads": torch.get_num_threads(),
             "versions": _versions(),
-            **more,
+            **details,
         }
-        Path(out).write_text(json.dumps(found))
+        Path(out).write_text(json.dumps(report))
 
     def _mark(self) -> None:
         if len(self.steps) == self.task.warmup:
@@ -128,11 +128,11 @@ def machine(device: str) -> dict[str, Any]:
 
 
 def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
+    versions = {"python": platform.python_version()}
     for name in LIBRARIES:
         try:
-            found[name] = version(name)
+            versions[name] = version(name)
         except PackageNotFoundError:
             continue
-    found["torch"] = torch.__version__
-    return found
+    versions["torch"] = torch.__version__
+    return versions

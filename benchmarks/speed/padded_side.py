@@ -38,13 +38,13 @@ def rows_by_group(step: list[Group]) -> list[tuple[list[int], list[int]]]:
 def pad(rows: list[tuple[list[int], list[int]]], device: str) -> dict[str, Tensor]:
     """input_ids and attention_mask [rows, longest]; response [rows, longest] is 1 where a token is learnt from."""
     longest = max(len(prompt) + len(response) for prompt, response in rows)
-    ids, attention, learnt = (torch.zeros(len(rows), longest, dtype=torch.int64) for _ in range(3))
+    ids, attention, response_mask = (torch.zeros(len(rows), longest, dtype=torch.int64) for _ in range(3))
     for i, (prompt, response) in enumerate(rows):
         n = len(prompt) + len(response)
         ids[i, :n] = torch.tensor(prompt + response)
         attention[i, :n] = 1
-        learnt[i, len(prompt) : n] = 1
-    return {"input_ids": ids.to(device), "attention_mask": attention.to(device), "response": learnt.to(device)}
+        response_mask[i, len(prompt) : n] = 1
+    return {"input_ids": ids.to(device), "attention_mask": attention.to(device), "response": response_mask.to(device)}
 
 
 def log_probs(model: torch.nn.Module, batch: dict[str, Tensor], dtype: str) -> Tensor:
@@ -53,8 +53,8 @@ def log_probs(model: torch.nn.Module, batch: dict[str, Tensor], dtype: str) -> T
     with torch.autocast(device, dtype=torch.bfloat16) if dtype == "bfloat16" else nullcontext():
         out = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False)
     logits = out.logits[:, :-1].float().log_softmax(-1)
-    each = logits.gather(2, batch["input_ids"][:, 1:, None])[:, :, 0]
-    return (each * batch["response"][:, 1:]).sum(1)
+    token_log_probs = logits.gather(2, batch["input_ids"][:, 1:, None])[:, :, 0]
+    return (token_log_probs * batch["response"][:, 1:]).sum(1)
 
 
 def pair_loss(ratios: Tensor, beta: float) -> Tensor:
@@ -79,15 +79,17 @@ def main() -> None:
     model = AutoModelForCausalLM.from_pretrained(f"{task.folder}/model", dtype=torch.float32).to(task.device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=task.rate, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0)
     # Of each step, its parts: groups of as many pairs.
-    cut = [[step[n :: task.parts] for n in range(task.parts)] for step in steps]
-    rows = [[rows_by_group(part) if grouped else rows_by_pair(part) for part in step] for step in cut]
+    steps_in_parts = [[step[n :: task.parts] for n in range(task.parts)] for step in steps]
+    rows = [[rows_by_group(part) if grouped else rows_by_pair(part) for part in step] for step in steps_in_parts]
     with torch.no_grad():
-        references = [[log_probs(model, pad(each, task.device), task.dtype) for each in step] for step in rows]
+        references = [
+            [log_probs(model, pad(part_rows, task.device), task.dtype) for part_rows in step] for step in rows
+        ]
     recorder.start()
-    for parts, each_rows, each_reference in zip(cut, rows, references, strict=True):
+    for parts, each_rows, each_reference in zip(steps_in_parts, rows, references, strict=True):
         total, tokens = 0.0, 0
-        for part, each, reference in zip(parts, each_rows, each_reference, strict=True):
-            batch = pad(each, task.device)
+        for part, part_rows, reference in zip(parts, each_rows, each_reference, strict=True):
+            batch = pad(part_rows, task.device)
             ratios = log_probs(model, batch, task.dtype) - reference
             sizes = [len(responses) for _, responses in part]
             loss = group_loss(ratios, sizes, task.beta) if grouped else pair_loss(ratios, task.beta)

@@ -67,7 +67,7 @@ def main() -> None:
         if not recorder.steps:
             scorers.add(type(loop.scorer).__name__)
             recorder.start()
-        groups = loop.source.batch(loop.at.step).groups
+        groups = loop.source.batch(loop.state.step).groups
         loss, interrupted = whole_step(loop, pressed)
         recorder.end(loss, tokens_by_candidate([(g.prompt, g.responses) for g in groups]))
         if len(recorder.steps) == task.total:

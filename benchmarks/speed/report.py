@@ -11,7 +11,7 @@ from typing import Any
 
 from workloads import Workload
 
-Found = dict[str, Any]
+Report = dict[str, Any]
 """What a side wrote; see measuring.py."""
 
 
@@ -24,12 +24,12 @@ class Spread:
     most: float
 
     @classmethod
-    def of(cls, values: Sequence[float]) -> Spread:
+    def from_values(cls, values: Sequence[float]) -> Spread:
         return cls(median(values), min(values), max(values))
 
 
 @dataclass(frozen=True)
-class Measured:
+class SideMeasurement:
     """One side of a workload.
 
     Attributes:
@@ -43,38 +43,38 @@ class Measured:
 
     side: str
     compared_with: str
-    rounds: list[Found]
-    ours: list[Found]
+    rounds: list[Report]
+    ours: list[Report]
     warmup: int
     flops: int
     tokens: int
     own_order: bool
     loss_difference: float
 
-    def rates(self, clock: str, rounds: list[Found] | None = None) -> list[float]:
+    def rates(self, clock: str, rounds: list[Report] | None = None) -> list[float]:
         """Tokens a second of each alternation, by ``seconds`` or ``cpu_seconds``."""
-        own = rounds is None and self.own_order
+        uses_own_tokens = rounds is None and self.own_order
         rates = []
-        for found in self.rounds if rounds is None else rounds:
-            counted = found["steps"][self.warmup :]
-            tokens = sum(step["tokens"] for step in counted) if own else self.tokens
-            rates.append(tokens / sum(step[clock] for step in counted))
+        for report in self.rounds if rounds is None else rounds:
+            steps = report["steps"][self.warmup :]
+            tokens = sum(step["tokens"] for step in steps) if uses_own_tokens else self.tokens
+            rates.append(tokens / sum(step[clock] for step in steps))
         return rates
 
     def ratios(self, clock: str) -> Spread:
         """How many times as fast Penchant is, alternation by alternation."""
         pairs = zip(self.rates(clock, self.ours), self.rates(clock), strict=True)
-        return Spread.of([ours / theirs for ours, theirs in pairs])
+        return Spread.from_values([ours / theirs for ours, theirs in pairs])
 
     @property
-    def moved(self) -> float:
+    def loss_range(self) -> float:
         """Between the least and the greatest loss of the steps: what agreement is to be held against."""
         losses = [step["loss"] for step in self.rounds[0]["steps"]]
         return max(losses) - min(losses)
 
     @property
     def peak_mb(self) -> Spread:
-        return Spread.of([found["peak_mb"] for found in self.rounds])
+        return Spread.from_values([report["peak_mb"] for report in self.rounds])
 
     @property
     def memory_ratio(self) -> float:
@@ -82,9 +82,9 @@ class Measured:
         pairs = zip(self.ours, self.rounds, strict=True)
         return median(ours["peak_mb"] / theirs["peak_mb"] for ours, theirs in pairs)
 
-    def share(self, bound: float, clock: str = "seconds") -> float | None:
+    def share(self, bound_rate: float, clock: str = "seconds") -> float | None:
         """Of the tokens a second the bound allows; None where the counted steps are not those it was counted for."""
-        return None if self.own_order else median(self.rates(clock)) / bound
+        return None if self.own_order else median(self.rates(clock)) / bound_rate
 
 
 @dataclass(frozen=True)
@@ -100,38 +100,38 @@ class Result:
     threads: int
     matmul: dict[str, Any]
     tolerance: float
-    sides: list[Measured]
+    sides: list[SideMeasurement]
 
-    def bound(self, side: Measured) -> float:
+    def bound_rate(self, side: SideMeasurement) -> float:
         """Tokens a second at the machine's full matrix rate."""
         return side.tokens * self.matmul["flops_per_second"] / side.flops
 
-    def cpu_bound(self, side: Measured) -> float:
+    def cpu_bound(self, side: SideMeasurement) -> float:
         """Tokens a second of CPU: the machine's rate was had with all threads."""
-        return self.bound(side) / (self.threads if self.workload.device == "cpu" else 1)
+        return self.bound_rate(side) / (self.threads if self.workload.device == "cpu" else 1)
 
     def summary(self) -> dict[str, Any]:
         """Everything the table says and the losses, small enough to keep."""
         sides = {}
         for side in self.sides:
             sides[side.side] = {
-                "tokens_per_second": asdict(Spread.of(side.rates("seconds"))),
-                "tokens_per_cpu_second": asdict(Spread.of(side.rates("cpu_seconds"))),
+                "tokens_per_second": asdict(Spread.from_values(side.rates("seconds"))),
+                "tokens_per_cpu_second": asdict(Spread.from_values(side.rates("cpu_seconds"))),
                 "peak_mb": asdict(side.peak_mb),
-                "bound_tokens_per_second": self.bound(side),
-                "share_of_bound": side.share(self.bound(side)),
+                "bound_tokens_per_second": self.bound_rate(side),
+                "share_of_bound": side.share(self.bound_rate(side)),
                 "share_of_bound_by_cpu": side.share(self.cpu_bound(side), "cpu_seconds"),
                 "compared_with": side.compared_with,
                 "times_as_fast": asdict(side.ratios("seconds")),
                 "times_as_fast_by_cpu": asdict(side.ratios("cpu_seconds")),
                 "memory_ratio": side.memory_ratio,
                 "largest_loss_difference": side.loss_difference,
-                "losses_move_by": side.moved,
+                "losses_move_by": side.loss_range,
                 "versions": side.rounds[0]["versions"],
                 "threads": side.rounds[0]["threads"],
                 "losses": [round(step["loss"], 6) for step in side.rounds[0]["steps"]],
-                "seconds": [[round(s["seconds"], 4) for s in found["steps"]] for found in side.rounds],
-                "cpu_seconds": [[round(s["cpu_seconds"], 4) for s in found["steps"]] for found in side.rounds],
+                "seconds": [[round(s["seconds"], 4) for s in report["steps"]] for report in side.rounds],
+                "cpu_seconds": [[round(s["cpu_seconds"], 4) for s in report["steps"]] for report in side.rounds],
             }
         return {
             "workload": asdict(self.workload),
@@ -146,14 +146,16 @@ class Result:
 
 def header(results: Sequence[Result], date: str) -> str:
     """Date, machine and versions."""
-    first = results[0]
+    result = results[0]
     versions: dict[str, dict[str, str]] = {}
-    for side in first.sides:
+    for side in result.sides:
         versions.setdefault(side.side.split("_")[0], side.rounds[0]["versions"])
-    lines = [f"# {date}; {first.matmul['device']}, {first.matmul['cores']} cores, {first.threads} threads"]
-    lines += [f"# {who}: {', '.join(f'{k} {v}' for k, v in found.items())}" for who, found in versions.items()]
+    lines = [f"# {date}; {result.matmul['device']}, {result.matmul['cores']} cores, {result.threads} threads"]
     lines += [
-        f"# {first.steps} counted steps, {len(first.sides[0].rounds)} alternations; medians, least to most in brackets",
+        f"# {side}: {', '.join(f'{k} {v}' for k, v in libraries.items())}" for side, libraries in versions.items()
+    ]
+    lines += [
+        f"# {result.steps} counted steps, {len(result.sides[0].rounds)} alternations; medians, range in brackets",
         "# tokens: a prompt counted once for each of its candidates, padding not",
         "# x: how many times as fast as the side Penchant's own of the same work is (the one it is compared with)",
     ]
@@ -174,16 +176,16 @@ def _table(result: Result) -> str:
         )
     ]
     for side in result.sides:
-        shares = [side.share(result.bound(side)), side.share(result.cpu_bound(side), "cpu_seconds")]
+        shares = [side.share(result.bound_rate(side)), side.share(result.cpu_bound(side), "cpu_seconds")]
         rows.append(
             (
                 side.side,
-                _spread(Spread.of(side.rates("seconds")), ".0f"),
+                _spread_text(Spread.from_values(side.rates("seconds")), ".0f"),
                 f"{median(side.rates('cpu_seconds')):.0f}",
                 f"{side.peak_mb.median:.0f}",
                 *("-" if share is None else f"{share:.0%}" for share in shares),
-                _spread(side.ratios("seconds"), ".2f"),
-                _spread(side.ratios("cpu_seconds"), ".2f"),
+                _spread_text(side.ratios("seconds"), ".2f"),
+                _spread_text(side.ratios("cpu_seconds"), ".2f"),
                 side.compared_with,
                 f"{side.memory_ratio:.2f}",
                 f"{side.loss_difference:.1e}" + (" (means)" if side.own_order else ""),
@@ -194,25 +196,25 @@ def _table(result: Result) -> str:
         "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in rows
     ]
     lines.insert(1, "| " + " | ".join("-" * width for width in widths) + " |")
-    bound = next(side for side in result.sides if not side.own_order)
-    said = (
-        f"losses agree within {result.tolerance:.0e} at every step, and move by {bound.moved:.0e}; matrix products "
-        f"reach {rate / 1e9:.0f} GFLOP/s in {result.workload.dtype}, which bounds {bound.side} at "
-        f"{result.bound(bound):.0f} tokens/s"
+    bounded_side = next(side for side in result.sides if not side.own_order)
+    summary = (
+        f"losses agree within {result.tolerance:.0e} at every step, and move by {bounded_side.loss_range:.0e}; "
+        f"matrix products reach {rate / 1e9:.0f} GFLOP/s in {result.workload.dtype}, which bounds "
+        f"{bounded_side.side} at {result.bound_rate(bounded_side):.0f} tokens/s"
     )
-    return "\n".join([f"{result.workload.name}: {result.workload.asks}", said, *lines])
+    return "\n".join([f"{result.workload.name}: {result.workload.asks}", summary, *lines])
 
 
-def _spread(spread: Spread, form: str) -> str:
-    return f"{spread.median:{form}} [{spread.least:{form}}, {spread.most:{form}}]"
+def _spread_text(summary: Spread, form: str) -> str:
+    return f"{summary.median:{form}} [{summary.least:{form}}, {summary.most:{form}}]"
 
 
 def write(results: Sequence[Result], folder: Path, name: str, date: str) -> None:
     """NAME.txt, NAME.json and NAME.svg."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{name}.txt").write_text(f"{header(results, date)}\n\n{text(results)}\n")
-    kept = {"date": date, "results": [result.summary() for result in results]}
-    (folder / f"{name}.json").write_text(json.dumps(kept, indent=1) + "\n")
+    document = {"date": date, "results": [result.summary() for result in results]}
+    (folder / f"{name}.json").write_text(json.dumps(document, indent=1) + "\n")
     _draw(results, folder / f"{name}.svg")
 
 
@@ -230,11 +232,11 @@ def _draw(results: Sequence[Result], file: Path) -> None:
     for (speed, memory), result in zip(axes, results, strict=True):
         names = [side.side for side in result.sides]
         colours = ["#2b6cb0" if name.startswith("penchant") else "#a0aec0" for name in names]
-        rates = [Spread.of(side.rates("seconds")) for side in result.sides]
+        rates = [Spread.from_values(side.rates("seconds")) for side in result.sides]
         errors = [[r.median - r.least for r in rates], [r.most - r.median for r in rates]]
         speed.barh(names, [r.median for r in rates], xerr=errors, color=colours, ecolor="#1a202c", capsize=2)
-        bound = next(side for side in result.sides if not side.own_order)
-        speed.axvline(result.bound(bound), color="#1a202c", linestyle=":", linewidth=1)
+        bounded_side = next(side for side in result.sides if not side.own_order)
+        speed.axvline(result.bound_rate(bounded_side), color="#1a202c", linestyle=":", linewidth=1)
         speed.set_title(f"{result.workload.name}: tokens/s (dotted: FLOP bound)", fontsize=9, loc="left")
         memory.barh(names, [side.peak_mb.median for side in result.sides], color=colours)
         memory.set_title("peak MB", fontsize=9, loc="left")

@@ -33,7 +33,7 @@ sys.path[:0] = [str(HERE), str(HERE.parent)]
 from bound import step_flops  # noqa: E402
 from environments import penchant_python, trl_python  # noqa: E402
 from measuring import Task  # noqa: E402
-from report import Measured, Result, text, write  # noqa: E402
+from report import Result, SideMeasurement, text, write  # noqa: E402
 from workloads import WORKLOADS, Group, Workload, build, tokens_by_candidate, tokens_by_pair  # noqa: E402
 
 TOLERANCE = {("cpu", "float32"): 1e-4, ("cpu", "bfloat16"): 6e-2, ("cuda", "bfloat16"): 0.1}
@@ -109,74 +109,74 @@ def with_ours(names: Sequence[str]) -> list[str]:
     complete: list[str] = []
     for name in names:
         ours = OURS[SIDES[name].work]
-        complete += [each for each in dict.fromkeys((ours, name)) if each not in complete]
+        complete += [side for side in dict.fromkeys((ours, name)) if side not in complete]
     return complete
 
 
-def check_tokens(side: str, found: dict[str, Any], drawn: Sequence[Sequence[Group]]) -> None:
+def check_tokens(side: str, report: dict[str, Any], steps: Sequence[Sequence[Group]]) -> None:
     """Every side saw the tokens that were drawn, no more and no fewer."""
     count = tokens_by_pair if SIDES[side].by_pair else tokens_by_candidate
-    expected, seen = [count(step) for step in drawn], [step["tokens"] for step in found["steps"]]
+    expected, actual = [count(step) for step in steps], [step["tokens"] for step in report["steps"]]
     if not SIDES[side].same_order:
-        expected, seen = [sum(expected)], [sum(seen)]
-    if seen != expected:
-        raise Disagreement(f"{side} saw {seen} tokens in its steps, {expected} were drawn")
+        expected, actual = [sum(expected)], [sum(actual)]
+    if actual != expected:
+        raise Disagreement(f"{side} saw {actual} tokens in its steps, {expected} were drawn")
 
 
-def check_losses(found: dict[str, dict[str, Any]], tolerance: float) -> dict[str, float]:
+def check_losses(reports: dict[str, dict[str, Any]], tolerance: float) -> dict[str, float]:
     """The largest difference of each side's losses from those of Penchant's side of the same work.
 
     Raises:
         Disagreement: above the tolerance.
     """
     differences = {}
-    for name, side in found.items():
-        ours = [step["loss"] for step in found[OURS[SIDES[name].work]]["steps"]]
+    for name, side in reports.items():
+        ours = [step["loss"] for step in reports[OURS[SIDES[name].work]]["steps"]]
         theirs = [step["loss"] for step in side["steps"]]
         if not SIDES[name].same_order:
             ours, theirs = [sum(ours) / len(ours)], [sum(theirs) / len(theirs)]
         difference, step = max((abs(a - b), i) for i, (a, b) in enumerate(zip(ours, theirs, strict=True)))
-        allowed = tolerance if SIDES[name].same_order else 3e-2
+        limit = tolerance if SIDES[name].same_order else 3e-2
         # `not <=`: a loss that is not a number is no agreement.
-        if not difference <= allowed:
+        if not difference <= limit:
             raise Disagreement(
                 f"{name}'s loss differs from {OURS[SIDES[name].work]}'s by {difference:.2e} at step {step + 1}: "
-                f"{theirs[step]:.6f} and {ours[step]:.6f}; the tolerance is {allowed:.0e}"
+                f"{theirs[step]:.6f} and {ours[step]:.6f}; the tolerance is {limit:.0e}"
             )
         differences[name] = difference
     return differences
 
 
-def check_moved(found: dict[str, dict[str, Any]], tolerance: float) -> None:
+def check_moved(reports: dict[str, dict[str, Any]], tolerance: float) -> None:
     """Losses moved by three tolerances at least, so that their agreement says something.
 
     Not asked of bfloat16, whose tolerance is wide; the table says by how much losses differ and move.
     """
-    for name, side in found.items():
+    for name, side in reports.items():
         losses = [step["loss"] for step in side["steps"]]
         if max(losses) - min(losses) < 3 * tolerance:
             raise Disagreement(f"{name}'s losses hardly move ({min(losses):.5f} to {max(losses):.5f})")
 
 
-def interpreter(side: Side, here: Sequence[str]) -> str:
+def interpreter(side: Side, own_environments: Sequence[str]) -> str:
     """The Python a side runs in.
 
     Args:
-        here: environments that are this script's own.
+        own_environments: environments that are this script's own.
     """
-    if side.environment in here:
+    if side.environment in own_environments:
         return sys.executable
     return str(trl_python() if side.environment == "trl" else penchant_python())
 
 
-def missing(name: str, here: Sequence[str]) -> str | None:
+def missing_reason(name: str, own_environments: Sequence[str]) -> str | None:
     """Why a side cannot run here, and what to type; None where it can."""
     side = SIDES[name]
     if side.needs is None:
         return None
-    python = interpreter(side, here)
-    asked = f"import importlib.util, sys; sys.exit(importlib.util.find_spec({side.needs!r}) is None)"
-    if subprocess.run([python, "-c", asked], check=False).returncode == 0:
+    python = interpreter(side, own_environments)
+    test_import = f"import importlib.util, sys; sys.exit(importlib.util.find_spec({side.needs!r}) is None)"
+    if subprocess.run([python, "-c", test_import], check=False).returncode == 0:
         return None
     return f"{name} is left out: {side.needs} is not installed; {python} -m pip install {side.needs.replace('_', '-')}"
 
@@ -186,20 +186,20 @@ def run_side(script: str, python: str, task: Task) -> dict[str, Any]:
     work = Path(task.work)
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
-    given, out = work / "task.json", work / "found.json"
-    given.write_text(json.dumps(asdict(task)))
+    task_file, out = work / "task.json", work / "found.json"
+    task_file.write_text(json.dumps(asdict(task)))
     threads = {name: str(task.threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
     # Nothing is taken from caches of earlier runs, nothing is looked up.
     fresh = {"HF_HOME": str(work / "hf"), "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     hidden = {"CUDA_VISIBLE_DEVICES": ""} if task.device == "cpu" else {}
     environment = {**os.environ, **threads, **fresh, **hidden}
-    command = [python, str(HERE / script), str(given), str(out)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    if done.returncode:
-        raise Failure(f"{task.side} failed:\n{done.stderr[-4000:]}")
-    found: dict[str, Any] = json.loads(out.read_text())
+    command = [python, str(HERE / script), str(task_file), str(out)]
+    process = subprocess.run(command, env=environment, capture_output=True, text=True)
+    if process.returncode:
+        raise Failure(f"{task.side} failed:\n{process.stderr[-4000:]}")
+    report: dict[str, Any] = json.loads(out.read_text())
     shutil.rmtree(work)
-    return found
+    return report
 
 
 def compare(
@@ -213,7 +213,7 @@ def compare(
     names = with_ours(names)
     total = options.warmup + options.steps
     shutil.rmtree(folder, ignore_errors=True)
-    drawn = build(workload, folder / "data", total, options.seed, models=options.work / "models")
+    steps = build(workload, folder / "data", total, options.seed, models=options.work / "models")
     tolerance = TOLERANCE[workload.device, workload.dtype]
 
     def task(name: str, work: str) -> Task:
@@ -239,12 +239,12 @@ def compare(
     differences: dict[str, float] = {}
     for alternation in range(options.alternations):
         matmul.append(run_side("matmul_side.py", sys.executable, task("matmul", "")))
-        found = {}
+        reports = {}
         for name in list(names):
             side = SIDES[name]
             print(f"{workload.name}, {alternation + 1} of {options.alternations}: {name}", file=sys.stderr, flush=True)
             try:
-                found[name] = run_side(side.script, interpreter(side, options.here), task(name, side.work))
+                reports[name] = run_side(side.script, interpreter(side, options.here), task(name, side.work))
             except Failure as error:
                 if name in OURS.values():
                     raise
@@ -253,33 +253,33 @@ def compare(
                 left_out.append(error)
                 names.remove(name)
                 continue
-            check_tokens(name, found[name], drawn)
-        new = check_losses(found, tolerance)
+            check_tokens(name, reports[name], steps)
+        new = check_losses(reports, tolerance)
         if workload.dtype == "float32" and not options.tiny:
-            check_moved(found, tolerance)
+            check_moved(reports, tolerance)
         differences = {name: max(value, differences.get(name, 0.0)) for name, value in new.items()}
-        rounds.append(found)
-    counted = drawn[options.warmup :]
-    measured = []
+        rounds.append(reports)
+    counted_steps = steps[options.warmup :]
+    sides = []
     for name in names:
         # LoRA's own step is compared with that of all weights, where both are there.
         ours = "penchant" if name.startswith("penchant") and "penchant" in names else OURS[SIDES[name].work]
-        flops = [step_flops(workload.shape, step, workload.rank if "lora" in name else None) for step in drawn]
-        measured.append(
-            Measured(
+        flops = [step_flops(workload.shape, step, workload.rank if "lora" in name else None) for step in steps]
+        sides.append(
+            SideMeasurement(
                 side=name,
                 compared_with=ours,
-                rounds=[each[name] for each in rounds],
-                ours=[each[ours] for each in rounds],
+                rounds=[reports[name] for reports in rounds],
+                ours=[reports[ours] for reports in rounds],
                 warmup=options.warmup,
                 flops=sum(flops[options.warmup :]),
-                tokens=sum(map(tokens_by_candidate, counted)),
+                tokens=sum(map(tokens_by_candidate, counted_steps)),
                 own_order=not SIDES[name].same_order,
                 loss_difference=differences[name],
             )
         )
-    best = max(matmul, key=lambda each: each["flops_per_second"])
-    return Result(workload, options.steps, options.threads, best, tolerance, measured)
+    best = max(matmul, key=lambda machine_report: machine_report["flops_per_second"])
+    return Result(workload, options.steps, options.threads, best, tolerance, sides)
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -307,8 +307,8 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     groups = {"cpu": "cpu", "gpu": "cuda"}
     options.workloads = [
         name
-        for given in options.workloads
-        for name in ([w for w in WORKLOADS if WORKLOADS[w].device == groups[given]] if given in groups else [given])
+        for word in options.workloads
+        for name in ([w for w in WORKLOADS if WORKLOADS[w].device == groups[word]] if word in groups else [word])
     ]
     return options
 
@@ -323,7 +323,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for name in options.workloads:
         workload = WORKLOADS[name].tiny() if options.tiny else WORKLOADS[name]
         workload = replace(workload, device=options.device or workload.device)
-        reasons = {side: missing(side, options.here) for side in options.sides or workload.sides}
+        reasons = {side: missing_reason(side, options.here) for side in options.sides or workload.sides}
         print(*filter(None, reasons.values()), sep="\n", file=sys.stderr)
         if options.sides and any(reasons.values()):
             return 2
@@ -335,7 +335,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"{name}: {error}", file=sys.stderr)
             failed = True
             continue
-        failed |= not all(each.of_memory for each in left_out)
+        failed |= not all(failure.of_memory for failure in left_out)
         print(text(results[-1:]), flush=True)
         # After each workload: a run of hours that is cut short has told what it found.
         write(results, options.out, f"{today}-{workload.device}-speed", today)

@@ -43,11 +43,11 @@ from trl import DPOConfig, DPOTrainer
 
 def settings(task: Task) -> DPOConfig:
     """What is the same for all, and what the side is about."""
-    own: dict[str, Any] = {}
+    options: dict[str, Any] = {}
     if task.side != "trl_default":
-        own |= {"gradient_checkpointing": False, "precompute_ref_log_probs": True, "max_length": None}
+        options |= {"gradient_checkpointing": False, "precompute_ref_log_probs": True, "max_length": None}
     if task.side == "trl_liger":
-        own["use_liger_kernel"] = True
+        options["use_liger_kernel"] = True
     return DPOConfig(
         output_dir=f"{task.work}/trl",
         per_device_train_batch_size=task.pairs // task.parts,
@@ -68,16 +68,16 @@ def settings(task: Task) -> DPOConfig:
         report_to="none",
         save_strategy="no",
         seed=0,
-        **own,
+        **options,
     )
 
 
-class Watched(DPOTrainer):
+class RecordingTrainer(DPOTrainer):
     """Reads each step's loss and tokens, and keeps the data's order or groups it by length."""
 
     def __init__(self, task: Task, recorder: Recorder, **kwargs: Any) -> None:
         self.task, self.recorder = task, recorder
-        self.seen: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self.losses_and_tokens: list[tuple[torch.Tensor, torch.Tensor]] = []
         super().__init__(**kwargs)
 
     def _get_train_sampler(self, *args: Any, **kwargs: Any) -> Any:
@@ -96,22 +96,22 @@ class Watched(DPOTrainer):
 
     def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         loss = super().compute_loss(model, inputs, *args, **kwargs)
-        self.seen.append((loss.detach(), inputs["attention_mask"].sum()))
+        self.losses_and_tokens.append((loss.detach(), inputs["attention_mask"].sum()))
         return loss
 
 
 class Clock(TrainerCallback):
     """Tells the recorder of the steps."""
 
-    def __init__(self, trainer: Watched) -> None:
+    def __init__(self, trainer: RecordingTrainer) -> None:
         self.trainer = trainer
 
     def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
         self.trainer.recorder.start()
 
     def on_step_end(self, *args: Any, **kwargs: Any) -> None:
-        losses, tokens = zip(*self.trainer.seen, strict=True)
-        self.trainer.seen.clear()
+        losses, tokens = zip(*self.trainer.losses_and_tokens, strict=True)
+        self.trainer.losses_and_tokens.clear()
         self.trainer.recorder.end(float(sum(losses)) / len(losses), int(sum(tokens)))
 
 
@@ -124,7 +124,7 @@ def grouped_by_length(data: Dataset, batch: int) -> list[int]:
     order = get_length_grouped_indices(lengths, batch, mega_batch_mult=len(lengths) // batch, generator=generator)
     batches = [order[i : i + batch] for i in range(0, len(order), batch)]
     random.Random(0).shuffle(batches)
-    return [i for each in batches for i in each]
+    return [i for batch_indices in batches for i in batch_indices]
 
 
 def score_completions_only() -> None:
@@ -159,12 +159,12 @@ def seed_adapters() -> None:
 def main() -> None:
     task, out = Task.read(sys.argv[1]), sys.argv[2]
     recorder = Recorder(task)
-    more: dict[str, Any] = {}
+    trainer_options: dict[str, Any] = {}
     weights = torch.float32
     if task.side == "trl_lora":
         from peft import LoraConfig
 
-        more["peft_config"] = LoraConfig(
+        trainer_options["peft_config"] = LoraConfig(
             r=task.rank, lora_alpha=32, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM"
         )
         # Frozen weights are held in the run's dtype, as Penchant holds them.
@@ -176,14 +176,14 @@ def main() -> None:
         score_completions_only()
     attention = {"attn_implementation": "flash_attention_2"} if task.side == "trl_flash_pref" else {}
     model = AutoModelForCausalLM.from_pretrained(f"{task.folder}/model", dtype=weights, **attention)
-    trainer = Watched(
+    trainer = RecordingTrainer(
         task,
         recorder,
         model=model,
         args=settings(task),
         train_dataset=Dataset.from_json(f"{task.folder}/pairs.jsonl"),
         processing_class=AutoTokenizer.from_pretrained(f"{task.folder}/model"),
-        **more,
+        **trainer_options,
     )
     expected = len(Path(task.folder, "pairs.jsonl").read_text().splitlines())
     if len(trainer.train_dataset) != expected:

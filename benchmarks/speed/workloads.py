@@ -156,8 +156,8 @@ QWEN_K8 = replace(
 )
 
 WORKLOADS = {
-    each.name: each
-    for each in (
+    workload.name: workload
+    for workload in (
         PAIRS,
         Workload("long_prompts", "prompts far longer than responses", SMALL, MAIN_PEERS, (420, 480), (45, 75)),
         Workload(
@@ -239,10 +239,10 @@ def build(workload: Workload, folder: Path, steps: int, seed: int = 0, models: P
             and written once.
     """
     folder.mkdir(parents=True)
-    drawn = draw(workload, steps, seed)
-    (folder / "ids.json").write_text(json.dumps(drawn))
+    all_steps = draw(workload, steps, seed)
+    (folder / "ids.json").write_text(json.dumps(all_steps))
     with (folder / "groups.jsonl").open("w") as groups, (folder / "pairs.jsonl").open("w") as pairs:
-        for prompt, responses in (group for step in drawn for group in step):
+        for prompt, responses in (group for step in all_steps for group in step):
             # The side's own tokenizer puts the end behind each response.
             positive, *negatives = (" " + _text(ids[:-1]) for ids in responses)
             row = {"prompt": _text(prompt), "chosen": positive}
@@ -252,14 +252,14 @@ def build(workload: Workload, folder: Path, steps: int, seed: int = 0, models: P
     model = folder / "model"
     if models is not None:
         sizes = "-".join(str(value) for value in astuple(workload.shape))
-        kept = models.resolve() / f"{sizes}-{workload.dtype}-{workload.device}-{seed}"
-        model.symlink_to(kept)
-        if kept.exists():
-            return drawn
-        model = kept
+        model_folder = models.resolve() / f"{sizes}-{workload.dtype}-{workload.device}-{seed}"
+        model.symlink_to(model_folder)
+        if model_folder.exists():
+            return all_steps
+        model = model_folder
     _save_tokenizer(workload.shape.vocabulary, model)
     _save_model(workload, model, seed)
-    return drawn
+    return all_steps
 
 
 def tokens_by_candidate(step: Sequence[Group]) -> int:

@@ -37,35 +37,39 @@ def dialogues(data: Path) -> Iterator[tuple[Row, Row]]:
     """
     rows = json.loads((data / "glaive_toolcall" / "glaive_toolcall_en_demo.json").read_text(encoding="utf-8"))
     for number, row in enumerate(rows):
-        tools, (said, reply, *_) = json.loads(row["tools"]), row["conversations"]
-        if not tools or (said["from"], reply["from"]) != ("human", "function_call"):
+        tools, (question, reply, *_) = json.loads(row["tools"]), row["conversations"]
+        if not tools or (question["from"], reply["from"]) != ("human", "function_call"):
             continue
         call = json.loads(reply["value"])
-        properties = {each["name"]: each.get("parameters") for each in tools}
-        known = (properties.get(call["name"]) or {}).get("properties", {})
-        given = {key: [value] for key, value in call["arguments"].items() if key in known}
+        properties = {tool["name"]: tool.get("parameters") for tool in tools}
+        parameters = (properties.get(call["name"]) or {}).get("properties", {})
+        arguments = {key: [value] for key, value in call["arguments"].items() if key in parameters}
         values = json.dumps(list(call["arguments"].values()), ensure_ascii=False)
         # 200,000 is 200000, and 15 % is 0.15.
-        unsaid = set(re.findall(r"\d+", values)) - {"0", *re.findall(r"\d+", said["value"].replace(",", ""))}
-        if len(given) == len(call["arguments"]) and not unsaid:
+        unsaid = set(re.findall(r"\d+", values)) - {"0", *re.findall(r"\d+", question["value"].replace(",", ""))}
+        if len(arguments) == len(call["arguments"]) and not unsaid:
             name = f"glaive_{number}"
-            asked = {"id": name, "question": [[{"role": "user", "content": said["value"]}]], "function": tools}
-            yield asked, {"id": name, "ground_truth": [{call["name"]: given}]}
+            bfcl_question = {
+                "id": name,
+                "question": [[{"role": "user", "content": question["value"]}]],
+                "function": tools,
+            }
+            yield bfcl_question, {"id": name, "ground_truth": [{call["name"]: arguments}]}
 
 
 def steps(data: Path) -> Iterator[Row]:
     """Each action of a trajectory, after the end of what was seen and done before."""
     for name, text in json.loads((data / "alfworld_react" / "alfworld.json").read_text(encoding="utf-8")).items():
-        before, *actions = text.split("\n> ")
+        history, *actions = text.split("\n> ")
         for action in actions:
-            done, _, seen = action.partition("\n")
-            if not done.startswith("think:"):
-                yield {"prompt": f"{before[-SEEN:]}\n>", "completion": f" {done}", "source": name}
-            before = f"{before}\n> {done}\n{seen}"
+            action_text, _, observation = action.partition("\n")
+            if not action_text.startswith("think:"):
+                yield {"prompt": f"{history[-SEEN:]}\n>", "completion": f" {action_text}", "source": name}
+            history = f"{history}\n> {action_text}\n{observation}"
 
 
 def lists(words: list[str], draw: random.Random) -> Iterator[str]:
-    """Words, names and numbers, and the same again: a model from nothing learns to copy by them."""
+    """Words, names and numbers, and the same again: a model trained from scratch learns to copy by them."""
 
     def item() -> str:
         kind = draw.random()
@@ -96,27 +100,30 @@ def forms(words: list[str], draw: random.Random) -> Iterator[str]:
         return " ".join(word.capitalize() for word in chosen) if draw.random() < 0.5 else " ".join(chosen).lower()
 
     for _ in range(FORMS):
-        offered = {}
+        forms_by_name = {}
         for _ in range(draw.choice([1, 1, 1, 2, 3])):
             fields = {name(draw.randint(1, 2)): draw.choice(["number", "text"]) for _ in range(draw.randint(1, 4))}
-            offered[name(draw.randint(1, 3))] = fields
-        said, filled = [], []
+            forms_by_name[name(draw.randint(1, 3))] = fields
+        sentences, filled = [], []
         for _ in range(draw.choice([1, 1, 2])):
-            form = draw.choice(list(offered))
-            given = {field: value(kind) for field, kind in offered[form].items() if draw.random() < 0.85}
-            told = [draw.choice(re.split(r"[_.]", form)), *draw.sample(words, 2)]
-            for field, each in draw.sample(list(given.items()), len(given)):
-                told += [draw.choice(re.split(r"[_.]", field)), each] if draw.random() < 0.7 else [each]
-                told += draw.sample(words, draw.randint(0, 2))
-            said.append(" ".join(told))
+            form = draw.choice(list(forms_by_name))
+            values = {field: value(kind) for field, kind in forms_by_name[form].items() if draw.random() < 0.85}
+            sentence = [draw.choice(re.split(r"[_.]", form)), *draw.sample(words, 2)]
+            for field, field_value in draw.sample(list(values.items()), len(values)):
+                sentence += (
+                    [draw.choice(re.split(r"[_.]", field)), field_value] if draw.random() < 0.7 else [field_value]
+                )
+                sentence += draw.sample(words, draw.randint(0, 2))
+            sentences.append(" ".join(sentence))
             filled.append(
-                f"{form} / " + " / ".join(f"{field} is {given[field]}" for field in offered[form] if field in given)
+                f"{form} / "
+                + " / ".join(f"{field} is {values[field]}" for field in forms_by_name[form] if field in values)
             )
-        shown = "\n".join(
+        listing = "\n".join(
             f"{form} / " + " / ".join(f"{field} {kind}" for field, kind in fields.items())
-            for form, fields in offered.items()
+            for form, fields in forms_by_name.items()
         )
-        yield f"{shown}\nSaid: {' and '.join(said)}\nFilled: {' ; '.join(filled)}"
+        yield f"{listing}\nSaid: {' and '.join(sentences)}\nFilled: {' ; '.join(filled)}"
 
 
 def main() -> None:
@@ -125,7 +132,7 @@ def main() -> None:
     data, out = map(Path, sys.argv[1:])
     shutil.copytree(data / "bfcl", out / "questions", dirs_exist_ok=True)
     pairs = list(dialogues(data))
-    write(out / "questions" / "BFCL_v4_glaive.json", [asked for asked, _ in pairs])
+    write(out / "questions" / "BFCL_v4_glaive.json", [question for question, _ in pairs])
     write(out / "questions" / "possible_answer" / "BFCL_v4_glaive.json", [answer for _, answer in pairs])
     write(out / "steps.jsonl", steps(data))
     rows = json.loads((data / "glaive_toolcall" / "glaive_toolcall_en_demo.json").read_text(encoding="utf-8"))

@@ -59,13 +59,13 @@ def health(data: Path) -> tuple[list[Row], list[Row]]:
     rows = {row["question"]: row for row in read(data / "medquad" / "qa.jsonl")}.values()
     topics = sorted({row["focus"] for row in rows})
     random.Random(0).shuffle(topics)
-    asked = set(topics[: len(topics) // 2])
-    own = [
+    chosen_topics = set(topics[: len(topics) // 2])
+    chosen_rows = [
         {"question": row["question"], "answer": row["answer"].removeprefix("Summary : "), "topic": row["focus"]}
         for row in rows
-        if row["focus"] in asked
+        if row["focus"] in chosen_topics
     ]
-    return random.Random(0).sample(own, HEALTH), [row for row in rows if row["focus"] not in asked]
+    return random.Random(0).sample(chosen_rows, HEALTH), [row for row in rows if row["focus"] not in chosen_topics]
 
 
 def visits(data: Path) -> tuple[list[Row], list[Row]]:
@@ -73,21 +73,21 @@ def visits(data: Path) -> tuple[list[Row], list[Row]]:
     with (data / "mts_dialog" / "MTS-Dialog-TrainingSet.csv").open(encoding="utf-8", newline="") as stream:
         rows = list(csv.DictReader(stream))
     random.Random(0).shuffle(rows)
-    found: dict[str, Row] = {}
+    rows_by_prompt: dict[str, Row] = {}
     for number, row in enumerate(rows):
         turns = re.findall(r"^(Doctor|Patient): (.*)$", row["dialogue"].replace("\r", ""), re.MULTILINE)
-        messages = [{"role": who.lower(), "content": said.strip()} for who, said in turns]
+        messages = [{"role": role.lower(), "content": text.strip()} for role, text in turns]
         for n in range(1, len(messages)):
             long_enough = len(messages[n]["content"].split()) >= SHORTEST
             if messages[n]["role"] == "doctor" and messages[n - 1]["role"] == "patient" and long_enough:
-                own = messages[max(0, n - 3) : n + 1]
+                window = messages[max(0, n - 3) : n + 1]
                 # An earlier reply of the doctor in it would be an answer of its own.
-                if sum(each["role"] == "doctor" for each in own[1:]) == 1:
-                    found.setdefault(own[-2]["content"], {"messages": own, "topic": row["ID"]})
+                if sum(message["role"] == "doctor" for message in window[1:]) == 1:
+                    rows_by_prompt.setdefault(window[-2]["content"], {"messages": window, "topic": row["ID"]})
                     break
-        if len(found) == VISITS:
-            return list(found.values()), rows[number + 1 :]
-    return list(found.values()), []
+        if len(rows_by_prompt) == VISITS:
+            return list(rows_by_prompt.values()), rows[number + 1 :]
+    return list(rows_by_prompt.values()), []
 
 
 def main() -> None:
@@ -95,16 +95,16 @@ def main() -> None:
         raise SystemExit(__doc__)
     data, out = map(Path, sys.argv[1:])
     out.mkdir(parents=True, exist_ok=True)
-    answers, (asked, others), (replies, unused) = counsel(data), health(data), visits(data)
+    answers, (health_rows, other_rows), (replies, unused) = counsel(data), health(data), visits(data)
     write(out / "counsel.jsonl", answers)
-    write(out / "health.jsonl", asked)
+    write(out / "health.jsonl", health_rows)
     write(out / "visits.jsonl", replies)
     questions = [row["instruction"] for name in ("openbookqa", "arc_easy") for row in read(data / name / "train.jsonl")]
-    general = [f"{row['question']} {row['answer']}" for row in others] + questions
+    general = [f"{row['question']} {row['answer']}" for row in other_rows] + questions
     general += [text for row in unused for text in (row["section_text"], row["dialogue"])]
     write(out / "general.jsonl", [{"text": text} for text in general])
     # What a classifier takes for empathic: counsellors, and not encyclopaedias and doctors' questions.
-    other = [row["answer"] for row in others] + [row["messages"][-1]["content"] for row in replies]
+    other = [row["answer"] for row in other_rows] + [row["messages"][-1]["content"] for row in replies]
     labelled = [(row["answer"], True) for row in answers] + [(text, False) for text in other]
     write(out / "empathic.jsonl", [{"completion": text, "label": label} for text, label in labelled])
 

@@ -59,14 +59,14 @@ def instructions(data: Path) -> list[Row]:
 
 def tasks(data: Path, draw: random.Random) -> list[Row]:
     """Which regulation a paragraph is from, and whether it is the rule or its interpretation."""
-    found = {}
+    pairs_by_text = {}
     for row in draw.sample(read(data / "cfpb" / "paragraphs.jsonl"), 1000):
         text = short(row["text"])
-        found[text] = (
+        pairs_by_text[text] = (
             {"prompt": f"Which regulation is this from? {text}\nRegulation:", "completion": f" {NAMES[row['reg']]}"},
             {"prompt": f"Is this the rule or an interpretation? {text}\nIt is:", "completion": f" {row['kind']}"},
         )
-    return [row for pair in found.values() for row in pair]
+    return [row for pair in pairs_by_text.values() for row in pair]
 
 
 def preferences(data: Path, draw: random.Random) -> list[Row]:
@@ -74,15 +74,15 @@ def preferences(data: Path, draw: random.Random) -> list[Row]:
     defined: dict[str, Row] = {}
     for row in read(data / "cfpb" / "definitions.jsonl"):
         defined.setdefault(f"{row['reg']} {row['term']}", row)
-    found = []
+    rows = []
     for key, row in defined.items():
         prompt = f"What does “{row['term']}” mean in Regulation {NAMES[row['reg']]}?\nAnswer:"
-        others = [other for name, other in defined.items() if name != key and other["term"] != row["term"]]
-        found += [
+        other_terms = [other for name, other in defined.items() if name != key and other["term"] != row["term"]]
+        rows += [
             {"prompt": prompt, "chosen": f" {short(row['text'])}", "rejected": f" {short(other['text'])}"}
-            for other in draw.sample(others, REJECTED)
+            for other in draw.sample(other_terms, REJECTED)
         ]
-    return found
+    return rows
 
 
 def main() -> None:

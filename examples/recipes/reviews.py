@@ -2,8 +2,8 @@
 
     python examples/recipes/reviews.py OUT
 
-writes OUT/prompts.jsonl, and OUT/learner/run: a small Llama from nothing that writes reviews of places, meals, shows
-and people, in any mood.
+writes OUT/prompts.jsonl, and OUT/learner/run: a small Llama trained from scratch that writes reviews of places, meals,
+shows and people, in any mood.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ def conditions(prompt: str, answer: str) -> dict[str, bool]:
     """What a review is to be; a condition's name says what is missing where it is not met."""
     words = re.findall(r"[a-z]+", answer.lower())
     sentences = [part for part in answer.split(".") if part.strip()]
-    asked = {word for word in re.findall(r"[a-z]+", prompt.lower()) if len(word) > 3}
+    prompt_words = {word for word in re.findall(r"[a-z]+", prompt.lower()) if len(word) > 3}
     return {
         "it is favourable": world.true_reward(answer) >= 0.5,
         "it is two or three whole sentences": 2 <= len(sentences) <= 3 and answer.rstrip().endswith("."),
-        "it says what it is about": bool(asked & set(words)),
+        "it says what it is about": bool(prompt_words & set(words)),
     }
 
 
@@ -55,12 +55,12 @@ def main() -> None:
     if len(sys.argv) != 2:
         raise SystemExit(__doc__)
     out, draw = Path(sys.argv[1]), random.Random(0)
-    asked, _ = world.split_prompts(0, 0)
-    told, prompts = asked[PROMPTS:], asked[:PROMPTS]
+    training_prompts, _ = world.split_prompts(0, 0)
+    demonstration_prompts, prompts = training_prompts[PROMPTS:], training_prompts[:PROMPTS]
     write(out / "prompts.jsonl", [{"prompt": prompt} for prompt in prompts])
     write(out / "texts.jsonl", [{"text": text} for text in world.pretraining_texts(TEXTS, 0)])
-    shown = [draw.choice(told) for _ in range(DEMONSTRATIONS)]
-    rows = [{"prompt": prompt, "completion": world.demonstration(prompt, draw)} for prompt in shown]
+    drawn_prompts = [draw.choice(demonstration_prompts) for _ in range(DEMONSTRATIONS)]
+    rows = [{"prompt": prompt, "completion": world.demonstration(prompt, draw)} for prompt in drawn_prompts]
     write(out / "demonstrations.jsonl", rows)
     if not (out / "start" / "config.json").exists():
         tokenizer = world.build_tokenizer()

@@ -5,42 +5,13 @@ The public face; everything heavy is imported when it is first used.
 
 from __future__ import annotations
 
+import ast
+from functools import cache
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 __version__ = "0.1.0"
-
-_WHERE = {
-    "ConfigError": "penchant.errors",
-    "DataError": "penchant.errors",
-    "Estimate": "penchant.evaluation.statistics",
-    "Groups": "penchant.objectives",
-    "ModelError": "penchant.errors",
-    "OBJECTIVES": "penchant.objectives",
-    "Objective": "penchant.objectives",
-    "Output": "penchant.objectives",
-    "PenchantError": "penchant.errors",
-    "PreferenceGroup": "penchant.data.groups",
-    "RunConfig": "penchant.config.run",
-    "Sampling": "penchant.evaluation.answering",
-    "Sum": "penchant.objectives",
-    "answer": "penchant.evaluation.answering",
-    "bootstrap_mean": "penchant.evaluation.statistics",
-    "check_groups": "penchant.data.checks",
-    "compare": "penchant.comparison.run",
-    "evaluate_preferences": "penchant.evaluation.preferences",
-    "load_bench": "penchant.comparison.config",
-    "load_config": "penchant.config.run",
-    "open_reward": "penchant.evaluation.rewards",
-    "parse_config": "penchant.config.run",
-    "rank": "penchant.evaluation.ranking",
-    "read_groups": "penchant.data.reading",
-    "score": "penchant.evaluation.held_out",
-    "split_by_prompt": "penchant.data.splitting",
-    "tokenize_groups": "penchant.data.tokenization",
-    "train": "penchant.training.run",
-    "write_groups": "penchant.data.writing",
-}
 
 if TYPE_CHECKING:
     from penchant.comparison.config import load_bench
@@ -95,7 +66,15 @@ __all__ = [
 ]
 
 
+@cache
+def lazy_modules(file: str) -> dict[str, str]:
+    """The module of every name that a file of this package imports for type checkers only."""
+    nodes = ast.walk(ast.parse(Path(file).read_text(encoding="utf-8")))
+    imports = [node for node in nodes if isinstance(node, ast.ImportFrom) and str(node.module).startswith("penchant.")]
+    return {name.name: str(node.module) for node in imports for name in node.names}
+
+
 def __getattr__(name: str) -> object:
-    if name not in _WHERE:
+    if name not in lazy_modules(__file__):
         raise AttributeError(f"module 'penchant' has no attribute {name!r}")
-    return getattr(import_module(_WHERE[name]), name)
+    return getattr(import_module(lazy_modules(__file__)[name]), name)

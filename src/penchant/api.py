@@ -5,11 +5,10 @@ Every name is imported from its module when it is first used, so that a recipe p
 
 from __future__ import annotations
 
-import ast
-from functools import cache
 from importlib import import_module
-from pathlib import Path
 from typing import TYPE_CHECKING
+
+from penchant import lazy_modules
 
 if TYPE_CHECKING:
     from penchant.config.objective import build_objective as build_objective
@@ -58,6 +57,7 @@ if TYPE_CHECKING:
     from penchant.diffusion.denoising import Denoiser as Denoiser
     from penchant.diffusion.denoising import LatentChoice as LatentChoice
     from penchant.diffusion.denoising import diffusers as diffusers
+    from penchant.diffusion.training import Draws as Draws
     from penchant.diffusion.training import check_objective as check_objective
     from penchant.diffusion.training import tune_denoiser as tune_denoiser
     from penchant.engine.distributed import World as World
@@ -107,7 +107,7 @@ if TYPE_CHECKING:
     from penchant.evaluation.rewards import UserFunction as UserFunction
     from penchant.evaluation.rewards import import_function as import_function
     from penchant.evaluation.rewards import open_reward as open_reward
-    from penchant.evaluation.rewards import shown as shown
+    from penchant.evaluation.rewards import short_repr as short_repr
     from penchant.evaluation.seed_means import mean_over_seeds as mean_over_seeds
     from penchant.evaluation.statistics import Estimate as Estimate
     from penchant.evaluation.statistics import Floats as Floats
@@ -158,7 +158,7 @@ if TYPE_CHECKING:
     from penchant.objectives import Needs as Needs
     from penchant.progress import Progress as Progress
     from penchant.serving.router import Router as Router
-    from penchant.storage.caches import KeptAnswers as KeptAnswers
+    from penchant.storage.caches import AnswerCache as AnswerCache
     from penchant.storage.caches import cache_folder as cache_folder
     from penchant.storage.files import disk_errors as disk_errors
     from penchant.storage.files import folder_lock as folder_lock
@@ -168,11 +168,13 @@ if TYPE_CHECKING:
     from penchant.storage.files import whole_folder as whole_folder
     from penchant.storage.files import write_atomically as write_atomically
     from penchant.storage.fingerprints import file_fingerprint as file_fingerprint
+    from penchant.storage.fingerprints import hash_bytes as hash_bytes
+    from penchant.storage.fingerprints import hash_parts as hash_parts
     from penchant.storage.fingerprints import optional_weights_fingerprint as optional_weights_fingerprint
     from penchant.storage.fingerprints import weights_fingerprint as weights_fingerprint
     from penchant.storage.sqlite import Database as Database
     from penchant.training.folder import run_log as run_log
-    from penchant.training.needs import usable as usable
+    from penchant.training.needs import filter_learnable_groups as filter_learnable_groups
     from penchant.training.optimizer import build_optimizer as build_optimizer
     from penchant.training.optimizer import learning_rate as learning_rate
     from penchant.training.optimizer import scale_and_clip as scale_and_clip
@@ -181,19 +183,11 @@ if TYPE_CHECKING:
     from penchant.training.sampled import prompts_to_answer as prompts_to_answer
 
 
-@cache
-def _modules() -> dict[str, str]:
-    """The module of every name, as the imports above have it."""
-    nodes = ast.walk(ast.parse(Path(__file__).read_text(encoding="utf-8")))
-    imports = [node for node in nodes if isinstance(node, ast.ImportFrom)]
-    return {name.name: str(node.module) for node in imports for name in node.names if name.asname}
-
-
 def __dir__() -> list[str]:
-    return sorted(_modules())
+    return sorted(lazy_modules(__file__))
 
 
 def __getattr__(name: str) -> object:
-    if name not in _modules():
+    if name not in lazy_modules(__file__):
         raise AttributeError(f"module 'penchant.api' has no attribute {name!r}")
-    return getattr(import_module(_modules()[name]), name)
+    return getattr(import_module(lazy_modules(__file__)[name]), name)

@@ -28,7 +28,7 @@ def comparing() -> Iterator[ModuleType]:
         del sys.modules[name]
 
 
-def test_its_verdicts_are_the_librarys(comparing: ModuleType) -> None:
+def test_simulated_verdicts_equal_the_librarys(comparing: ModuleType) -> None:
     """Without an effect and with one, seeds that agree and that differ: the first step of Holm's procedure."""
     generator, decided = np.random.default_rng(0), 0
     for number in range(40):
@@ -61,12 +61,12 @@ def test_no_setting_of_decision_006_has_a_false_verdict_too_often(comparing: Mod
     "name", ["one method's seeds differ", "two methods' do", "the baseline's do", "one of twelve, residual large"]
 )
 @pytest.mark.parametrize("share", [2.0, 5.0, 20.0])
-def test_nor_where_seeds_variances_are_unequal(comparing: ModuleType, name: str, share: float) -> None:
+def test_false_verdicts_are_rare_with_unequal_seed_variances(comparing: ModuleType, name: str, share: float) -> None:
     assert comparing.family_error(comparing.UNEQUAL[name](share), 600, seed=3)[1] <= 0.068
 
 
 @pytest.mark.parametrize(("shared", "specific"), [(0.0, 0.0), (0.3, 0.3), (0.5, 0.3)])
-def test_sixteen_points_are_found(comparing: ModuleType, shared: float, specific: float) -> None:
+def test_difference_of_sixteen_points_is_detected(comparing: ModuleType, shared: float, specific: float) -> None:
     """5 methods, 3 seeds, 300 prompts; seeds differ by half a point. By the careful intervals alone: 0 to 42 %."""
     careful, rule = comparing.power(comparing.Accuracies(0.5, 0.16, shared, specific, 0.5), 200, seed=1)
     assert careful < 0.55
@@ -74,7 +74,7 @@ def test_sixteen_points_are_found(comparing: ModuleType, shared: float, specific
 
 
 @pytest.mark.parametrize(("methods", "seeds", "prompts"), [(4, 3, 60), (1, 3, 60), (4, 5, 60), (5, 3, 300)])
-def test_what_a_design_can_find_is_found_in_about_80_of_100(comparing, methods, seeds, prompts) -> None:
+def test_detectable_difference_is_detected_in_about_80_of_100_runs(comparing, methods, seeds, prompts) -> None:
     expected = Variances(seed=0.0, prompt=1 / 6, residual=1 / 6)
     difference = detectable_difference(expected, seeds, prompts, methods)
     assert difference is not None
@@ -99,7 +99,7 @@ def test_a_methods_interval_covers_its_share(comparing, share, seeds, prompts, o
     assert over_seeds < 0.93
 
 
-def test_the_script_runs_and_hides_no_module_of_pythons() -> None:
+def test_script_runs_without_shadowing_python_modules() -> None:
     script = subprocess.run(
         [sys.executable, str(BENCHMARKS / "statistics.py"), "--help"], capture_output=True, text=True, check=True
     )

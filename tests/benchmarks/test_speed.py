@@ -22,10 +22,10 @@ TINY = ["--tiny", "--here", "penchant", "--threads", "1", "--rate", "1e-3", *FEW
 @pytest.fixture(scope="module")
 def speed() -> Iterator[dict[str, ModuleType]]:
     """The scripts, imported as one runs them: from their own folder."""
-    before = list(sys.path)
+    path_before = list(sys.path)
     sys.path.insert(0, str(SPEED))
     yield {name: importlib.import_module(name) for name in MODULES}
-    sys.path[:] = before
+    sys.path[:] = path_before
     for name in MODULES:
         del sys.modules[name]
 
@@ -35,20 +35,22 @@ def side(*losses: float, tokens: int = 10) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def once(speed: dict[str, ModuleType], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+def driver_results(
+    speed: dict[str, ModuleType], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, dict[str, Any]]:
     """The driver's folder of results, and what each side's process found."""
-    run, found = speed["run"], {}
+    run, reports = speed["run"], {}
     folder = tmp_path_factory.mktemp("speed")
     with pytest.MonkeyPatch.context() as patch:
         whole = run.run_side
 
-        def kept(script: str, python: str, task: Any) -> dict[str, Any]:
-            found[task.side] = whole(script, python, task)
-            return found[task.side]
+        def run_and_record(script: str, python: str, task: Any) -> dict[str, Any]:
+            reports[task.side] = whole(script, python, task)
+            return reports[task.side]
 
-        patch.setattr(run, "run_side", kept)
+        patch.setattr(run, "run_side", run_and_record)
         assert run.main(arguments(folder)) == 0
-    return folder / "out", found
+    return folder / "out", reports
 
 
 def arguments(folder: Path) -> list[str]:
@@ -57,21 +59,21 @@ def arguments(folder: Path) -> list[str]:
 
 
 @pytest.mark.slow
-def test_all_sides_do_the_same_work(once: tuple[Path, dict[str, Any]]) -> None:
-    (file,) = once[0].glob("*-cpu-speed.json")
+def test_all_sides_do_the_same_work(driver_results: tuple[Path, dict[str, Any]]) -> None:
+    (file,) = driver_results[0].glob("*-cpu-speed.json")
     sides = json.loads(file.read_text())["results"][0]["sides"]
     # S-DPO's layout brings Penchant's own S-DPO with it.
     assert list(sides) == ["penchant", "padded", "penchant_s_dpo", "padded_groups"]
-    for name, found in sides.items():
-        assert len(found["losses"]) == 3
+    for name, side_result in sides.items():
+        assert len(side_result["losses"]) == 3
         # At the reference, DPO is ln 2; S-DPO's ln(1 + negatives) tells that whole groups were seen.
-        at_start = found["losses"][0]
+        at_start = side_result["losses"][0]
         assert at_start == pytest.approx(0.693147, abs=1e-5) if "_" not in name else at_start > 1
-        assert found["losses_move_by"] > 1e-3
-        assert found["largest_loss_difference"] < 1e-4
-        assert found["peak_mb"]["least"] > 50
-        assert 0 < found["share_of_bound"] < 1
-        assert found["threads"] == 1
+        assert side_result["losses_move_by"] > 1e-3
+        assert side_result["largest_loss_difference"] < 1e-4
+        assert side_result["peak_mb"]["least"] > 50
+        assert 0 < side_result["share_of_bound"] < 1
+        assert side_result["threads"] == 1
     # Its own row, and the one it is compared with.
     assert file.with_suffix(".txt").read_text().count("| penchant_s_dpo ") == 2
     assert file.with_suffix(".svg").read_text().startswith("<?xml")
@@ -94,18 +96,18 @@ def driven(
 
 
 @pytest.mark.slow
-def test_another_loss_is_refused(driven: Any, once: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+def test_another_loss_is_refused(driven: Any, driver_results: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
     """The same run with one loss of one side wrong: the driver says which, exits with 1, and writes no result."""
 
     def perturbed(script: str, python: str, task: Any) -> dict[str, Any]:
-        found = copy.deepcopy(once[1][task.side])
+        report = copy.deepcopy(driver_results[1][task.side])
         if task.side == "padded":
-            found["steps"][1]["loss"] += 2e-4
-        return found
+            report["steps"][1]["loss"] += 2e-4
+        return report
 
-    status, said = driven(perturbed)
+    status, error_output = driven(perturbed)
     assert status == 1
-    assert "padded's loss differs from penchant's by 2.0" in said
+    assert "padded's loss differs from penchant's by 2.0" in error_output
     assert not (tmp_path / "out").exists()
 
 
@@ -114,7 +116,7 @@ def test_another_loss_is_refused(driven: Any, once: tuple[Path, dict[str, Any]],
 def test_a_peer_that_fails_is_left_out(
     driven: Any,
     speed: dict[str, ModuleType],
-    once: tuple[Path, dict[str, Any]],
+    driver_results: tuple[Path, dict[str, Any]],
     tmp_path: Path,
     reason: str,
     status: int,
@@ -122,23 +124,25 @@ def test_a_peer_that_fails_is_left_out(
     def failing(script: str, python: str, task: Any) -> dict[str, Any]:
         if task.side == "padded":
             raise speed["run"].Failure(reason)
-        return once[1][task.side]
+        return driver_results[1][task.side]
 
-    ended, said = driven(failing)
-    assert ended == status
-    assert "padded is left out" in said
+    exit_status, error_output = driven(failing)
+    assert exit_status == status
+    assert "padded is left out" in error_output
     (file,) = (tmp_path / "out").glob("*-cpu-speed.json")
     assert list(json.loads(file.read_text())["results"][0]["sides"]) == ["penchant", "penchant_s_dpo", "padded_groups"]
 
 
-def test_sides_run_in_this_python_where_asked(speed: dict[str, ModuleType], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sides_run_in_this_python_with_option_here(
+    speed: dict[str, ModuleType], monkeypatch: pytest.MonkeyPatch
+) -> None:
     run = speed["run"]
     monkeypatch.setattr(run, "trl_python", lambda: "made")
     assert run.interpreter(run.SIDES["trl_best"], ["penchant", "trl"]) == sys.executable
     assert run.interpreter(run.SIDES["trl_best"], ["penchant"]) == "made"
     # A package is looked for in the Python that would run the side: this one has PEFT.
-    assert run.missing("trl_lora", ["trl"]) is None
-    assert "flash_pref" in run.missing("trl_flash_pref", ["trl"])
+    assert run.missing_reason("trl_lora", ["trl"]) is None
+    assert "flash_pref" in run.missing_reason("trl_flash_pref", ["trl"])
 
 
 @pytest.mark.parametrize("loss", [0.7 + 1.1e-4, float("nan")])
@@ -149,13 +153,13 @@ def test_losses_must_agree(speed: dict[str, ModuleType], loss: float) -> None:
         check({"penchant": side(0.7), "padded": side(loss)}, 1e-4)
 
 
-def test_losses_that_stand_still_prove_nothing(speed: dict[str, ModuleType]) -> None:
+def test_losses_must_change_during_a_run(speed: dict[str, ModuleType]) -> None:
     speed["run"].check_moved({"penchant": side(0.7, 0.7004)}, 1e-4)
     with pytest.raises(speed["run"].Disagreement, match="hardly move"):
         speed["run"].check_moved({"penchant": side(0.7, 0.7002)}, 1e-4)
 
 
-def test_tokens_must_be_those_drawn(speed: dict[str, ModuleType]) -> None:
+def test_tokens_must_equal_the_workloads(speed: dict[str, ModuleType]) -> None:
     """A prompt of 5 and responses of 2, 3 and 4: 7 + 8 + 9 as candidates, 7 + 8 + 7 + 9 as pairs."""
     step = [([9] * 5, [[9, 2], [9, 9, 2], [9, 9, 9, 2]])]
     workloads, run = speed["workloads"], speed["run"]
@@ -193,10 +197,10 @@ def test_the_bound_counts_the_models_own_weights(speed: dict[str, ModuleType], t
     assert workload.shape.head_weights == model.lm_head.weight.numel()
 
 
-def test_every_step_has_as_many_pairs_of_groups_of_many_sizes(speed: dict[str, ModuleType]) -> None:
+def test_steps_have_equal_numbers_of_pairs_and_mixed_group_sizes(speed: dict[str, ModuleType]) -> None:
     workload = speed["workloads"].WORKLOADS["negatives"]
-    drawn = speed["workloads"].draw(workload, 8)
-    assert {sum(len(responses) - 1 for _, responses in step) for step in drawn} == {workload.pairs_per_step}
-    sizes = {len(responses) - 1 for step in drawn for _, responses in step}
+    steps = speed["workloads"].draw(workload, 8)
+    assert {sum(len(responses) - 1 for _, responses in step) for step in steps} == {workload.pairs_per_step}
+    sizes = {len(responses) - 1 for step in steps for _, responses in step}
     assert len(sizes) > 4
     assert sizes <= set(range(7, 16))

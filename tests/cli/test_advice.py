@@ -179,7 +179,7 @@ RECIPE_VERBS = {f"recipe {name}": verb_of(["recipe", name, "file.yaml"]) for nam
 @pytest.mark.parametrize("option", OPTIONS)
 @pytest.mark.parametrize("name", [*VERBS, *RECIPE_VERBS])
 @pytest.mark.parametrize("assigned", [True, False])
-def test_an_option_is_worded_for_every_verb(name, option, assigned):
+def test_configuration_keys_become_flags_of_every_verb(name, option, assigned):
     """What the library names as a run's key can be typed on the verb as it is printed, or is no option any more."""
     verb = VERBS.get(name) or RECIPE_VERBS[name]
     assert verb is not None
@@ -214,7 +214,7 @@ def test_mappings_become_flags_that_a_shell_reads():
     assert variables == "--chat-template-kwargs x=false"
 
 
-def test_a_stages_keys_are_put_before_a_runs_and_nothing_else():
+def test_rename_options_changes_configuration_keys_only():
     keys = {"training.": "sft.training.", "reward.": "verifier.reward.", "data.split": "data.held_out_split"}
     text = "training.seed=1, a.training.seed, reward.py:score and reward.label=1; while training. Leave data.split out"
     assert rename_options(text, keys) == (

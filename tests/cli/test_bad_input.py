@@ -21,7 +21,7 @@ ROW = {"prompt": "the old cat", "chosen": " sees a dog", "rejected": " runs"}
 
 
 @pytest.fixture
-def refused(capsys: pytest.CaptureFixture[str]) -> Refused:
+def assert_refused(capsys: pytest.CaptureFixture[str]) -> Refused:
     """Runs a command line that must be refused, and gives back its message."""
 
     def refuse(*arguments: object, says: list[str]) -> str:
@@ -39,11 +39,11 @@ def refused(capsys: pytest.CaptureFixture[str]) -> Refused:
 
 
 @pytest.fixture
-def refused_run(refused: Refused, write_config, tmp_path: Path) -> Refused:
+def assert_run_refused(assert_refused: Refused, write_config, tmp_path: Path) -> Refused:
     """Runs `penchant train` on overrides that must be refused before the output folder is touched."""
 
     def refuse(*overrides: str, says: list[str], **sections: object) -> str:
-        message = refused("train", write_config(**sections), *overrides, says=says)
+        message = assert_refused("train", write_config(**sections), *overrides, says=says)
         assert "what to do: " in message
         assert not (tmp_path / "run").exists()
         return message
@@ -67,104 +67,116 @@ class TestDataFile:
     def file(self, tmp_path: Path) -> Path:
         return tmp_path / "bad.jsonl"
 
-    def test_missing(self, refused_run, tmp_path):
+    def test_missing(self, assert_run_refused, tmp_path):
         write_rows(tmp_path / "pairs.jsonl", ROW)
-        wanted = tmp_path / "pears.jsonl"
-        refused_run(f"data.train={wanted}", says=[str(wanted), "there is no such file", "did you mean", "pairs.jsonl?"])
+        path = tmp_path / "pears.jsonl"
+        assert_run_refused(
+            f"data.train={path}", says=[str(path), "there is no such file", "did you mean", "pairs.jsonl?"]
+        )
 
-    def test_empty(self, refused_run, file):
+    def test_empty(self, assert_run_refused, file):
         file.write_text("")
-        refused_run(f"data.train={file}", says=["bad.jsonl: it is empty; expected at least one row"])
+        assert_run_refused(f"data.train={file}", says=["bad.jsonl: it is empty; expected at least one row"])
 
-    def test_bad_json(self, refused_run, file):
+    def test_bad_json(self, assert_run_refused, file):
         write_rows(file, ROW, ROW)
         with file.open("a") as stream:
             stream.write('{"prompt": "the", "chosen": }\n')
-        refused_run(f"data.train={file}", says=["bad.jsonl, line 3: not valid JSON at column 29"])
+        assert_run_refused(f"data.train={file}", says=["bad.jsonl, line 3: not valid JSON at column 29"])
 
-    def test_missing_column(self, refused_run, file):
+    def test_missing_column(self, assert_run_refused, file):
         write_rows(file, *[{"prompt": "the", "chosen": " cat", "rejekted": " dog"}] * 2)
-        refused_run(f"data.train={file}", says=["bad.jsonl: ", "lacks 'rejected' (is it 'rejekted'?)", "data.columns="])
+        assert_run_refused(
+            f"data.train={file}", says=["bad.jsonl: ", "lacks 'rejected' (is it 'rejekted'?)", "data.columns="]
+        )
 
-    def test_wrong_type(self, refused_run, file):
+    def test_wrong_type(self, assert_run_refused, file):
         write_rows(file, ROW, {**ROW, "chosen": 7})
-        refused_run(
+        assert_run_refused(
             f"data.train={file}", "data.format=pairs", says=["bad.jsonl, line 2", "'chosen'", "a number, 7", "expected"]
         )
 
-    def test_candidate_without_tokens(self, refused_run, file):
+    def test_candidate_without_tokens(self, assert_run_refused, file):
         write_rows(file, ROW, {**ROW, "rejected": ""})
-        refused_run(
+        assert_run_refused(
             f"data.train={file}",
             "data.held_out=null",
             says=["bad.jsonl, group 1: candidate 1 is empty", "1 of 2 groups", "data.empty=drop"],
         )
 
-    def test_chosen_equals_rejected(self, refused_run, file):
+    def test_chosen_equals_rejected(self, assert_run_refused, file):
         write_rows(file, {**ROW, "id": "seven", "rejected": ROW["chosen"]}, ROW)
-        refused_run(
+        assert_run_refused(
             f"data.train={file}",
             "data.held_out=null",
             says=["bad.jsonl, group seven: candidate 0 is said to be better than candidate 1", "data.identical=drop"],
         )
 
-    def test_empty_candidate_in_the_held_out_file_names_that_file(self, refused_run, file):
+    def test_empty_candidate_in_the_held_out_file_names_that_file(self, assert_run_refused, file):
         write_rows(file, {**ROW, "chosen": " "})
-        refused_run(f"data.held_out={file}", says=["bad.jsonl, group 0: candidate 0 is empty"])
+        assert_run_refused(f"data.held_out={file}", says=["bad.jsonl, group 0: candidate 0 is empty"])
 
-    def test_one_candidate_for_a_pairwise_loss(self, refused_run, file):
+    def test_one_candidate_for_a_pairwise_loss(self, assert_run_refused, file):
         write_rows(file, *[{"prompt": "the", "completion": " cat"}] * 2)
-        refused_run(
+        assert_run_refused(
             f"data.train={file}",
             "data.held_out=null",
             says=["bad.jsonl: dpo compares at least 2 candidates, 2 of 2 groups have fewer", "objective.name=sft"],
         )
 
-    def test_ties_alone_for_a_pairwise_loss(self, refused_run, file):
+    def test_ties_alone_for_a_pairwise_loss(self, assert_run_refused, file):
         write_rows(file, {"prompt": "the", "candidates": [" cat", " dog"], "scores": [1, 1]})
-        refused_run(f"data.train={file}", "data.held_out=null", says=["no group says which candidate is better"])
+        assert_run_refused(f"data.train={file}", "data.held_out=null", says=["no group says which candidate is better"])
 
-    def test_mixed_formats(self, refused_run, file):
+    def test_mixed_formats(self, assert_run_refused, file):
         write_rows(file, ROW, ROW, {"prompt": "the", "completion": " cat", "label": True})
-        refused_run(
+        assert_run_refused(
             f"data.train={file}",
             says=["rows of several formats: pairs (2 rows, first: bad.jsonl, line 1); unpaired (1 row"],
         )
 
-    def test_not_utf8(self, refused_run, file):
+    def test_not_utf8(self, assert_run_refused, file):
         write_rows(file, ROW)
         with file.open("ab") as stream:
             stream.write('{"prompt": "caf\u00e9"}\n'.encode("latin-1"))
-        refused_run(f"data.train={file}", says=["bad.jsonl, line 2: byte 0xe9 at offset", "is not UTF-8", "iconv"])
+        assert_run_refused(
+            f"data.train={file}", says=["bad.jsonl, line 2: byte 0xe9 at offset", "is not UTF-8", "iconv"]
+        )
 
-    def test_gzip_that_ends_early(self, refused_run, tmp_path):
+    def test_gzip_that_ends_early(self, assert_run_refused, tmp_path):
         file = tmp_path / "bad.jsonl.gz"
         whole = gzip.compress(b"".join(json.dumps({**ROW, "id": i}).encode() + b"\n" for i in range(500)))
         file.write_bytes(whole[: len(whole) // 2])
-        refused_run(f"data.train={file}", says=["bad.jsonl.gz: the gzip data is cut or damaged", "copy it again"])
+        assert_run_refused(
+            f"data.train={file}", says=["bad.jsonl.gz: the gzip data is cut or damaged", "copy it again"]
+        )
 
-    def test_parquet_with_null_cells(self, refused_run, tmp_path):
+    def test_parquet_with_null_cells(self, assert_run_refused, tmp_path):
         import pyarrow
         import pyarrow.parquet
 
         file = tmp_path / "bad.parquet"
         pyarrow.parquet.write_table(pyarrow.Table.from_pylist([ROW, {**ROW, "rejected": None}]), file)
-        refused_run(f"data.train={file}", says=["bad.parquet, row 2: column 'rejected' is null; expected a value"])
+        assert_run_refused(
+            f"data.train={file}", says=["bad.parquet, row 2: column 'rejected' is null; expected a value"]
+        )
 
-    def test_held_out_file_missing(self, refused_run, tmp_path):
-        refused_run(f"data.held_out={tmp_path / 'none.jsonl'}", says=["none.jsonl: there is no such file"])
+    def test_held_out_file_missing(self, assert_run_refused, tmp_path):
+        assert_run_refused(f"data.held_out={tmp_path / 'none.jsonl'}", says=["none.jsonl: there is no such file"])
 
-    def test_share_that_holds_out_nothing(self, refused_run, file):
+    def test_share_that_holds_out_nothing(self, assert_run_refused, file):
         write_rows(file, ROW)
-        refused_run(f"data.train={file}", says=["bad.jsonl: a share of 0.25 of 1 prompts leaves one side empty"])
+        assert_run_refused(f"data.train={file}", says=["bad.jsonl: a share of 0.25 of 1 prompts leaves one side empty"])
 
-    def test_hub_id_while_offline(self, refused_run):
-        refused_run("data.train=nobody/nothing", says=["nobody/nothing: ", "the hub did not give", "name a local file"])
+    def test_hub_id_while_offline(self, assert_run_refused):
+        assert_run_refused(
+            "data.train=nobody/nothing", says=["nobody/nothing: ", "the hub did not give", "name a local file"]
+        )
 
 
 class TestConfiguration:
-    def test_unknown_keys_name_the_nearest(self, refused_run):
-        refused_run(
+    def test_unknown_keys_name_the_nearest(self, assert_run_refused):
+        assert_run_refused(
             training={"learning_rte": 1e-3}, says=["run.yaml: 1 problem", "training.learning_rte", "learning_rate?"]
         )
 
@@ -183,83 +195,83 @@ class TestConfiguration:
             ("objective.beta.high=1", ["objective.beta.high: "]),
         ],
     )
-    def test_values(self, refused_run, override, says):
+    def test_values(self, assert_run_refused, override, says):
         sections = {"objective": {"beta": 0.1}} if override.startswith("objective.beta.") else {}
-        refused_run(override, says=says, **sections)
+        assert_run_refused(override, says=says, **sections)
 
-    def test_all_problems_at_once(self, refused_run):
-        refused_run(
+    def test_all_problems_at_once(self, assert_run_refused):
+        assert_run_refused(
             "training.batch_size=0",
             "objective.beta=-1",
             "modle=x",
             says=["3 problem(s)", "training.batch_size", "beta is -1.0", "modle: there is no such key (did you mean m"],
         )
 
-    def test_key_that_is_needed(self, refused, tmp_path):
+    def test_key_that_is_needed(self, assert_refused, tmp_path):
         file = tmp_path / "run.yaml"
         file.write_text("model: x\ndata: y.jsonl\nobjective: {name: dpo}\n")
-        refused("train", file, says=[str(file), "output: this key is needed"])
+        assert_refused("train", file, says=[str(file), "output: this key is needed"])
 
     @pytest.mark.parametrize("override", ["training.learning_rate", "=3", "0.1"])
-    def test_override_that_is_none(self, refused_run, override):
-        refused_run(override, says=[f"{override!r} is not of the form key=value"])
+    def test_override_that_is_none(self, assert_run_refused, override):
+        assert_run_refused(override, says=[f"{override!r} is not of the form key=value"])
 
     @pytest.mark.parametrize(
         ("text", "says"),
         [
             ("model: [a\noutput: b", ["this is not YAML", "line 2"]),
-            ("just a sentence", ["the file holds no keys"]),
-            ("", ["the file holds no keys"]),
+            ("just a sentence", ["the file has no keys"]),
+            ("", ["the file has no keys"]),
             ("model: {}\n", ["model: "]),
         ],
     )
-    def test_yaml_that_is_none(self, refused, tmp_path, text, says):
+    def test_yaml_without_keys(self, assert_refused, tmp_path, text, says):
         file = tmp_path / "run.yaml"
         file.write_text(text)
-        assert "what to do: " in refused("train", file, says=[str(file), *says])
+        assert "what to do: " in assert_refused("train", file, says=[str(file), *says])
 
-    def test_yaml_that_is_not_utf8(self, refused, tmp_path):
+    def test_yaml_that_is_not_utf8(self, assert_refused, tmp_path):
         file = tmp_path / "run.yaml"
         file.write_bytes(b"model: caf\xe9\n")
-        assert "what to do: " in refused("train", file, says=[str(file), "byte 10 is not UTF-8"])
+        assert "what to do: " in assert_refused("train", file, says=[str(file), "byte 10 is not UTF-8"])
 
-    def test_yaml_missing(self, refused, tmp_path):
+    def test_yaml_missing(self, assert_refused, tmp_path):
         file = tmp_path / "none.yaml"
-        refused("train", file, says=[f"{file}: there is no such file", "what to do: "])
+        assert_refused("train", file, says=[f"{file}: there is no such file", "what to do: "])
 
-    def test_folder_without_resume(self, refused, tmp_path):
-        refused("train", tmp_path, says=[f"{tmp_path}: this is a folder", f"penchant train --resume {tmp_path}"])
+    def test_folder_without_resume(self, assert_refused, tmp_path):
+        assert_refused("train", tmp_path, says=[f"{tmp_path}: this is a folder", f"penchant train --resume {tmp_path}"])
 
-    def test_resume_of_a_folder_without_a_run(self, refused, tmp_path):
-        refused("train", tmp_path, "--resume", says=[f"{tmp_path}: the folder holds no run", "what to do: "])
+    def test_resume_of_a_folder_without_a_run(self, assert_refused, tmp_path):
+        assert_refused("train", tmp_path, "--resume", says=[f"{tmp_path}: the folder contains no run", "what to do: "])
         assert contents(tmp_path) == {}
 
-    def test_max_length_above_the_context(self, refused_run):
-        refused_run(
+    def test_max_length_above_the_context(self, assert_run_refused):
+        assert_run_refused(
             "data.max_length=500",
             says=["data.max_length is 500, the model's context is 128 tokens", "data.max_length=128"],
         )
 
-    def test_prompt_longer_than_the_context(self, refused_run, tmp_path):
+    def test_prompt_longer_than_the_context(self, assert_run_refused, tmp_path):
         file = write_rows(tmp_path / "long.jsonl", ROW, {**ROW, "prompt": "cat " * 200})
-        refused_run(
+        assert_run_refused(
             f"data.train={file}",
             "data.held_out=null",
             says=["long.jsonl, group 1: ", "tokens with the longest response, data.max_length is 128", "=drop"],
         )
 
-    def test_output_that_holds_another_run(self, refused, write_config, tmp_path):
+    def test_output_that_holds_another_run(self, assert_refused, write_config, tmp_path):
         folder = tmp_path / "run"
         folder.mkdir()
         (folder / "run.json").write_text("{}")
         (folder / "config.yaml").write_text("model: other\n")
-        before = contents(folder)
-        refused("train", write_config(), says=["another run", str(folder), f"--resume {folder}", "output=DIR"])
-        assert contents(folder) == before
+        contents_before = contents(folder)
+        assert_refused("train", write_config(), says=["another run", str(folder), f"--resume {folder}", "output=DIR"])
+        assert contents(folder) == contents_before
 
-    def test_output_that_is_a_file(self, refused, write_config, tmp_path):
+    def test_output_that_is_a_file(self, assert_refused, write_config, tmp_path):
         (tmp_path / "run").write_text("thesis")
-        refused("train", write_config(), says=["output is a file", "name a folder"])
+        assert_refused("train", write_config(), says=["output is a file", "name a folder"])
         assert (tmp_path / "run").read_text() == "thesis"
 
 
@@ -270,74 +282,80 @@ class TestModelFolder:
         shutil.copytree(tiny_model, folder)
         return folder
 
-    def test_absent(self, refused_run, tmp_path):
-        refused_run(f"model={tmp_path / 'no-model'}", says=["no-model: there is no such folder", "check the path"])
+    def test_absent(self, assert_run_refused, tmp_path):
+        assert_run_refused(
+            f"model={tmp_path / 'no-model'}", says=["no-model: there is no such folder", "check the path"]
+        )
 
-    def test_absent_under_a_relative_name(self, refused_run):
-        refused_run("model=no-model", says=["no-model: there is no such folder", "org/name"])
+    def test_absent_under_a_relative_name(self, assert_run_refused):
+        assert_run_refused("model=no-model", says=["no-model: there is no such folder", "org/name"])
 
-    def test_a_file(self, refused_run, tmp_path, write_config):
-        refused_run(f"model={write_config()}", says=["run.yaml: this is a file; a model is a folder"])
+    def test_a_file(self, assert_run_refused, tmp_path, write_config):
+        assert_run_refused(f"model={write_config()}", says=["run.yaml: this is a file; a model is a folder"])
 
-    def test_hub_id_while_offline(self, refused_run):
-        refused_run("model=nobody/nothing", says=["nobody/nothing: this is no local folder", "download it first"])
+    def test_hub_id_while_offline(self, assert_run_refused):
+        assert_run_refused(
+            "model=nobody/nothing", says=["nobody/nothing: this is no local folder", "download it first"]
+        )
 
-    def test_without_config(self, refused_run, model):
+    def test_without_config(self, assert_run_refused, model):
         (model / "config.json").unlink()
-        refused_run(f"model={model}", says=[f"{model}: the folder has no config.json"])
+        assert_run_refused(f"model={model}", says=[f"{model}: the folder has no config.json"])
 
-    def test_with_a_config_that_is_not_json(self, refused_run, model):
+    def test_with_a_config_that_is_not_json(self, assert_run_refused, model):
         (model / "config.json").write_text("{")
-        refused_run(f"model={model}", says=[f"{model}: it cannot be loaded"])
+        assert_run_refused(f"model={model}", says=[f"{model}: it cannot be loaded"])
 
-    def test_without_weights(self, refused_run, model):
+    def test_without_weights(self, assert_run_refused, model):
         (model / "model.safetensors").unlink()
-        refused_run(f"model={model}", says=[f"{model}: ", "no weights (*.safetensors)", "download the weights"])
+        assert_run_refused(f"model={model}", says=[f"{model}: ", "no weights (*.safetensors)", "download the weights"])
 
-    def test_without_tokenizer(self, refused_run, model):
+    def test_without_tokenizer(self, assert_run_refused, model):
         for file in model.glob("token*"):
             file.unlink()
-        refused_run(f"model={model}", says=[f"{model}: the folder has no tokenizer", "tokenizer.save_pretrained"])
+        assert_run_refused(
+            f"model={model}", says=[f"{model}: the folder has no tokenizer", "tokenizer.save_pretrained"]
+        )
 
-    def test_without_a_chat_template_for_conversations(self, refused_run, tmp_path, tiny_model):
+    def test_without_a_chat_template_for_conversations(self, assert_run_refused, tmp_path, tiny_model):
         row = {
             "prompt": [{"role": "user", "content": "the old cat"}],
             "chosen": [{"role": "assistant", "content": "sees"}],
             "rejected": [{"role": "assistant", "content": "runs"}],
         }
         file = write_rows(tmp_path / "chat.jsonl", row)
-        refused_run(
+        assert_run_refused(
             f"data.train={file}",
             "data.held_out=null",
             says=[f"{tiny_model}: ", "the tokenizer has no chat template", "data.chat_template=FILE"],
         )
 
     @pytest.mark.parametrize(("content", "says"), [(None, "No such file"), (b"{{ \xe9 }}", "not UTF-8")])
-    def test_chat_template_that_cannot_be_read(self, refused_run, tmp_path, content, says):
+    def test_chat_template_that_cannot_be_read(self, assert_run_refused, tmp_path, content, says):
         file = tmp_path / "template.jinja"
         if content is not None:
             file.write_bytes(content)
-        refused_run(f"data.chat_template={file}", says=[f"{file}: the chat template cannot be read", says])
+        assert_run_refused(f"data.chat_template={file}", says=[f"{file}: the chat template cannot be read", says])
 
-    def test_truncated_weights(self, refused_run, model):
+    def test_truncated_weights(self, assert_run_refused, model):
         os.truncate(model / "model.safetensors", 2000)
-        refused_run(f"model={model}", says=[f"{model}: it cannot be loaded", "get the whole folder again"])
+        assert_run_refused(f"model={model}", says=[f"{model}: it cannot be loaded", "get the whole folder again"])
 
-    def test_weight_missing_inside_the_file_is_never_random(self, refused_run, model):
+    def test_weight_missing_inside_the_file_is_never_random(self, assert_run_refused, model):
         from safetensors.torch import load_file, save_file
 
         tensors = load_file(model / "model.safetensors")
         del tensors["model.layers.1.mlp.up_proj.weight"]
         save_file(tensors, model / "model.safetensors", metadata={"format": "pt"})
         says = [f"{model}: 1 weights", "model.layers.1.mlp.up_proj.weight", "random numbers"]
-        refused_run(f"model={model}", says=says)
+        assert_run_refused(f"model={model}", says=says)
 
-    def test_weight_of_another_shape(self, refused_run, model):
+    def test_weight_of_another_shape(self, assert_run_refused, model):
         values = json.loads((model / "config.json").read_text())
         (model / "config.json").write_text(json.dumps({**values, "intermediate_size": 48}))
-        refused_run(f"model={model}", says=[f"{model}: "])
+        assert_run_refused(f"model={model}", says=[f"{model}: "])
 
-    def test_tokenizer_larger_than_the_embedding(self, refused_run, model):
+    def test_tokenizer_larger_than_the_embedding(self, assert_run_refused, model):
         from transformers import AutoTokenizer
 
         tokenizer = AutoTokenizer.from_pretrained(model)
@@ -345,33 +363,33 @@ class TestModelFolder:
         highest = len(tokenizer) - 1
         tokenizer.save_pretrained(model)
         says = [f"{model}: the tokenizer has token ids up to {highest}", f"{highest - 1} rows", "resize_token"]
-        refused_run(f"model={model}", says=says)
+        assert_run_refused(f"model={model}", says=says)
 
-    def test_lora_targets_that_match_nothing(self, refused_run):
-        refused_run(lora={"rank": 2, "targets": ["q_prj"]}, says=["lora.targets: ", "q_prj", "all-linear"])
+    def test_lora_targets_that_match_nothing(self, assert_run_refused):
+        assert_run_refused(lora={"rank": 2, "targets": ["q_prj"]}, says=["lora.targets: ", "q_prj", "all-linear"])
 
-    def test_metric_that_does_not_exist(self, refused_run):
+    def test_metric_that_does_not_exist(self, assert_run_refused):
         says = ["evaluation.metric is 'acuracy', which dpo does not have", "rewards/accuracies"]
-        refused_run("evaluation.every=1", "evaluation.metric=acuracy", says=says)
+        assert_run_refused("evaluation.every=1", "evaluation.metric=acuracy", says=says)
 
-    def test_metric_that_is_better_neither_way(self, refused_run):
+    def test_metric_without_a_direction(self, assert_run_refused):
         says = ["evaluation.metric is 'rewards/ties', which is better neither higher nor lower", "rewards/margins"]
-        refused_run("evaluation.every=1", "evaluation.metric=rewards/ties", says=says)
+        assert_run_refused("evaluation.every=1", "evaluation.metric=rewards/ties", says=says)
 
-    def test_patience_without_evaluations(self, refused_run):
-        refused_run("evaluation.patience=2", says=["evaluation.patience is 2, and evaluation.every is null"])
+    def test_patience_without_evaluations(self, assert_run_refused):
+        assert_run_refused("evaluation.patience=2", says=["evaluation.patience is 2, and evaluation.every is null"])
 
-    def test_frozen_backbone_without_a_head(self, refused_run):
-        refused_run("head.freeze_backbone=true", says=["head.freeze_backbone is true, and dpo has no head"])
+    def test_frozen_backbone_without_a_head(self, assert_run_refused):
+        assert_run_refused("head.freeze_backbone=true", says=["head.freeze_backbone is true, and dpo has no head"])
 
 
 class TestOtherVerbs:
-    def test_generate_from_a_file_that_is_missing(self, refused, tiny_model, tmp_path):
+    def test_generate_from_a_file_that_is_missing(self, assert_refused, tiny_model, tmp_path):
         file = tmp_path / "none.jsonl"
-        refused("generate", tiny_model, file, says=[f"{file}: there is no such file", "what to do: "])
+        assert_refused("generate", tiny_model, file, says=[f"{file}: there is no such file", "what to do: "])
 
-    def test_generate_from_nothing(self, refused, tiny_model):
-        refused("generate", tiny_model, "", says=["the prompt is empty", "what to do: "])
+    def test_generate_from_nothing(self, assert_refused, tiny_model):
+        assert_refused("generate", tiny_model, "", says=["the prompt is empty", "what to do: "])
 
     @pytest.mark.parametrize(
         "flag",
@@ -386,54 +404,56 @@ class TestOtherVerbs:
             "--limit=0",
         ],
     )
-    def test_generate_with_a_number_out_of_range(self, refused, tiny_model, flag):
-        refused("generate", tiny_model, "the cat", flag, says=[flag.partition("=")[0], "Must be"])
+    def test_generate_with_a_number_out_of_range(self, assert_refused, tiny_model, flag):
+        assert_refused("generate", tiny_model, "the cat", flag, says=[flag.partition("=")[0], "Must be"])
 
     @pytest.mark.parametrize("flag", ["--beta=0", "--max-length=1", "--token-budget=0"])
-    def test_evaluate_with_a_number_out_of_range(self, refused, tiny_model, tiny_pairs, flag):
-        refused("evaluate", tiny_model, "--data", tiny_pairs, flag, says=[flag.partition("=")[0], "Must be"])
+    def test_evaluate_with_a_number_out_of_range(self, assert_refused, tiny_model, tiny_pairs, flag):
+        assert_refused("evaluate", tiny_model, "--data", tiny_pairs, flag, says=[flag.partition("=")[0], "Must be"])
 
-    def test_evaluate_beyond_the_context(self, refused, tiny_model, tiny_pairs):
+    def test_evaluate_beyond_the_context(self, assert_refused, tiny_model, tiny_pairs):
         says = ["the length limit is 4000", "128 tokens"]
-        refused("evaluate", tiny_model, "--data", tiny_pairs, "--max-length=4000", says=says)
+        assert_refused("evaluate", tiny_model, "--data", tiny_pairs, "--max-length=4000", says=says)
 
-    def test_evaluate_names_the_file_of_a_bad_group(self, refused, tiny_model, tmp_path):
+    def test_evaluate_names_the_file_of_a_bad_group(self, assert_refused, tiny_model, tmp_path):
         file = write_rows(tmp_path / "blank.jsonl", {**ROW, "rejected": " "})
-        refused("evaluate", tiny_model, "--data", file, says=[f"{file}, group 0", "empty"])
+        assert_refused("evaluate", tiny_model, "--data", file, says=[f"{file}, group 0", "empty"])
 
-    def test_evaluate_into_a_place_that_cannot_be_written(self, refused, tiny_model, tiny_pairs, tmp_path):
+    def test_evaluate_into_a_place_that_cannot_be_written(self, assert_refused, tiny_model, tiny_pairs, tmp_path):
         (tmp_path / "file").write_text("x")
-        place = tmp_path / "file" / "lines.jsonl"
-        arguments = ["evaluate", tiny_model, "--data", tiny_pairs, "--per-example", place]
-        refused(*arguments, says=[str(place), "cannot be written", "what to do: "])
+        path = tmp_path / "file" / "lines.jsonl"
+        arguments = ["evaluate", tiny_model, "--data", tiny_pairs, "--per-example", path]
+        assert_refused(*arguments, says=[str(path), "cannot be written", "what to do: "])
 
-    def test_evaluate_without_a_model(self, refused, tiny_pairs, tmp_path):
+    def test_evaluate_without_a_model(self, assert_refused, tiny_pairs, tmp_path):
         says = [f"{tmp_path / 'none'}: there is no such folder"]
-        refused("evaluate", tmp_path / "none", "--data", tiny_pairs, says=says)
+        assert_refused("evaluate", tmp_path / "none", "--data", tiny_pairs, says=says)
 
-    def test_check_a_length_without_a_tokenizer(self, refused, tiny_pairs):
-        says = ["--max-length counts tokens, and no tokenizer is named", "--tokenizer MODEL"]
-        refused("data", "check", tiny_pairs, "--max-length", 9, says=says)
+    def test_check_a_length_without_a_tokenizer(self, assert_refused, tiny_pairs):
+        says = ["--max-length counts tokens, and no tokenizer is given", "--tokenizer MODEL"]
+        assert_refused("data", "check", tiny_pairs, "--max-length", 9, says=says)
 
-    def test_show_an_unknown_id(self, refused, tiny_pairs):
-        refused("data", "show", tiny_pairs, "row-99", says=[f"{tiny_pairs}: no group has the id row-99", "what to do"])
+    def test_show_an_unknown_id(self, assert_refused, tiny_pairs):
+        assert_refused(
+            "data", "show", tiny_pairs, "row-99", says=[f"{tiny_pairs}: no group has the id row-99", "what to do"]
+        )
 
-    def test_split_onto_an_existing_file(self, refused, tiny_pairs, tmp_path):
-        kept, out = tmp_path / "train.jsonl", tmp_path / "held-out.jsonl"
+    def test_split_onto_an_existing_file(self, assert_refused, tiny_pairs, tmp_path):
+        train_file, out = tmp_path / "train.jsonl", tmp_path / "held-out.jsonl"
         out.write_text("mine")
-        arguments = ["data", "split", tiny_pairs, "--train-output", kept, "--held-out-output", out]
-        refused(*arguments, says=[f"{out}: the file exists already", "name a new file"])
+        arguments = ["data", "split", tiny_pairs, "--train-output", train_file, "--held-out-output", out]
+        assert_refused(*arguments, says=[f"{out}: the file exists already", "name a new file"])
         assert contents(tmp_path) == {"held-out.jsonl": b"mine"}
 
-    def test_split_onto_one_file(self, refused, tiny_pairs, tmp_path):
+    def test_split_onto_one_file(self, assert_refused, tiny_pairs, tmp_path):
         out = tmp_path / "both.jsonl"
-        refused("data", "split", tiny_pairs, "--train-output", out, "--held-out-output", out, says=[str(out)])
+        assert_refused("data", "split", tiny_pairs, "--train-output", out, "--held-out-output", out, says=[str(out)])
         assert contents(tmp_path) == {}
 
-    def test_convert_onto_an_existing_file(self, refused, tiny_pairs, tmp_path):
+    def test_convert_onto_an_existing_file(self, assert_refused, tiny_pairs, tmp_path):
         out = tmp_path / "out.jsonl"
         out.write_text("mine")
-        refused("data", "convert", tiny_pairs, out, says=[f"{out}: the file exists already"])
+        assert_refused("data", "convert", tiny_pairs, out, says=[f"{out}: the file exists already"])
         assert out.read_text() == "mine"
 
 
@@ -449,14 +469,14 @@ class TestCommandLine:
             (["data", "chek", "x"], ["chek"]),
         ],
     )
-    def test_mistyped(self, refused, arguments, says):
-        refused(*arguments, says=says)
+    def test_mistyped(self, assert_refused, arguments, says):
+        assert_refused(*arguments, says=says)
 
     def test_unexpected_failure_exits_with_1_and_shows_where(self, capsys, monkeypatch, tiny_pairs, tmp_path):
-        def broken(*arguments: object, **options: object) -> None:
+        def fail(*arguments: object, **options: object) -> None:
             raise RuntimeError("a defect of ours")
 
-        monkeypatch.setattr("penchant.data.reading.read_groups", broken)
+        monkeypatch.setattr("penchant.data.reading.read_groups", fail)
         assert run(["data", "convert", str(tiny_pairs), str(tmp_path / "out.jsonl")]) == 1
         message = capsys.readouterr().err
         assert "Traceback" in message
@@ -472,11 +492,11 @@ class TestCommandLine:
 
     def test_process_exits_with_2(self, tmp_path):
         command = [sys.executable, "-m", "penchant", "train", "missing.yaml"]
-        done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=60)
-        assert done.returncode == 2
-        assert done.stdout == ""
-        assert done.stderr.startswith("error: missing.yaml: there is no such file")
-        assert "Traceback" not in done.stderr
+        process = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=60)
+        assert process.returncode == 2
+        assert process.stdout == ""
+        assert process.stderr.startswith("error: missing.yaml: there is no such file")
+        assert "Traceback" not in process.stderr
 
 
 def test_configuration_of_these_tests_is_otherwise_valid(write_config):

@@ -86,8 +86,9 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize(("objective", "columns", "overrides", "found"), CASES)
-def test_one_clear_error(objective, columns, overrides, found, rows, write_config, tmp_path, tiny_model, capsys):
+@pytest.mark.parametrize("case", CASES)
+def test_mistake_gives_one_error(case, rows, write_config, tmp_path, tiny_model, capsys):
+    objective, columns, overrides, message = case
     (tmp_path / "rewards.py").write_text(REWARDS)
     (tmp_path / "leaves.py").write_text("import sys; sys.exit(3)")
     (tmp_path / "broken.py").write_text("raise ImportError('half a wheel')")
@@ -97,8 +98,8 @@ def test_one_clear_error(objective, columns, overrides, found, rows, write_confi
     file = write_config(objective=objective)
     arguments = [f"data.train={rows(**columns)}", "data.held_out=null", *(o.format(**places) for o in overrides)]
     assert run(["train", str(file), *arguments]) == 2
-    said = capsys.readouterr().err
-    assert "error: " in said
-    assert found in said
-    assert "Traceback" not in said
+    error_output = capsys.readouterr().err
+    assert "error: " in error_output
+    assert message in error_output
+    assert "Traceback" not in error_output
     assert not (tmp_path / "run").exists()

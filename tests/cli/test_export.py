@@ -21,7 +21,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_it_is_written_and_can_be_used(model, tmp_path, capsys):
+def test_exported_file_can_generate(model, tmp_path, capsys):
     file = tmp_path / "small.gguf"
     assert run(["export", str(model), str(file)]) == 0
     assert capsys.readouterr().out == f"{file}: {file.stat().st_size / 2**20:.1f} MiB; tensors: 5 in f32, 15 in f16\n"
@@ -29,12 +29,15 @@ def test_it_is_written_and_can_be_used(model, tmp_path, capsys):
     assert json.loads(capsys.readouterr().out)
 
 
-def test_what_was_not_done_as_asked_is_told(model, tmp_path, capsys):
+def test_matrices_that_stay_f16_are_reported(model, tmp_path, capsys):
     file = tmp_path / "small.gguf"
     assert run(["export", str(model), str(file), "--type", "q8_0", "--json"]) == 0
-    out, told = capsys.readouterr()
+    out, notes = capsys.readouterr()
     document = json.loads(out)
-    assert "13 matrices stay f16, their rows are no multiple of 32; the first is token_embd.weight" in told
+    assert (
+        "13 matrices stay f16, because the length of their rows is no multiple of 32; the first is token_embd.weight"
+        in notes
+    )
     assert document["tensors"] == {"f16": 13, "f32": 5, "q8_0": 2}
     assert document["bytes"] == file.stat().st_size
     assert len(document["kept_apart"]) == 13
@@ -55,7 +58,7 @@ def test_what_was_not_done_as_asked_is_told(model, tmp_path, capsys):
 def test_a_mistake_is_one_message_and_leaves_nothing(arguments, says, model, tiny_model, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("there.gguf").write_text("mine")
-    assert run(["export", *(each.format(model=model, tiny=tiny_model) for each in arguments)]) == 2
+    assert run(["export", *(argument.format(model=model, tiny=tiny_model) for argument in arguments)]) == 2
     error = capsys.readouterr().err
     assert "Traceback" not in error
     for part in says:
@@ -64,12 +67,12 @@ def test_a_mistake_is_one_message_and_leaves_nothing(arguments, says, model, tin
     assert Path("there.gguf").read_text() == "mine"
 
 
-def test_a_file_larger_than_may_be_leaves_nothing(model, tmp_path):
+def test_file_size_limit_leaves_no_partial_file(model, tmp_path):
     limit = "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000)); "
     code = limit + "from penchant.cli.main import run; sys.exit(run(sys.argv[1:]))"
     command = [sys.executable, "-c", code, "export", str(model), str(tmp_path / "a.gguf")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 2
-    assert "a.gguf: it cannot be written: " in done.stderr
-    assert "Traceback" not in done.stderr
+    process = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert process.returncode == 2
+    assert "a.gguf: it cannot be written: " in process.stderr
+    assert "Traceback" not in process.stderr
     assert list(tmp_path.iterdir()) == []

@@ -35,22 +35,28 @@ FLAGS = {
 }
 
 
+OTHER_MEANING = {"data check": {"--max-length"}}
+"""Flags of a verb that have the name of a reading flag and another meaning."""
+
+
 def flags_of(verb: str) -> dict[str, Argument]:
     _, apps, _ = app.parse_commands(verb.split())
-    return {name: argument for argument in apps[-1].assemble_argument_collection() for name in argument.names}
+    arguments = [argument for argument in apps[-1].assemble_argument_collection() if argument.parse]
+    return {name: argument for argument in arguments for name in argument.names}
 
 
 @pytest.mark.parametrize("verb", FLAGS)
 def test_one_name_one_help_one_default(verb):
     flags, model = flags_of(verb), flags_of("evaluate")
     assert set(FLAGS[verb]) <= set(flags)
+    assert not (set(FLAGS["evaluate"]) - set(FLAGS[verb]) - OTHER_MEANING.get(verb, set())) & set(flags)
     for name in FLAGS[verb]:
         flag, expected = flags[name], model[name]
         assert (flag.parameter.help, flag.field_info.default) == (expected.parameter.help, expected.field_info.default)
 
 
 @pytest.fixture
-def renamed(tmp_path: Path, tiny_pairs: Path) -> Path:
+def renamed_columns(tmp_path: Path, tiny_pairs: Path) -> Path:
     """The tiny pairs under the column names of a spreadsheet."""
     rows = [json.loads(line) for line in tiny_pairs.read_text(encoding="utf-8").splitlines()[:8]]
     ours = {"prompt": "question", "chosen": "better", "rejected": "worse"}
@@ -89,21 +95,28 @@ def command(verb: str, file: Path, model: Path, folder: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("verb", PREFERENCES)
-def test_columns_are_named_on_the_command_line(verb, renamed, tiny_model, tmp_path, capsys, monkeypatch):
+def test_columns_are_named_on_the_command_line(verb, renamed_columns, tiny_model, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("sys.stdin", io.StringIO("q\n"))
-    line = command(verb, renamed, tiny_model, tmp_path)
+    line = command(verb, renamed_columns, tiny_model, tmp_path)
     assert run([*line, *MAPPED]) == 0, capsys.readouterr().err
     assert "prompt (from question)" in "".join(capsys.readouterr())
     assert run([*line, "--columns", "prompt"]) == 2
     assert "--columns prompt=question" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("verb", FLAGS)
+def test_a_reading_flag_without_effect_is_refused_by_name(verb, capsys):
+    for name in set(FLAGS["evaluate"]) - set(FLAGS[verb]) - OTHER_MEANING.get(verb, set()):
+        assert run([*verb.split(), name, "1"]) == 2
+        assert f"Unknown option: {name}." in capsys.readouterr().err
+
+
 class TestTemplateKwargs:
     @pytest.mark.parametrize("argument", ["x=false", '{"x": false}'])
     def test_key_value_and_json(self, argument):
-        from penchant.cli.flags import TemplateFlags
+        from penchant.cli.flags import ReadingFlags
 
-        assert TemplateFlags(chat_template_kwargs=(argument,)).rendering.template_kwargs == {"x": False}
+        assert ReadingFlags(chat_template_kwargs=(argument,)).rendering.template_kwargs == {"x": False}
 
     def test_a_mistake_is_named(self, tiny_model, tiny_pairs, capsys):
         assert run(["evaluate", str(tiny_model), "--data", str(tiny_pairs), "--chat-template-kwargs", "x"]) == 2
@@ -123,15 +136,15 @@ Answered = Callable[..., dict[str, Any]]
 
 
 @pytest.fixture
-def answered(capsys: pytest.CaptureFixture[str]) -> Answered:
-    def answered_(*arguments: object) -> dict[str, Any]:
+def run_json(capsys: pytest.CaptureFixture[str]) -> Answered:
+    def run_command(*arguments: object) -> dict[str, Any]:
         capsys.readouterr()
         code = run([*map(str, arguments), "--json"])
         out, err = capsys.readouterr()
         assert code == 0, err
         return {**json.loads(out), "err": err}
 
-    return answered_
+    return run_command
 
 
 class TestGenerate:
@@ -156,16 +169,19 @@ class TestGenerate:
         assert run([*line[:-1], fix]) == 0
         assert run([*line[:-1], str(int(fix) + 1)]) == 2
 
-    def test_drop_and_keep_the_end(self, prompts, tiny_model, answered):
+    def test_drop_and_keep_the_end(self, prompts, tiny_model, run_json):
         line = ["generate", tiny_model, prompts, "--max-new-tokens", 4, "--temperature", 0]
-        dropped, cut = answered(*line, "--truncation", "drop"), answered(*line, "--truncation", "keep_end_of_prompt")
+        dropped, truncated = (
+            run_json(*line, "--truncation", "drop"),
+            run_json(*line, "--truncation", "keep_end_of_prompt"),
+        )
         assert "too long dropped: 1 of 2 prompts" in dropped["err"]
-        assert "prompt truncated: 1 of 2 prompts" in cut["err"]
-        assert cut["answers"][:1] == dropped["answers"]
-        assert len(cut["answers"]) == 2
+        assert "prompt truncated: 1 of 2 prompts" in truncated["err"]
+        assert truncated["answers"][:1] == dropped["answers"]
+        assert len(truncated["answers"]) == 2
 
-    def test_as_many_tokens_as_there_is_room_for(self, tiny_model, answered):
-        document = answered("generate", tiny_model, "the cat " * 20)
+    def test_as_many_tokens_as_there_is_room_for(self, tiny_model, run_json):
+        document = run_json("generate", tiny_model, "the cat " * 20)
         assert "answers have at most" in document["err"]
 
 
@@ -201,34 +217,36 @@ class TestLearn:
         (tmp_path / "talk.jsonl").write_text(json.dumps(row), encoding="utf-8")
         return ["--data", str(tmp_path / "talk.jsonl"), "--chat-template", str(tmp_path / "chat.jinja")]
 
-    def sums(self, model: Path, candidate: str, learnt: tuple[int, ...]) -> tuple[float, int]:
+    def sums(self, model: Path, candidate: str, learned_messages: tuple[int, ...]) -> tuple[float, int]:
         """Log-prob of the learnt messages by transformers, each with its end, and their tokens."""
         tokenizer = AutoTokenizer.from_pretrained(model)
         policy = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float64)
-        ids, counted = [tokenizer.bos_token_id], [False]
+        ids, is_counted = [tokenizer.bos_token_id], [False]
         for number, (role, text) in enumerate((*self.PROMPT, ("assistant", candidate))):
             content = tokenizer(text, add_special_tokens=False)["input_ids"]
             content += [tokenizer.eos_token_id] if role == "assistant" else []
             header = tokenizer(role, add_special_tokens=False)["input_ids"]
             ids += [*header, *content]
-            counted += [False] * len(header) + [number in learnt] * len(content)
+            is_counted += [False] * len(header) + [number in learned_messages] * len(content)
         with torch.no_grad():
             log_probs = policy(input_ids=torch.tensor([ids])).logits[0].log_softmax(-1)
-        positions = [position for position, counts in enumerate(counted) if counts]
+        positions = [position for position, counts in enumerate(is_counted) if counts]
         return sum(float(log_probs[position - 1, ids[position]]) for position in positions), len(positions)
 
     @pytest.mark.parametrize(("learn", "learnt"), [("last", (3,)), ("all", (1, 3))])
-    def test_evaluate_and_rank_count_the_turns_that_are_named(self, line, tiny_model, tmp_path, learn, learnt):
+    def test_evaluate_and_rank_count_the_turns_that_are_named(
+        self, line, tiny_model, tmp_path, learn, learned_messages
+    ):
         file, ranked = tmp_path / "out.jsonl", tmp_path / "ranked.jsonl"
         flags = [*line, "--learn", learn]
         assert run(["evaluate", str(tiny_model), *flags, "--per-example", str(file)]) == 0
         assert run(["rank", str(tiny_model), *flags, "--by", "mean_log_prob", "--output", str(ranked)]) == 0
-        [measured], [scores] = (
+        [candidates], [scores] = (
             [json.loads(row)[key] for row in path.read_text().splitlines()]
             for path, key in ((file, "candidates"), (ranked, "scores"))
         )
-        for text, candidate, mean in zip(self.CANDIDATES, measured, scores, strict=True):
-            log_prob, tokens = self.sums(tiny_model, text, learnt)
+        for text, candidate, mean in zip(self.CANDIDATES, candidates, scores, strict=True):
+            log_prob, tokens = self.sums(tiny_model, text, learned_messages)
             assert candidate["tokens"] == tokens
             assert candidate["log_prob"] == pytest.approx(log_prob, abs=1e-4)
             assert mean == pytest.approx(log_prob / tokens, abs=1e-4)

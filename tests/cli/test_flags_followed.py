@@ -95,25 +95,25 @@ class Case:
         flag: the arguments.
         template: the chat template's text; None has plain rows and no template.
         common: arguments with and without the flag.
-        refused: whether the verb fails without the flag, and not with it; else the other way round.
+        fails_without: whether the verb fails only without the flag; otherwise it fails only with it.
     """
 
     flag: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...] = (("the old cat",), ("a bird",))
     template: str | None = None
     common: tuple[str, ...] = ()
-    refused: bool = True
+    fails_without: bool = True
 
 
 CASES = {
-    "--format": Case(("--format", "no_such_format"), refused=False),
-    "--columns": Case(("--columns", "prompt=no_such_column"), refused=False),
-    "--split": Case(("--split", "no_such_split"), refused=False),
+    "--format": Case(("--format", "no_such_format"), fails_without=False),
+    "--columns": Case(("--columns", "prompt=no_such_column"), fails_without=False),
+    "--split": Case(("--split", "no_such_split"), fails_without=False),
     "--chat-template-kwargs": Case(("--chat-template-kwargs", "quick=true"), template=NEEDS_VARIABLE),
     "--date": Case(("--date", "2001-02-03"), template=NEEDS_DAY),
-    "--as-chat": Case(("--as-chat", "true"), refused=False),
-    "--control-text": Case(("--control-text", "error"), (("the </s> cat",),), template=TEMPLATE, refused=False),
-    "--max-length": Case(("--max-length", "4"), refused=False),
+    "--as-chat": Case(("--as-chat", "true"), fails_without=False),
+    "--control-text": Case(("--control-text", "error"), (("the </s> cat",),), template=TEMPLATE, fails_without=False),
+    "--max-length": Case(("--max-length", "4"), fails_without=False),
     "--truncation": Case(("--truncation", "drop"), (("the cat",), (LONG,)), common=("--max-length", "12")),
     "--refused": Case(("--refused", "drop"), (("the old cat",), ("a river",)), template=TEMPLATE),
     "--empty": Case(("--empty", "drop"), (("the old cat",), ("a bird", "a dog", ""))),
@@ -166,14 +166,14 @@ def test_a_flag_is_followed(verb, flag, command, tmp_path, capsys):
     line = command(verb, case)
     if verb == "data show" and flag == "--max-length":
         line += ["--truncation", "error"]
-    plain = run(line)
-    first = "".join(capsys.readouterr())
+    code_without = run(line)
+    output_without = "".join(capsys.readouterr())
     (tmp_path / "scores.jsonl").unlink(missing_ok=True)
-    followed = run([*line, *case.flag])
-    second = "".join(capsys.readouterr())
-    assert (plain, followed) == ((2, 0) if case.refused else (0, 2)), first + second
-    if case.refused and flag in ("--truncation", "--refused", "--empty", "--identical"):
-        assert "dropped: 1 of 2" in " ".join(second.split())
+    code_with = run([*line, *case.flag])
+    output_with = "".join(capsys.readouterr())
+    assert (code_without, code_with) == ((2, 0) if case.fails_without else (0, 2)), output_without + output_with
+    if case.fails_without and flag in ("--truncation", "--refused", "--empty", "--identical"):
+        assert "dropped: 1 of 2" in " ".join(output_with.split())
 
 
 @pytest.mark.parametrize("verb", ["evaluate", "rank", "rank --by reward", "score", "generate", "data show"])
@@ -226,12 +226,12 @@ class TestCheck:
     def test_the_template(self, tmp_path, checked, tiny_model, answer):
         file = write_rows(tmp_path / "rows.jsonl", pair("the old cat", messages=True))
         faults = {name for name, hits in checked(file)["checks"].items() if hits["count"]}
-        without = answer("data", "check", file, "--tokenizer", tiny_model)["checks"]
-        assert {name for name, hits in without.items() if hits["count"]} - faults == {"no_chat_template"}
+        checks_without = answer("data", "check", file, "--tokenizer", tiny_model)["checks"]
+        assert {name for name, hits in checks_without.items() if hits["count"]} - faults == {"no_chat_template"}
 
 
 class TestShow:
-    def test_which_turns_are_learnt(self, tmp_path, tiny_model, capsys):
+    def test_learned_turns_are_marked(self, tmp_path, tiny_model, capsys):
         conversation = [*turns("the old cat"), {"role": "assistant", "content": "runs"}, *turns("a bird")]
         row = {"prompt": conversation, "completion": [{"role": "assistant", "content": "sings"}]}
         (tmp_path / "template.jinja").write_text(TEMPLATE)
@@ -290,9 +290,9 @@ class TestToolCalls:
         template.write_text(str(case.template))
         line = [*line, "--style", style, "--chat-template", str(template)]
         codes = run(line), run([*line, *case.flag])
-        assert codes == ((2, 0) if case.refused else (0, 2)), capsys.readouterr().err
+        assert codes == ((2, 0) if case.fails_without else (0, 2)), capsys.readouterr().err
 
-    def test_the_one_that_is_timed_follows_too(self, line, tmp_path, monkeypatch, capsys):
+    def test_latency_is_measured_with_the_template_flags(self, line, tmp_path, monkeypatch, capsys):
         template = tmp_path / "template.jinja"
         template.write_text(NEEDS_VARIABLE)
         settings: list[Any] = []
@@ -321,7 +321,7 @@ class TestRefusedPrompts:
         assert [row["prompt"] for row in document["answers"]] == [prompts[0], prompts[2]]
         assert "refused dropped: 1 of 3 prompts" in document["err"]
 
-    def test_generate_needs_one_that_is_left(self, tmp_path, tiny_model, capsys):
+    def test_generate_refuses_a_file_without_a_usable_prompt(self, tmp_path, tiny_model, capsys):
         (tmp_path / "template.jinja").write_text(TEMPLATE)
         file = write_rows(tmp_path / "prompts.jsonl", {"prompt": turns("a river")})
         line = ["generate", tiny_model, file, "--chat-template", tmp_path / "template.jinja", "--refused", "drop"]

@@ -76,7 +76,7 @@ def test_evaluate_says_how_the_head_is_measured(folders, tiny_pairs, capsys, kin
     )
 
 
-def test_a_frozen_models_log_probs_are_the_starts(folders, tiny_model, tiny_pairs, capsys):
+def test_frozen_backbone_keeps_its_log_probs(folders, tiny_model, tiny_pairs, capsys):
     margins = [
         document_of(capsys, "evaluate", model, "--data", tiny_pairs, "--json")["log_prob_margin"]
         for model in (folders["frozen"], tiny_model)
@@ -111,7 +111,7 @@ def test_a_further_run_says_that_the_head_is_not_carried_on(folders, configs, tm
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_resumed_it_comes_to_the_same_head(folders, configs, tmp_path, monkeypatch, kind):
+def test_resumed_training_gives_the_same_head(folders, configs, tmp_path, monkeypatch, kind):
     """Stopped after two of four steps."""
     config = load_config(configs[kind], [f"output={tmp_path / 'again'}"])
     save, marks = loop.Checkpoints.save, []
@@ -128,8 +128,8 @@ def test_resumed_it_comes_to_the_same_head(folders, configs, tmp_path, monkeypat
         train(config)
     monkeypatch.undo()
     train(config, resume=True)
-    first, second = (load_head(folder).state_dict() for folder in (folders[kind], tmp_path / "again"))
-    assert all(first[name].equal(second[name]) for name in first)
+    uninterrupted, resumed = (load_head(folder).state_dict() for folder in (folders[kind], tmp_path / "again"))
+    assert all(uninterrupted[name].equal(resumed[name]) for name in uninterrupted)
 
 
 def test_export_says_that_the_head_is_left_out(tmp_path, tiny_pairs, capsys):

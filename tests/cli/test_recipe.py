@@ -27,8 +27,8 @@ def config(tmp_path: Path) -> Path:
 def test_one_stage_alone(config, capsys):
     assert run(["recipe", "recommend", str(config), "--stage", "questions", "--json"]) == 0
     printed = capsys.readouterr()
-    found = json.loads(printed.out)
-    assert found["questions"]["baselines"]["chance"]["hit_ratio@1"]["value"] == pytest.approx(1 / 3)
+    results = json.loads(printed.out)
+    assert results["questions"]["baselines"]["chance"]["hit_ratio@1"]["value"] == pytest.approx(1 / 3)
     assert "1 of 5: questions from interactions" in printed.err
     assert run(["recipe", "recommend", str(config), "--stage", "questions"]) == 0
     assert "already done" in capsys.readouterr().out

@@ -102,14 +102,14 @@ def test_rank_by_reward_agrees(folders, tiny_pairs, capsys):
         (["--learn", "all"], "--learn all:"),
     ],
 )
-def test_what_a_reward_model_has_not_is_refused(folders, tiny_pairs, capsys, flags, prefix):
+def test_log_prob_flags_are_refused_for_a_reward_model(folders, tiny_pairs, capsys, flags, prefix):
     assert run(["evaluate", str(folders["full"]), "--data", str(tiny_pairs), *flags]) == 2
     message = capsys.readouterr().err
     assert prefix in message
     assert "this is a reward model" in message
 
 
-def test_several_outputs_are_not_one_reward(tmp_path, tiny_model, tiny_pairs, capsys):
+def test_model_with_several_outputs_needs_a_label(tmp_path, tiny_model, tiny_pairs, capsys):
     config = hf.AutoConfig.from_pretrained(tiny_model, num_labels=3)
     hf.AutoModelForSequenceClassification.from_config(config).save_pretrained(tmp_path / "three")
     load_tokenizer(str(tiny_model)).save_pretrained(tmp_path / "three")
@@ -155,7 +155,9 @@ VERBS = {
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("verb", VERBS)
-def test_where_a_language_model_is_needed(verb, kind, folders, settings, tiny_model, tiny_pairs, tmp_path, capsys):
+def test_reward_model_is_refused_as_a_language_model(
+    verb, kind, folders, settings, tiny_model, tiny_pairs, tmp_path, capsys
+):
     file, bench, piqa = tmp_path / "run.yaml", tmp_path / "bench.yaml", tmp_path / "piqa.jsonl"
     file.write_text(yaml.safe_dump({**settings, "output": "unused"}))
     base = {**{key: value for key, value in settings.items() if key != "objective"}, "data": {"train": str(tiny_pairs)}}
@@ -183,7 +185,7 @@ def test_where_a_language_model_is_needed(verb, kind, folders, settings, tiny_mo
     assert not (tmp_path / "new").exists()
 
 
-def test_a_language_model_is_no_reward(tiny_model, tiny_pairs, tmp_path, capsys):
+def test_language_model_is_refused_as_a_reward_model(tiny_model, tiny_pairs, tmp_path, capsys):
     for command in (
         ["rank", str(tiny_model), "--data", str(tiny_pairs), "--by", "reward"],
         ["score", str(tiny_pairs), "--model", str(tiny_model), "--output", str(tmp_path / "scored.jsonl")],

@@ -28,7 +28,7 @@ def printed(monkeypatch):
 
 
 @pytest.mark.parametrize("inside", [False, True])
-def test_long_names_and_headers_are_whole(printed, inside):
+def test_long_names_and_headers_are_not_cut(printed, inside):
     table = Table("variant", LONG[::-1], "n")
     table.add_column("kept", no_wrap=True)
     table.add_row(LONG, "0.5000 [0.1234, 0.9876]", "48", LONG[:70])
@@ -57,7 +57,7 @@ def test_the_evaluation_table(printed, tiny_model, tmp_path):
     assert max(len(line) for line in text.splitlines() if line[:1] in "┏┡│└") == 80
 
 
-def test_every_table_goes_that_way():
+def test_consoles_are_created_by_few_modules():
     """Tables are printed by `print_result` alone."""
     folder = Path(penchant.__file__).parent
     printing = [

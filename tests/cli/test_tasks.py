@@ -93,7 +93,7 @@ def test_people_read_accuracy_beside_chance(typed, tiny_model, files):
     assert "end-of-turn token excluded" in out.replace("\n", " ")
 
 
-def test_a_suite_is_weighed(answer_json, typed, tiny_model, files):
+def test_suite_accuracy_weights_tasks_by_questions(answer_json, typed, tiny_model, files):
     arguments = ["--task", f"race_high={files['three']}", "--task", f"race_middle={files['two']}", "--suite", "race"]
     document = answer_json(tiny_model, *arguments)
     high, middle = (document["tasks"][name]["accuracy"]["log"]["value"] for name in ("race_high", "race_middle"))

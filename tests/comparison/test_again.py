@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from penchant.comparison import run as running
 from penchant.comparison.config import load_bench
-from penchant.comparison.measure import Yardstick
+from penchant.comparison.measure import Measurement
 from penchant.comparison.run import compare
 from penchant.comparison.write import write_comparison
 from penchant.errors import ConfigError
@@ -59,7 +59,7 @@ def by_length(ours, theirs) -> dict[str, float]:
 @pytest.fixture
 def diverse(monkeypatch):
     """Samples that differ from method to method, as a few steps on a tiny model do not make them."""
-    draw = Yardstick._draw
+    draw = Measurement._draw
 
     def drawn(self, policy, seed):
         groups = draw(self, policy, seed)
@@ -72,7 +72,7 @@ def diverse(monkeypatch):
             for i, each in enumerate(groups)
         ]
 
-    monkeypatch.setattr(Yardstick, "_draw", drawn)
+    monkeypatch.setattr(Measurement, "_draw", drawn)
 
 
 class TestRivals:
@@ -92,7 +92,7 @@ class TestRivals:
         first = run(judged())
         assert cell_of(first, "simpo").values["win_rate"] == by_length(cell_of(first, "simpo"), cell_of(first, "dpo"))
         monkeypatch.setattr(running, "train", lambda *a, **k: pytest.fail("trained again"))
-        monkeypatch.setattr(Yardstick, "measure", lambda *a, **k: pytest.fail("measured again"))
+        monkeypatch.setattr(Measurement, "measure", lambda *a, **k: pytest.fail("measured again"))
         second = run(judged(baseline="ipo"))
         assert "win_rate" not in cell_of(second, "ipo").metrics
         for method in ("dpo", "simpo"):
@@ -101,7 +101,7 @@ class TestRivals:
         kept = json.loads((Path(cell_of(second, "dpo").folder) / "measured.json").read_text())
         assert kept["asked"]["rival"] == "ipo-n36-seed0"
         asked = []
-        monkeypatch.setattr(Yardstick, "_compare", lambda *a: asked.append(1))
+        monkeypatch.setattr(Measurement, "_compare", lambda *a: asked.append(1))
         run(judged(baseline="ipo"))
         assert not asked
 
@@ -208,7 +208,7 @@ class TestAnotherJudge:
     def test_asks_anew_about_the_same_samples_without_weights(self, judged, tmp_path, diverse, monkeypatch):
         first = run(judged(keep_weights=False))
         (tmp_path / "judge.py").write_text(LENGTHS.replace("len(r)", "-len(r)"))
-        monkeypatch.setattr(Yardstick, "measure", lambda *a, **k: pytest.fail("measured again"))
+        monkeypatch.setattr(Measurement, "measure", lambda *a, **k: pytest.fail("measured again"))
         second = run(tmp_path / "bench.yaml")
         before, after = (cell_of(of, "simpo") for of in (first, second))
         assert after.samples == before.samples

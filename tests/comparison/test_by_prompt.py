@@ -72,7 +72,7 @@ def test_rows_told_again_are_no_further_prompts(times):
     once = compared(OURS, THEIRS, prompts)
     again = compared(np.tile(OURS, times), np.tile(THEIRS, times), prompts * times)
     assert again.verdict.difference.n_prompts == once.verdict.difference.n_prompts == 8
-    assert again.said == once.said
+    assert again.verdict_text == once.verdict_text
     for name in ("value", "low", "high", "p"):
         assert getattr(again.verdict.difference, name) == pytest.approx(getattr(once.verdict.difference, name)), name
     as_prompts = compared(np.tile(OURS, times), np.tile(THEIRS, times), [f"p{i}" for i in range(8 * times)])

@@ -27,8 +27,8 @@ def test_the_difference_that_can_be_found() -> None:
     methods = ["dpo", "ipo", "hinge", "cdpo", "robust_dpo", "orpo"]
     [note] = design_notes(bench(methods=methods, seeds=[0, 1, 2]), held_out(300))
     assert note == (
-        "with 3 seeds, 300 held-out prompts and 5 methods a difference of about 11 points in accuracy is told 8 times "
-        "in 10, where models differ on a third of the prompts and seeds change little"
+        "with 3 seeds, 300 held-out prompts and 5 methods a difference of about 11 points in accuracy is detected 8 "
+        "times in 10, where models differ on a third of the prompts and seeds change little"
     )
     # The groups of one prompt are no more prompts; against the start, every method is compared.
     [more] = design_notes(bench(methods=methods, seeds=[0, 1, 2]), held_out(300, groups=3))
@@ -51,5 +51,6 @@ def test_what_cannot_be_foretold() -> None:
     assert "in log_prob_top1" in note
     [nothing] = design_notes(bench(seeds=[0, 1, 2]), held_out(3))
     assert nothing == (
-        "with 3 seeds, 3 held-out prompts and 1 method no difference in accuracy is likely to be told: use more of them"
+        "with 3 seeds, 3 held-out prompts and 1 method no difference in accuracy is likely to be detected: use more "
+        "of them"
     )

@@ -14,11 +14,11 @@ from transformers import AutoModelForCausalLM
 
 from penchant.comparison import run as running
 from penchant.comparison.config import Measure, load_bench
-from penchant.comparison.measure import DEFINITIONS, Yardstick
+from penchant.comparison.measure import DEFINITIONS, Measurement
 from penchant.config.run import parse_config
 from penchant.data.reading import read_groups
 from penchant.data.tokenization import tokenize_prompts
-from penchant.engine.distributed import World, local_device
+from penchant.engine.distributed import World
 from penchant.engine.sampling import Sampling, sample
 from penchant.errors import ConfigError
 from penchant.evaluation.held_out import score
@@ -46,12 +46,12 @@ def other_model(tmp_path, tiny_model) -> Path:
 def yardstick(tmp_path, tiny_model):
     """Measures on rows written to a file."""
 
-    def over(rows: list[dict], **settings: object) -> Yardstick:
+    def over(rows: list[dict], **settings: object) -> Measurement:
         file = tmp_path / "held_out.jsonl"
         file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
         values = {"model": str(tiny_model), "data": str(file), "output": "o", "objective": {"name": "sft"}}
         groups = read_groups(str(file)).groups
-        return Yardstick(parse_config(values, "run"), groups, Measure(**settings))
+        return Measurement(parse_config(values, "run"), groups, Measure(**settings))
 
     return over
 
@@ -118,7 +118,7 @@ def test_groups_are_told_apart_by_place(yardstick, tiny_model, other_model, name
     measured = ruler.measure(str(other_model), seed=0)
     assert list(measured.values["accuracy"]) == [f"group {i}" for i in range(10)]
     assert list(measured.values["kl"]) == [f"sample {i}" for i in range(4)]
-    scored = score(str(other_model), ruler.held_out, World(0, 1, local_device()), reference=str(tiny_model))
+    scored = score(str(other_model), ruler.held_out, World.single(), reference=str(tiny_model))
     report = evaluate_preferences(scored)
     for metric, estimate in report.metrics.items():
         if metric != "ties":
@@ -130,7 +130,7 @@ def test_a_dropped_group_does_not_move_the_others(yardstick, other_model):
     rows[2]["rejected"] = rows[2]["chosen"]
     ruler = yardstick(rows, samples=0)
     dropping = ruler.base.model_copy(update={"data": ruler.base.data.model_copy(update={"identical": "drop"})})
-    measured = Yardstick(dropping, ruler.held_out, ruler.settings).measure(str(other_model), seed=0)
+    measured = Measurement(dropping, ruler.held_out, ruler.settings).measure(str(other_model), seed=0)
     assert list(measured.values["margin"]) == [f"group {i}" for i in (0, 1, 3, 4, 5)]
 
 
@@ -143,7 +143,7 @@ def test_the_start_reads_cut_prompts_as_the_cells_do(yardstick, tmp_path, tiny_m
     cutting = {"truncation": "keep_end_of_prompt", "max_length": max_length}
     base = ruler.base.model_copy(update={"data": ruler.base.data.model_copy(update=cutting)})
     copy = shutil.copytree(tiny_model, tmp_path / "copy")
-    measured = Yardstick(base, ruler.held_out, ruler.settings).measure(str(copy), seed=0)
+    measured = Measurement(base, ruler.held_out, ruler.settings).measure(str(copy), seed=0)
     assert measured.values["margin"] == {f"group {i}": 0.0 for i in range(6)}
 
 
@@ -167,7 +167,7 @@ class TestPromptsWithoutRoom:
     def test_so_are_those_whose_groups_are_dropped(self, yardstick, tiny_model, notices):
         ruler = yardstick(self.ROWS, samples=4, max_new_tokens=2)
         data = ruler.base.data.model_copy(update={"max_length": 20, "truncation": "drop"})
-        dropping = Yardstick(ruler.base.model_copy(update={"data": data}), ruler.held_out, ruler.settings)
+        dropping = Measurement(ruler.base.model_copy(update={"data": data}), ruler.held_out, ruler.settings)
         assert [len(str(prompt).split()) for prompt in dropping.prompts] == [3, 5]
         assert notices.messages == ["2 of 4 held-out prompts are not sampled from: their groups are dropped"]
         assert dropping.by["prompts"] != ruler.by["prompts"]
@@ -191,9 +191,7 @@ def test_orders_are_those_of_a_direct_evaluation(yardstick, tiny_model, other_mo
     ]
     ruler = yardstick(rows, samples=0)
     measured = ruler.measure(str(other_model), seed=0)
-    report = evaluate_preferences(
-        score(str(other_model), ruler.held_out, World(0, 1, local_device()), reference=str(tiny_model))
-    )
+    report = evaluate_preferences(score(str(other_model), ruler.held_out, World.single(), reference=str(tiny_model)))
     for prefix in ("", "log_prob_", "mean_log_prob_"):
         for name in ("top1", "ndcg", "kendall_tau"):
             assert measured.metrics[prefix + name] == pytest.approx(report.metrics[prefix + name].value), prefix + name

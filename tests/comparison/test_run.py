@@ -21,7 +21,7 @@ from penchant.comparison.run import compare
 from penchant.comparison.write import write_comparison
 from penchant.config.run import load_config
 from penchant.data.reading import read_groups
-from penchant.engine.distributed import World, local_device
+from penchant.engine.distributed import World
 from penchant.errors import ConfigError, DiskFullError
 from penchant.evaluation.held_out import score
 from penchant.evaluation.preferences import evaluate_preferences
@@ -82,7 +82,7 @@ class TestACampaign:
         folder, _, comparison, _ = finished
         cell = next(c for c in comparison.cells if c.method == "ipo")
         groups = read_groups(str(folder / "bench" / "data" / "held_out.jsonl")).groups
-        scored = score(cell.folder, groups, World(0, 1, local_device()), reference=comparison.model)
+        scored = score(cell.folder, groups, World.single(), reference=comparison.model)
         report = evaluate_preferences(scored)
         for name in ("accuracy", "margin", "auc", "log_prob_accuracy", "mean_log_prob_auc", "mean_log_prob_margin"):
             assert cell.metrics[name] == pytest.approx(report.metrics[name].value, rel=1e-9), name
@@ -138,8 +138,8 @@ class TestACampaign:
         for text in (
             "Reward against KL",
             "accuracy by data size",
-            "What the judge said",
-            "What it cost",
+            "Verdicts of the judge",
+            "Cost of training",
             "ipo, beta 1.0",
         ):
             assert text in page

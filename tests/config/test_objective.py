@@ -15,7 +15,7 @@ import torch
 import yaml
 
 from penchant.cli.main import run
-from penchant.config.objective import build_objective, describe_objective
+from penchant.config.objective import build_objective, describe_objective, without_code
 from penchant.config.run import dump_config, load_config, parse_config
 from penchant.errors import ConfigError
 from penchant.objectives import DPO, SFT, Part, WeightedSum
@@ -35,16 +35,18 @@ def method_file(tmp_path: Path) -> Path:
 
 
 class TestFromAFile:
-    def test_the_documents_example_is_short(self, method_file):
+    def test_example_of_the_docs_is_short(self, method_file):
         assert len(method_file.read_text().splitlines()) <= 30
 
-    def test_the_documents_example_computes_its_formula(self, method_file, make_pair):
+    def test_example_of_the_docs_computes_its_formula(self, method_file, make_pair):
         method = build_objective({"name": "r_dpo", "file": str(method_file), "alpha": 0.5, "beta": 0.1})
         policy, reference, groups = make_pair(chosen=-10.0, rejected=-20.0, tokens=(9, 4))
         output = method.evaluate(policy, reference, groups, {})
         assert float(output.losses[0]) == pytest.approx(math.log1p(math.exp(-(0.1 * 10 - 0.5 * 5))))
 
-    def test_it_trains_and_is_saved_with_its_file(self, method_file, tiny_model, tiny_pairs, write_config, tmp_path):
+    def test_user_objective_trains_and_is_saved_with_its_file(
+        self, method_file, tiny_model, tiny_pairs, write_config, tmp_path
+    ):
         config = load_config(
             write_config(
                 objective={"name": "r_dpo", "file": str(method_file)}, training={"max_steps": 3, "batch_size": 8}
@@ -55,9 +57,30 @@ class TestFromAFile:
         losses = [line["loss"] for line in lines if "loss" in line]
         assert len(losses) == 3
         assert all(math.isfinite(loss) for loss in losses)
-        assert load_config(folder / "config.yaml").method == config.method
+        assert load_config(folder / "config.yaml").built_objective == config.built_objective
 
-    def test_a_run_saves_reports_and_resumes_it(self, method_file, write_config):
+    def test_a_run_builds_it_once(self, method_file, write_config, monkeypatch):
+        built = []
+        monkeypatch.setattr(
+            "penchant.config.run.build_objective",
+            lambda values: built.append(values) or build_objective(values),
+        )
+        config = load_config(
+            write_config(objective={"name": "r_dpo", "file": str(method_file)}, training={"max_steps": 1})
+        )
+        train(config)
+        assert len(built) == 1
+
+    def test_a_stand_in_is_not_kept_for_training(self, method_file, write_config):
+        file = write_config(objective={"name": "r_dpo", "file": str(method_file)})
+        with without_code():
+            config = load_config(file)
+            assert config.built_objective == DPO()
+        assert config.built_objective.name == "r_dpo"
+        changed = config.model_copy(update={"objective": {"name": "sft"}})
+        assert changed.built_objective == SFT()
+
+    def test_run_with_a_user_objective_reports_and_resumes(self, method_file, write_config):
         """As a part of a sum, beside a sum with another of them: saved, reported, resumed."""
         parts = [{"name": "r_dpo", "file": str(method_file), "alpha": 0.5}, {"name": "sft", "weight": 0.2}]
         deeper = {"name": "weighted_sum", "parts": [{"name": "r_dpo", "file": str(method_file), "weight": 0.1}]}
@@ -66,7 +89,7 @@ class TestFromAFile:
         folder = train(config)
         assert write_run_report(folder).steps == 3
         saved = load_config(folder / "config.yaml")
-        assert saved.method == config.method
+        assert saved.built_objective == config.built_objective
         values = saved.objective["parts"]
         assert [values[0]["file"], values[2]["parts"][0]["file"]] == [str(method_file)] * 2
         assert "file" not in values[1]
@@ -92,7 +115,7 @@ class TestFromAFile:
         method_file.write_text(text)
         assert train(load_config(folder / "config.yaml"), resume=True) == folder
 
-    def test_a_run_that_did_not_write_its_methods_down_resumes(self, method_file, write_config):
+    def test_run_without_recorded_method_files_resumes(self, method_file, write_config):
         objective = {"name": "r_dpo", "file": str(method_file)}
         folder = train(load_config(write_config(objective=objective, training={"max_steps": 2})))
         record = json.loads((folder / "run.json").read_text())
@@ -111,7 +134,7 @@ class TestFromAFile:
             assert build_objective({"name": "r_dpo", "file": str(method_file)}).alpha == alpha
         assert not (method_file.parent / "__pycache__").exists()
 
-    def test_it_knows_where_it_stands_and_its_annotations(self, tmp_path):
+    def test_module_has_its_path_and_annotations(self, tmp_path):
         """It may read a file beside it, and its annotations are evaluated in its own module."""
         file = tmp_path / "mine.py"
         file.write_text(
@@ -130,7 +153,7 @@ class TestFromAFile:
             build_objective({"name": "mine", "file": str(file)})
         assert error.value.where == str(file)
 
-    def test_unknown_class_names_those_there_are(self, method_file):
+    def test_error_for_an_unknown_class_lists_the_classes(self, method_file):
         with pytest.raises(ConfigError, match=r"name = 'rdpo' \(did you mean r_dpo\?\)"):
             build_objective({"name": "rdpo", "file": str(method_file)})
 
@@ -172,7 +195,7 @@ class TestFromAPackage:
 
         return offer
 
-    def test_it_is_found_by_name(self, installed):
+    def test_plugin_is_loaded_by_name(self, installed):
         installed("penchant.objectives.dpo:DPO")
         assert build_objective({"name": "theirs", "beta": 0.3}) == DPO(beta=0.3)
 
@@ -184,14 +207,14 @@ class TestFromAPackage:
             saved = yaml.safe_load(dump_config(parse_config(values, "here")))["objective"]
             assert saved.get("parts", [saved])[0]["name"] == "theirs"
 
-    def test_one_that_fails_to_import(self, installed):
+    def test_plugin_that_fails_to_import(self, installed):
         installed("no_such_package.module:Method")
         with pytest.raises(
             ConfigError, match=r"the plug-in theirs \(no_such_package.module:Method\) cannot be imported"
         ):
             build_objective({"name": "theirs"})
 
-    def test_the_suggested_name_may_be_a_packages(self, installed):
+    def test_suggested_name_may_be_a_plugin(self, installed):
         installed("penchant.objectives.dpo:DPO")
         with pytest.raises(ConfigError, match="did you mean theirs"):
             build_objective({"name": "their"})

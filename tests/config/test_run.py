@@ -32,7 +32,7 @@ def file(tmp_path: Path) -> Path:
 
 
 class TestDefaults:
-    def test_all_are_spelt_out(self):
+    def test_dump_has_all_default_values(self):
         dumped = yaml.safe_load(dump_config(parsed(lora={})))
         assert dumped.keys() == RunConfig.model_fields.keys()
         for name, value in parsed(lora={}):
@@ -51,7 +51,7 @@ class TestDefaults:
         file.write_text(dump_config(config), encoding="utf-8")
         reloaded = load_config(file)
         assert dump_config(reloaded) == dump_config(config)
-        assert reloaded.method == config.method
+        assert reloaded.built_objective == config.built_objective
         assert reloaded.model_copy(update={"objective": config.objective}) == config
 
     @given(
@@ -69,14 +69,14 @@ class TestDefaults:
     @pytest.mark.parametrize("name", OBJECTIVES)
     def test_objective_has_the_defaults_of_its_class(self, name):
         config = parsed(objective={"name": name})
-        assert config.method == OBJECTIVES[name]()
-        assert describe_objective(config.method).keys() == {
+        assert config.built_objective == OBJECTIVES[name]()
+        assert describe_objective(config.built_objective).keys() == {
             "name",
             *(field.name for field in dataclasses.fields(OBJECTIVES[name])),
         }
 
     def test_objective_takes_its_own_fields(self):
-        method = parsed(objective={"name": "dpo", "beta": "5e-1", "average": "pairs"}).method
+        method = parsed(objective={"name": "dpo", "beta": "5e-1", "average": "pairs"}).built_objective
         assert describe_objective(method) == {"name": "dpo", "beta": 0.5, "average": "pairs"}
 
     def test_it_is_frozen(self):
@@ -115,7 +115,7 @@ class TestOverrides:
         config = load_config(file, ["data.max_length=64", "data.held_out=0.5"])
         assert (config.data.train, config.data.max_length, config.data.held_out) == ("pairs.jsonl", 64, 0.5)
 
-    def test_the_last_wins(self, file):
+    def test_last_override_wins(self, file):
         assert load_config(file, ["training.seed=1", "training.seed=2"]).training.seed == 2
 
     def test_a_section_that_the_file_has_as_null(self, file):
@@ -130,11 +130,11 @@ class TestOverrides:
         assert (training.learning_rate, training.epsilon) == (1e-6, 1e-8)
 
     @pytest.mark.parametrize("override", ["seed", "=1", ""])
-    def test_not_of_the_form(self, file, override):
+    def test_override_without_an_equals_sign(self, file, override):
         with pytest.raises(ConfigError, match="is not of the form key=value"):
             load_config(file, [override])
 
-    def test_a_section_of_a_list_goes_by_its_name(self):
+    def test_sections_of_a_list_are_addressed_by_name(self):
         values: dict[str, Any] = {"methods": [{"name": "dpo", "objective": None}, "ipo", {"name": "s_dpo"}]}
         override(values, "methods.s_dpo.training.seed=3")
         override(values, "methods.dpo.objective.beta=0.2")
@@ -146,7 +146,7 @@ class TestOverrides:
         with pytest.raises(ConfigError, match="none of these is named kto") as error:
             override(values, "methods.kto.objective.beta=0.2")
         assert error.value.fix == "one of: dpo, s_dpo"
-        with pytest.raises(ConfigError, match="it has no keys below it"):
+        with pytest.raises(ConfigError, match="and not a section with keys"):
             override(values, "methods.dpo=3")
 
     def test_value_that_is_no_yaml(self, file):
@@ -154,7 +154,7 @@ class TestOverrides:
             load_config(file, ["training.seed=[1"])
 
     def test_key_below_a_value(self, file):
-        with pytest.raises(ConfigError, match="model is 'm', it has no keys below it"):
+        with pytest.raises(ConfigError, match="model is 'm', and not a section with keys"):
             load_config(file, ["model.name=x"])
 
 
@@ -170,7 +170,7 @@ class TestProblems:
             ({"lora": {"rnk": 1}}, "lora.rnk: there is no such key (did you mean rank?)"),
             ({"checkpoints": {"zzz": 1}}, "checkpoints.zzz: there is no such key\n"),
             ({"data": {"max_length": 5}}, "data.train: this key is needed"),
-            ({"data": {"train": "x", "held_out": 1}}, "a share of prompts lies between 0 and 1, found 1"),
+            ({"data": {"train": "x", "held_out": 1}}, "a share of prompts must lie between 0 and 1, found 1"),
             ({"data": 7}, "data: "),
             ({"objective": {"name": "dop"}}, "objective.name: 'dop' is no objective (did you mean dpo?)"),
             ({"objective": {}}, "objective has no name"),
@@ -186,8 +186,8 @@ class TestProblems:
             ({"training": {"epochs": float("nan")}}, "training.epochs: "),
             ({"training": {"max_grad_norm": float("inf")}}, "training.max_grad_norm: input should be a finite number"),
             ({"training": {"betas": [0.9]}}, "training.betas.1: this key is needed"),
-            ({"training": {"betas": [0.9, 1.0]}}, "training.betas: each of the two lies in [0, 1), found [0.9, 1.0]"),
-            ({"training": {"betas": [-0.1, 0.9]}}, "training.betas: each of the two lies in [0, 1), found [-0.1, 0.9]"),
+            ({"training": {"betas": [0.9, 1.0]}}, "training.betas: both must lie in [0, 1), found [0.9, 1.0]"),
+            ({"training": {"betas": [-0.1, 0.9]}}, "training.betas: both must lie in [0, 1), found [-0.1, 0.9]"),
             ({"training": None}, "training: "),
             (
                 {"data": {"train": "x", "held_out": 0.1, "held_out_split": "test"}},
@@ -206,7 +206,7 @@ class TestProblems:
             ({"training": {"decay_towards": "start"}}, "training.decay_towards is start, and training.weight_decay is"),
             (
                 {"training": {"decay_towards": "start", "weight_decay": 0.1}, "lora": {}},
-                "training.decay_towards is start, and an adapter's weights are differences from it",
+                "training.decay_towards is start, which is what weight_decay does with adapters anyway",
             ),
             (
                 {

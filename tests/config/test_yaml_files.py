@@ -23,11 +23,11 @@ BOMB = "a: &a [1, 2, 3, 4, 5, 6, 7, 8, 9]\n" + "".join(
 @pytest.mark.parametrize(
     ("further_lines", "message"),
     [
-        ("objective: {name: ipo}\n", "the key 'objective' stands twice, in lines 4 and 6"),
-        ("logging:\n  every: 1\n  every: 2\n", "the key 'every' stands twice, in lines 7 and 8"),
-        ("evaluation: {samples: 1, samples: 2}\n", "the key 'samples' stands twice, in lines 6 and 6"),
-        ("lora: &self {rank: *self}\n", "an alias that holds itself"),
-        (BOMB, f"it unfolds to more than {LARGEST} values"),
+        ("objective: {name: ipo}\n", "the key 'objective' appears twice, in lines 4 and 6"),
+        ("logging:\n  every: 1\n  every: 2\n", "the key 'every' appears twice, in lines 7 and 8"),
+        ("evaluation: {samples: 1, samples: 2}\n", "the key 'samples' appears twice, in lines 6 and 6"),
+        ("lora: &self {rank: *self}\n", "an alias contains itself"),
+        (BOMB, f"it expands to more than {LARGEST} values"),
         ("x: " + "[" * 5000 + "]" * 5000 + "\n", "it is nested too deeply"),
     ],
     ids=["a section", "a key", "in one line", "a loop", "a bomb", "depth"],
@@ -42,7 +42,7 @@ def test_is_refused(tmp_path, further_lines, message):
     assert error.value.where == str(file)
 
 
-def test_an_override_is_bounded_too():
+def test_override_has_the_same_size_limit():
     with pytest.raises(ConfigError, match="is not a YAML value"):
         override({}, "data={train: a, train: b}")
 

@@ -9,7 +9,7 @@ from penchant.data.groups import PreferenceGroup
 from penchant.data.second_reading import add_mismatched
 from penchant.data.tokenized import TokenizedGroup
 from penchant.errors import DataError
-from penchant.training.batches import group_facts
+from penchant.training.batches import group_tensors
 
 
 def tokenized(prompts: list[str], k: int = 2, width: int = 3, **preferences: object) -> list[TokenizedGroup]:
@@ -52,7 +52,7 @@ def test_a_borrowed_response_is_cut_to_the_limit():
 def test_a_mismatched_candidate_has_no_preferences():
     for preferences in ({"labels": (True, False)}, {"scores": (2.0, 1.0)}, {"ranks": (1, 2)}):
         groups = add_mismatched(tokenized(["a", "b"], **preferences), seed=0, longest=100)
-        facts = group_facts([group.group for group in groups], [[1] * len(group.responses) for group in groups])
+        facts = group_tensors([group.group for group in groups], [[1] * len(group.responses) for group in groups])
         assert facts.mask.tolist() == [[True, True, False]] * 2
         assert facts.mismatched.tolist() == [[False, False, True]] * 2
         assert facts.labels.tolist() == [[1, -1, 0]] * 2

@@ -15,7 +15,7 @@ from penchant.data.groups import PreferenceGroup
 from penchant.data.rendering import Rendering
 from penchant.data.second_reading import retokenize_groups
 from penchant.data.tokenization import readable_prompts, tokenize_groups
-from penchant.engine.distributed import World, local_device
+from penchant.engine.distributed import World
 from penchant.errors import DataError
 from penchant.evaluation.answering import answerable_prompts, distinct_prompts
 from penchant.evaluation.held_out import Reading, score
@@ -115,9 +115,9 @@ def test_evaluate_rank_and_samples_drop_refused_groups(
     rows: tuple[Path, Path], tiny_model: Path, notices: pytest.LogCaptureFixture
 ) -> None:
     reading = Reading(chat_template=str(rows[0]), rendering=DROP)
-    world, groups = World(0, 1, local_device()), [*GOOD, BAD]
+    world, groups = World.single(), [*GOOD, BAD]
     assert len(score(str(tiny_model), groups, world, reading=reading)) == 2
     assert any("refused by template dropped: 1 of 3 groups" in line for line in notices.messages)
     assert len(rank(str(tiny_model), groups, world, by="log_prob", reading=reading).groups) == 2
     answerable = answerable_prompts(str(tiny_model), distinct_prompts(groups), 2, reading)
-    assert (answerable.prompts, answerable.refused, answerable.too_long) == (distinct_prompts(GOOD), 1, 0)
+    assert (answerable.prompts, answerable.refused_count, answerable.too_long_count) == (distinct_prompts(GOOD), 1, 0)

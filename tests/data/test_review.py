@@ -119,7 +119,7 @@ def test_from_the_command_line(pairs, tmp_path, monkeypatch, capsys):
     printed = capsys.readouterr()
     assert json.loads(printed.out) == {"accept": 0, "reject": 1, "waiting": 2}
     assert "'what' is none of" in printed.err
-    assert "no verdict to take back" in printed.err
+    assert "no verdict to undo" in printed.err
     monkeypatch.setattr("sys.stdin", io.StringIO("s\na\n"))
     assert run([*arguments, "--accepted", str(out)]) == 0
     assert [group.prompt for group in read_groups(out).groups] == ["p2"]

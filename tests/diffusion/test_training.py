@@ -13,7 +13,7 @@ from penchant.config.run import LoraConfig, TrainingConfig
 from penchant.data.groups import PreferenceGroup
 from penchant.diffusion import training as module
 from penchant.diffusion.denoising import Denoiser
-from penchant.diffusion.training import tune_denoiser
+from penchant.diffusion.training import Draws, tune_denoiser
 from penchant.errors import ConfigError, TrainingError
 from penchant.objectives import DPO, IPO, KTO, SFT, BetaDPO, MultiReference, Needs, Part, WeightedSum
 
@@ -44,7 +44,7 @@ def tuned(source, folder, objective, groups=GROUPS, targets="all-linear", pictur
     denoiser = Denoiser(str(source), CPU)
     settings = TrainingConfig(**{"max_steps": 3, "batch_size": 2, "learning_rate": 1e-2, "warmup": 0.0, **changes})
     lora = LoraConfig(rank=4, targets=targets)
-    tune_denoiser(denoiser, groups, read, objective, settings, lora, 2, folder, **(pictures or {}))
+    tune_denoiser(denoiser, groups, read, objective, settings, lora, Draws(2, **(pictures or {})), folder)
     return denoiser, [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
@@ -135,8 +135,8 @@ def test_the_same_arguments_give_the_same_bits(stable_diffusion, tmp_path):
 @pytest.mark.parametrize("objective", [BetaDPO(beta=50.0), WeightedSum()])
 def test_a_coupled_objective_sees_its_whole_batch(stable_diffusion, tmp_path, objective, monkeypatch):
     """A step's two draws of its two groups are one batch, in each of three steps."""
-    told, true = [], module.group_facts
-    monkeypatch.setattr(module, "group_facts", lambda groups, *more: told.append(len(groups)) or true(groups, *more))
+    told, true = [], module.group_tensors
+    monkeypatch.setattr(module, "group_tensors", lambda groups, *more: told.append(len(groups)) or true(groups, *more))
     _, metrics = tuned(stable_diffusion, tmp_path, objective)
     assert told == [4] * 3
     assert all(math.isfinite(each["loss"]) for each in metrics)

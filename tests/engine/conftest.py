@@ -15,10 +15,9 @@ from penchant.data.groups import PreferenceGroup
 from penchant.data.tokenized import TokenizedGroup
 from penchant.data.trees import TreeBatch
 from penchant.engine.attention import TREE, tree_attention
-from penchant.engine.kernels import compiled as one_kernel
-from penchant.engine.kernels.layer_fusion import fuse_layers
+from penchant.engine.kernels import compiled
 from penchant.engine.padded import PaddedScorer
-from penchant.engine.tree import TreeScorer
+from penchant.engine.tree import TreeScorer, use_tree
 
 hf.AttentionInterface.register(TREE, tree_attention)
 
@@ -78,7 +77,7 @@ MakeGroups = Callable[[Sequence[tuple[int, Sequence[int]]], int], list[Tokenized
 def both_ways(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """The CPU's code, and the formulas that are compiled on a GPU, here uncompiled."""
     if request.param == "a GPU's formulas":
-        monkeypatch.setattr(one_kernel, "use_compiled", lambda x: True)
+        monkeypatch.setattr(compiled, "use_compiled", lambda x: True)
 
 
 @pytest.fixture(params=sorted(CONFIGS))
@@ -171,11 +170,12 @@ def score_both_ways(all_float64: Callable[[], AbstractContextManager[None]]) -> 
 
     def score(model: hf.PreTrainedModel, batch: TreeBatch, weights: torch.Tensor) -> list[Any]:
         results = []
-        for scorer_class, implementation in ((PaddedScorer, "eager"), (TreeScorer, TREE)):
-            model.set_attn_implementation(implementation)
-            model.zero_grad()
+        for scorer_class in (PaddedScorer, TreeScorer):
             if scorer_class is TreeScorer:
-                fuse_layers(model)
+                use_tree(model)
+            else:
+                model.set_attn_implementation("eager")
+            model.zero_grad()
             with all_float64():
                 log_probs = scorer_class(model)(batch)
                 (log_probs * weights).sum().backward()

@@ -10,14 +10,12 @@ import torch
 
 from penchant.data.second_reading import add_mismatched
 from penchant.data.trees import pack
-from penchant.engine.attention import TREE
-from penchant.engine.kernels.layer_fusion import fuse_layers
 from penchant.engine.scoring import choose_scorer
-from penchant.engine.tree import TreeScorer
+from penchant.engine.tree import TreeScorer, use_tree
 from penchant.evaluation.choices_scoring import without_end
 from penchant.evaluation.held_out import scored_groups
 from penchant.recipes.recommend.catalogue import pack_trie
-from penchant.storage.caches import ReferenceCache
+from penchant.storage.caches import LogProbCache
 from penchant.training.inputs import _fingerprint
 
 SHAPES = [(9, (14, 7)), (1, (9, 3, 5)), (30, (25,))]
@@ -78,8 +76,8 @@ def test_candidates_that_share_their_beginnings(name, build, groups, all_float64
     group = replace(group, responses=(group.responses[0], shared), loss_masks=masks)
     with all_float64():
         expected = torch.stack([oracle(model, group, k)[0] for k in range(2)])
-        model.set_attn_implementation(TREE)
-        log_probs = TreeScorer(fuse_layers(model) or model)(pack_trie(group))[0]
+        use_tree(model)
+        log_probs = TreeScorer(model)(pack_trie(group))[0]
     torch.testing.assert_close(log_probs, expected, rtol=1e-10, atol=0)
 
 
@@ -100,7 +98,7 @@ def test_the_last_token_is_left_out_of_the_mask_too(groups):
 
 def test_another_mask_is_another_key_and_another_run(groups, tmp_path):
     unmasked = [replace(group, loss_masks=None) for group in groups]
-    cache = ReferenceCache("model", "how", tmp_path)
+    cache = LogProbCache("model", "how", tmp_path)
     cache.keep(pack(unmasked), [-1.0] * 6)
     assert cache.look_up([pack(groups)]) == {}
     assert cache.look_up([pack(unmasked)]) == {0: [-1.0] * 6}

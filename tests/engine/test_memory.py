@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import pytest
 import torch
 from torch import nn
 
-from penchant.engine.allocator import MallocSettings
-from penchant.engine.heap import Heap
 from penchant.engine.memory import MemoryTracker, available_bytes, process_bytes, replace_tensors, track_memory
 
 CPU = torch.device("cpu")
@@ -68,53 +65,6 @@ class TestMemoryTracker:
             replace_tensors(pair, CPU)
         assert pair[1].weight is pair[0].weight
         assert tracker.live == 7 * 3 * 4
-
-
-class TestHeap:
-    MB = 1 << 20
-
-    def test_freeing_a_large_block_raises_the_threshold(self):
-        heap = Heap()
-        block = heap.take(4 * self.MB)
-        assert 4 * self.MB <= heap.resident <= 4 * self.MB + 8192
-        heap.give(block)
-        assert heap.resident == 0
-        assert heap.threshold >= 4 * self.MB
-        # From now on blocks of its size lie in the heap.
-        low, high = heap.take(3 * self.MB), heap.take(3 * self.MB)
-        heap.give(low)
-        assert heap.resident >= 6 * self.MB
-        heap.give(high)
-
-    def test_a_hole_does_not_fit_its_own_successor_for_long(self):
-        heap = Heap()
-        heap.give(heap.take(4 * self.MB))
-        block, _upper_block = heap.take(2 * self.MB), heap.take(2 * self.MB)
-        start_bytes = heap.resident
-        for _ in range(3):
-            heap.give(block)
-            block = heap.take(2 * self.MB)
-        # The same two blocks are alive, and a hole.
-        assert heap.resident == pytest.approx(start_bytes + 2 * self.MB, abs=128 << 10)
-        resident = heap.resident
-        heap.take(self.MB)
-        assert heap.resident == resident
-
-    def test_a_fixed_threshold_gives_all_back(self):
-        heap = Heap(MallocSettings(threshold=1 << 20, trim=128 << 10, raises_thresholds=False))
-        blocks = [heap.take(2 * self.MB) for _ in range(5)]
-        for block in blocks:
-            heap.give(block)
-        assert heap.resident == 0
-
-    def test_the_top_is_trimmed(self):
-        heap = Heap()
-        heap.give(heap.take(self.MB))
-        blocks = [heap.take(self.MB // 2) for _ in range(40)]
-        assert heap.resident >= 20 * self.MB
-        for block in reversed(blocks):
-            heap.give(block)
-        assert heap.resident <= 3 * self.MB
 
 
 def test_this_machine():

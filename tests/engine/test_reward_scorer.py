@@ -12,7 +12,7 @@ import transformers as hf
 from penchant.config.reward import RewardConfig
 from penchant.config.run import load_config
 from penchant.data.trees import pack
-from penchant.engine.scoring import PaddedRewardScorer, TreeRewardScorer, choose_reward_scorer
+from penchant.engine.scoring import PaddedRewardScorer, TreeRewardScorer, choose_reward_scorer, padded_rewards
 from penchant.errors import ModelError
 from penchant.evaluation.rewards import open_reward
 from penchant.models.loading import load_tokenizer
@@ -66,6 +66,19 @@ def test_padded_equals_the_tree(make_groups):
     torch.testing.assert_close(PaddedRewardScorer(model)(pack(groups)), tree, rtol=1e-4, atol=1e-6)
 
 
+def test_padded_rewards_are_those_of_single_sequences():
+    """Of a causal and a bidirectional classifier with three outputs; rows are padded with token 0, which is no pad."""
+    sizes = {"vocab_size": 61, "hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 48, "num_labels": 3}
+    sequences = [torch.arange(3, 3 + n) for n in (9, 2, 5)]
+    for config in (hf.BertConfig(**sizes, num_hidden_layers=2), hf.LlamaConfig(**sizes, num_hidden_layers=2)):
+        torch.manual_seed(0)
+        model = hf.AutoModelForSequenceClassification.from_config(config).eval()
+        expected = [model(ids[None]).logits[0, 2] for ids in sequences]
+        rewards = padded_rewards(model, sequences, label=2)
+        assert rewards.dtype == torch.float64
+        torch.testing.assert_close(rewards.float(), torch.stack(expected), rtol=1e-4, atol=1e-6)
+
+
 class TestStarting:
     def test_a_fresh_head_is_a_function_of_the_seed(self, tiny_model):
         heads = []
@@ -108,14 +121,14 @@ class TestRuns:
         reward = open_reward(RewardConfig(model=str(folder)), device=torch.device("cpu"))
         assert reward(["the old cat"], [[" sees a dog"]])[0][0] == pytest.approx(expected, rel=1e-5)
         result = write_run_report(folder)
-        assert result.choosing.value == pytest.approx(lines[-1]["eval_rewards/accuracies"])
+        assert result.reward_accuracy.value == pytest.approx(lines[-1]["eval_rewards/accuracies"])
         assert "What was trained to choose" in (folder / "report.html").read_text()
 
     def test_adapters_bring_their_head(self, train_run):
         folder = train_run(lora={"rank": 4})
         assert (folder / "adapter_model.safetensors").exists()
         lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-        assert write_run_report(folder).choosing.value == pytest.approx(lines[-1]["eval_rewards/accuracies"])
+        assert write_run_report(folder).reward_accuracy.value == pytest.approx(lines[-1]["eval_rewards/accuracies"])
 
     @pytest.mark.parametrize("freeze", [True, False])
     def test_a_head_beside_its_model(self, write_config, tiny_model, freeze):
@@ -129,7 +142,7 @@ class TestRuns:
         )
         folder = train(load_config(file))
         lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-        assert write_run_report(folder).choosing.value == pytest.approx(lines[-1]["eval_head/accuracies"])
+        assert write_run_report(folder).reward_accuracy.value == pytest.approx(lines[-1]["eval_head/accuracies"])
         assert load_head(folder).settings["pooling"] == "tanh"
         old_weights, new_weights = (
             hf.AutoModelForCausalLM.from_pretrained(f).state_dict() for f in (tiny_model, folder)

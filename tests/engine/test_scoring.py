@@ -8,11 +8,11 @@ import torch
 from penchant.data.trees import pack
 from penchant.engine import scoring
 from penchant.engine.distributed import World
-from penchant.engine.padded import PaddedScorer
+from penchant.engine.padded import PaddedScorer, pad_left
 from penchant.engine.scoring import choose_scorer, precision, score_groups
 from penchant.engine.tree import TreeScorer
 from penchant.engine.tree_plan import Tiling
-from penchant.storage.caches import ReferenceCache
+from penchant.storage.caches import LogProbCache
 
 ALONE = World(0, 1, torch.device("cpu"))
 SHAPES = [(9, (4, 7)), (1, (3,)), (30, (1, 2, 9, 5, 2)), (12, (6, 6)), (5, (8, 1, 3))]
@@ -83,7 +83,7 @@ def test_budget_changes_nothing(build, make_groups):
 def test_warm_cache_gives_the_bits_of_the_cold_one_without_a_forward(build, make_groups, tmp_path, monkeypatch):
     groups = make_groups(SHAPES, 2)
     scorer = choose_scorer(build("llama"), groups[:2]).scorer
-    cache = ReferenceCache("model", "tree float32 cpu", tmp_path)
+    cache = LogProbCache("model", "tree float32 cpu", tmp_path)
     cold = score_groups(scorer, groups, world=ALONE, budget=40, dtype="float32", cache=cache)
     monkeypatch.setattr(scoring, "_forward", None)
     assert score_groups(scorer, groups, world=ALONE, budget=40, dtype="float32", cache=cache) == cold
@@ -113,3 +113,10 @@ def test_bfloat16_is_close(build, make_groups):
     assert half.dtype == torch.float64
     torch.testing.assert_close(half, single, rtol=2e-2, atol=0)
     assert not torch.equal(half, single)
+
+
+def test_zeros_on_the_left_of_a_dimension():
+    x = torch.tensor([[1, 2], [3, 4]])
+    assert pad_left(x, 3).tolist() == [[0, 1, 2], [0, 3, 4]]
+    assert pad_left(x, 4, dim=-2).tolist() == [[0, 0], [0, 0], [1, 2], [3, 4]]
+    assert pad_left(x, 2) is x

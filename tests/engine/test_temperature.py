@@ -6,15 +6,14 @@ import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, inject_adapter_in_model
-from transformers import AttentionInterface, Gemma2Config, Gemma2ForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import Gemma2Config, Gemma2ForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from penchant.data.groups import PreferenceGroup
 from penchant.data.tokenized import TokenizedGroup
 from penchant.data.trees import pack
-from penchant.engine.attention import TREE, tree_attention
 from penchant.engine.output_head import head_log_probs
 from penchant.engine.padded import PaddedScorer
-from penchant.engine.tree import TreeScorer
+from penchant.engine.tree import TreeScorer, use_tree
 
 SIZES = {"vocab_size": 41, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
 
@@ -59,7 +58,6 @@ def test_the_head_divides_its_capped_logits(kind, softcap):
     ids=["llama", "gemma2"],
 )
 def test_both_scorers_divide_the_logits(model):
-    AttentionInterface.register(TREE, tree_attention)
     torch.manual_seed(0)
     draw = np.random.default_rng(0)
     groups = [
@@ -82,7 +80,7 @@ def test_both_scorers_divide_the_logits(model):
             log_probs = (logits.double() / 0.4).log_softmax(-1)
             expected.append(log_probs.gather(-1, torch.from_numpy(response)[:, None]).sum())
     padded = PaddedScorer(language_model)(batch)
-    language_model.set_attn_implementation(TREE)
+    use_tree(language_model)
     tree = TreeScorer(language_model)(batch)
     for scores in (padded, tree):
         torch.testing.assert_close(scores.flatten().double(), torch.stack(expected), rtol=1e-4, atol=1e-4)

@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 
 from penchant.data.trees import pack
 from penchant.engine.attention import TREE, UnsupportedAttention, tree_attention
-from penchant.engine.kernels.layer_fusion import fuse_layers
-from penchant.engine.tree import TreeScorer
+from penchant.engine.tree import TreeScorer, use_tree
 from penchant.engine.tree_plan import TreePlan
 from penchant.recipes.recommend.catalogue import pack_trie
 
@@ -63,8 +62,7 @@ def test_tree_equals_padded_forward_on_any_shape(family, build, make_groups, sco
 
 def test_packing_changes_nothing(family, build, make_groups, all_float64):
     model = build(family).double()
-    model.set_attn_implementation(TREE)
-    fuse_layers(model)
+    use_tree(model)
     groups = make_groups(SHAPES["unequal counts"], 3)
     with torch.no_grad(), all_float64():
         together = TreeScorer(model)(pack(groups))
@@ -87,8 +85,7 @@ def test_gradient_checkpointing_changes_nothing(build, make_groups):
     gradients = []
     for checkpointing in (False, True):
         model = build("llama").train()
-        model.set_attn_implementation(TREE)
-        fuse_layers(model)
+        use_tree(model)
         if checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         TreeScorer(model)(pack(make_groups(SHAPES["pairs"], 5))).sum().backward()
@@ -105,8 +102,7 @@ def test_two_models_alive_at_once_do_not_mix(build, make_groups):
     batches = [pack(make_groups(SHAPES["pairs"], seed)) for seed in (6, 7)]
     alone = []
     for model, batch in zip((checkpointed, plain), batches, strict=True):
-        model.set_attn_implementation(TREE)
-        fuse_layers(model)
+        use_tree(model)
         alone.append(TreeScorer(model)(batch))
     checkpointed.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     checkpointed.train()
@@ -241,8 +237,7 @@ def test_lora_gradients_equal_padded_forward(build, make_groups, score_both_ways
 def test_a_trie_equals_the_tree(family, prompt, build, make_groups, all_float64):
     """Candidates with common beginnings, in one row that holds these once: log-probs and gradients."""
     model = build(family).double()
-    model.set_attn_implementation(TREE)
-    fuse_layers(model)
+    use_tree(model)
     (group,) = make_groups([(prompt, (60, 9, 9, 4, 2, 30))], 8)
     one, two, three, *further_responses = group.responses
     responses = (one, one[:40], np.concatenate([one[:25], two]), np.concatenate([two[:5], three]), *further_responses)

@@ -13,6 +13,7 @@ from scipy import stats
 
 from penchant.evaluation.comparisons import Difference, holm
 from penchant.evaluation.variance_components import (
+    CrossedMean,
     Variances,
     adjusted_p,
     agreeing_half_width,
@@ -40,8 +41,8 @@ def test_the_bound_is_the_largest_probability_over_what_seeds_may_do() -> None:
     residual, of_prompts = 0.3 / 900, 0.2 / 300
     tails = 2 * stats.t.sf(value / np.sqrt(of_prompts + residual * (1 + extras)), 299)
     expected = (stats.f.cdf(limit / (1 + extras), 2, 598) * tails).max()
-    assert agreeing_p(value, QUIET, seeds, prompts) == pytest.approx(expected, rel=2e-3)
-    assert floor_p(value, QUIET, seeds, prompts) == pytest.approx(
+    assert agreeing_p(value, CrossedMean(QUIET, seeds, prompts)) == pytest.approx(expected, rel=2e-3)
+    assert floor_p(value, CrossedMean(QUIET, seeds, prompts)) == pytest.approx(
         2 * stats.t.sf(value / math.sqrt(residual + of_prompts), 299)
     )
 
@@ -51,10 +52,10 @@ def test_the_bound_is_the_largest_probability_over_what_seeds_may_do() -> None:
 )
 def test_intervals_end_where_the_p_values_are_the_level(prompt, residual, seeds, prompts, level) -> None:
     variances = Variances(0.0, prompt, residual)
-    half = agreeing_half_width(variances, seeds, prompts, level)
-    assert agreeing_p(half, variances, seeds, prompts) == pytest.approx(level, rel=1e-6)
-    floor = floor_half_width(variances, seeds, prompts, level)
-    assert floor_p(floor, variances, seeds, prompts) == pytest.approx(level, rel=1e-6)
+    half = agreeing_half_width(CrossedMean(variances, seeds, prompts), level)
+    assert agreeing_p(half, CrossedMean(variances, seeds, prompts)) == pytest.approx(level, rel=1e-6)
+    floor = floor_half_width(CrossedMean(variances, seeds, prompts), level)
+    assert floor_p(floor, CrossedMean(variances, seeds, prompts)) == pytest.approx(level, rel=1e-6)
 
 
 def test_seeds_agree_by_f_tests() -> None:
@@ -63,12 +64,12 @@ def test_seeds_agree_by_f_tests() -> None:
     for level, expected in ((0.0101, {4}), (0.0099, set())):
         ratio = stats.f.isf(level, 2 + 4, 2 * 299 + 4 * 299)
         # 2 and 4 degrees of freedom: the ratio of both together weighs them so.
-        first, second = (Variances((value - 1) * 0.3 / 300, 0.2, 0.3) for value in (ratio + 0.1, ratio - 0.05))
-        assert first.seed_ratio(300) == pytest.approx(ratio + 0.1)
+        smallest, second = (Variances((value - 1) * 0.3 / 300, 0.2, 0.3) for value in (ratio + 0.1, ratio - 0.05))
+        assert smallest.seed_ratio(300) == pytest.approx(ratio + 0.1)
         # Of itself the second, with four degrees of freedom, does not pass at 5 %.
-        assert agreeing_methods({4: (first, 3, 300), 7: (second, 5, 300)}) == expected
-    assert agreeing_methods({0: (QUIET, 3, 300)}) == set()
-    assert agreeing_methods({0: (QUIET, 3, 300), 1: (Variances(0.1, 0.0, 0.0), 3, 1)}) == set()
+        assert agreeing_methods({4: CrossedMean(smallest, 3, 300), 7: CrossedMean(second, 5, 300)}) == expected
+    assert agreeing_methods({0: CrossedMean(QUIET, 3, 300)}) == set()
+    assert agreeing_methods({0: CrossedMean(QUIET, 3, 300), 1: CrossedMean(Variances(0.1, 0.0, 0.0), 3, 1)}) == set()
 
 
 def test_a_method_whose_seeds_agree_is_told_where_students_quantile_of_two_degrees_is_too_wide() -> None:
@@ -77,16 +78,18 @@ def test_a_method_whose_seeds_agree_is_told_where_students_quantile_of_two_degre
     assert careful > 0.12
     assert verdicts[0].outcome == "better"
     assert verdicts[0].level == pytest.approx(0.05 * share_of_level(3)) == pytest.approx(0.03)
-    half = agreeing_half_width(QUIET, 3, 300, 0.03)
+    half = agreeing_half_width(CrossedMean(QUIET, 3, 300), 0.03)
     assert (verdicts[0].low, verdicts[0].high) == pytest.approx((0.12 - half, 0.12 + half))
     assert verdicts[0].p < 0.05
     assert [verdict.outcome for verdict in verdicts[1:]] == ["not distinguishable"] * 4
 
 
 def test_interval_p_and_outcome_agree_at_the_edge() -> None:
-    half = half_width((QUIET, 3, 300), 5, 0.05)
-    assert half == max(agreeing_half_width(QUIET, 3, 300, 0.03), floor_half_width(QUIET, 3, 300, 0.01))
-    assert adjusted_p(half, (QUIET, 3, 300), 5) == pytest.approx(0.05)
+    half = half_width(CrossedMean(QUIET, 3, 300), 5, 0.05)
+    assert half == max(
+        agreeing_half_width(CrossedMean(QUIET, 3, 300), 0.03), floor_half_width(CrossedMean(QUIET, 3, 300), 0.01)
+    )
+    assert adjusted_p(half, CrossedMean(QUIET, 3, 300), 5) == pytest.approx(0.05)
     for value, decided in ((1.0001 * half, True), (0.9999 * half, False)):
         verdict = holm([difference(value), *[difference(0.0)] * 4])[0]
         assert (verdict.outcome == "better") is decided

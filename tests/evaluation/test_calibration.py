@@ -15,8 +15,10 @@ def sigmoid(x: float) -> float:
 def test_by_hand() -> None:
     # Four pairs in four bins: a tie (half right at 1/2), two wrong at sigmoid(1), one right at sigmoid(2).
     calibration = calibrate(np.array([4.0, -2.0, 0.0, -2.0]), np.array([0, 1, 0, 0]), 0.5, seed=0)
-    assert [each.predicted for each in calibration.bins] == pytest.approx([0.5, sigmoid(1), sigmoid(1), sigmoid(2)])
-    assert [each.observed.value for each in calibration.bins] == [0.5, 0, 0, 1]
+    assert [calibration_bin.predicted for calibration_bin in calibration.bins] == pytest.approx(
+        [0.5, sigmoid(1), sigmoid(1), sigmoid(2)]
+    )
+    assert [calibration_bin.observed.value for calibration_bin in calibration.bins] == [0.5, 0, 0, 1]
     error = calibration.expected_calibration_error
     assert error.value == pytest.approx((2 * sigmoid(1) + 1 - sigmoid(2)) / 4)
     assert error.to_json() == {"value": error.value, "low": None, "high": None, "n": 4}
@@ -28,8 +30,8 @@ def test_by_hand() -> None:
 def test_bins_are_of_equal_count_and_ordered() -> None:
     margins = np.random.default_rng(0).normal(size=1003)
     calibration = calibrate(margins, np.arange(1003), 1.0, seed=0)
-    assert [each.observed.n for each in calibration.bins] == [101] * 3 + [100] * 7
-    predicted = [each.predicted for each in calibration.bins]
+    assert [calibration_bin.observed.n for calibration_bin in calibration.bins] == [101] * 3 + [100] * 7
+    predicted = [calibration_bin.predicted for calibration_bin in calibration.bins]
     assert predicted == sorted(predicted)
 
 
@@ -38,7 +40,7 @@ def test_equally_confident_pairs_share_their_outcome_across_bins() -> None:
     margins = np.array([1.0] * 15 + [-1.0] * 5)
     for order in (np.arange(20), np.arange(20)[::-1]):
         calibration = calibrate(margins[order], np.arange(20)[order], 1.0, seed=0)
-        assert [each.observed.value for each in calibration.bins] == [0.75] * 10
+        assert [calibration_bin.observed.value for calibration_bin in calibration.bins] == [0.75] * 10
         assert calibration.expected_calibration_error.value == pytest.approx(0.75 - sigmoid(1))
 
 
@@ -55,7 +57,7 @@ def test_true_bradley_terry_margins_are_calibrated() -> None:
 
 def test_huge_margins_are_certain_not_nan() -> None:
     calibration = calibrate(np.array([1e5, -1e5]), np.array([0, 1]), 1.0, seed=0)
-    assert [each.predicted for each in calibration.bins] == [1, 1]
+    assert [calibration_bin.predicted for calibration_bin in calibration.bins] == [1, 1]
     assert calibration.expected_calibration_error.value == 0.5
 
 
@@ -101,6 +103,6 @@ def test_ties_are_half_right_by_definition() -> None:
 
 def test_a_bin_of_equally_confident_pairs_is_not_certain() -> None:
     margins = np.array([1.0] * 180 + [-1.0] * 20)
-    for each in calibrate(margins, np.arange(200), 1.0, seed=0).bins:
-        assert each.observed.value == pytest.approx(0.9)
-        assert each.observed.high - each.observed.low > 0.1
+    for calibration_bin in calibrate(margins, np.arange(200), 1.0, seed=0).bins:
+        assert calibration_bin.observed.value == pytest.approx(0.9)
+        assert calibration_bin.observed.high - calibration_bin.observed.low > 0.1

@@ -33,7 +33,7 @@ from penchant.evaluation.choices_suites import SUITES, evaluate_suite, require_t
 from penchant.evaluation.held_out import Reading
 from penchant.evaluation.statistics import Estimate, mean_of_shares
 
-ALONE = World(0, 1, torch.device("cpu"))
+SINGLE = World(0, 1, torch.device("cpu"))
 
 
 def question(
@@ -44,15 +44,15 @@ def question(
 
 class TestGroups:
     def test_plain_text_continues_the_prompt_with_one_space(self):
-        asked = Question("Is it?", (" yes", "no"), 1, "boolq", "f, line 3", cue="\nAnswer:")
+        boolq_question = Question("Is it?", (" yes", "no"), 1, "boolq", "f, line 3", cue="\nAnswer:")
         expected = PreferenceGroup("Is it?\nAnswer:", (" yes", " no"), preferred=1, id="f, line 3", source="boolq")
-        assert plain_group(asked) == expected
+        assert plain_group(boolq_question) == expected
         assert plain_group(question(["a", "b"], 0, "Q:\n")).candidates == ("a", "b")
         assert plain_group(question(["a", "b"], 0, "")).candidates == ("a", "b")
 
     def test_options_are_the_assistants_message_and_the_cue_is_the_templates(self):
-        asked = Question("Is it?", ("yes", "no"), 1, "boolq", "f, line 3", cue="\nAnswer:")
-        group = chat_group(asked)
+        boolq_question = Question("Is it?", ("yes", "no"), 1, "boolq", "f, line 3", cue="\nAnswer:")
+        group = chat_group(boolq_question)
         assert group.prompt == ({"role": "user", "content": "Is it?"},)
         assert group.candidates == tuple(({"role": "assistant", "content": text},) for text in ("yes", "no"))
         assert (group.preferred, group.id, group.source) == (1, "f, line 3", "boolq")
@@ -81,17 +81,17 @@ class TestEvaluate:
     def test_every_number_by_hand(self):
         report = evaluate_choices("task", SCORED, left_out={"no label": 2})
         assert (report.questions, report.options) == (3, {2: 1, 3: 1, 4: 1})
-        assert {name: each.value for name, each in report.accuracy.items()} == pytest.approx(
+        assert {name: estimate.value for name, estimate in report.accuracy.items()} == pytest.approx(
             {"log": 2 / 3, "log_sum": 1 / 3}
         )
         assert report.ties == {"log": 0, "log_sum": 2}
         assert report.chance == pytest.approx((1 / 3 + 1 / 2 + 1 / 4) / 3)
-        assert {name: each.value for name, each in report.baselines.items()} == pytest.approx(
+        assert {name: estimate.value for name, estimate in report.baselines.items()} == pytest.approx(
             # Right is first in two of three. Longest: ccc is wrong, bb is one of two, bb and cc are wrong.
             # Shortest: a is wrong, bb is one of two, a is one of two.
             {"majority": 2 / 3, "longest_option": (0 + 1 / 2 + 0) / 3, "shortest_option": (0 + 1 / 2 + 1 / 2) / 3}
         )
-        assert {each.n for each in (*report.accuracy.values(), *report.baselines.values())} == {3}
+        assert {estimate.n for estimate in (*report.accuracy.values(), *report.baselines.values())} == {3}
         document = report.to_json()
         assert document["accuracy"]["log"].keys() == {"value", "low", "high", "n"}
         assert document["options"] == {"2": 1, "3": 1, "4": 1}
@@ -134,15 +134,15 @@ class TestEvaluate:
         st.randoms(),
     )
     @settings(max_examples=40, deadline=None)
-    def test_the_order_of_questions_and_options_changes_nothing(self, drawn, random):
+    def test_the_order_of_questions_and_options_changes_nothing(self, scores_and_rights, random):
         def report(shuffled: bool) -> dict:
             scored = []
-            for i, (scores, right) in enumerate(drawn):
+            for i, (scores, right) in enumerate(scores_and_rights):
                 order = list(range(len(scores)))
                 if shuffled:
                     random.shuffle(order)
-                asked = question(["x" * (k + 1) for k in order], order.index(right), f"p{i}")
-                scored.append(ScoredQuestion(asked, {"log": tuple(scores[k] for k in order)}))
+                shuffled_question = question(["x" * (k + 1) for k in order], order.index(right), f"p{i}")
+                scored.append(ScoredQuestion(shuffled_question, {"log": tuple(scores[k] for k in order)}))
             if shuffled:
                 random.shuffle(scored)
             document = evaluate_choices("task", scored, resamples=20).to_json()
@@ -188,13 +188,13 @@ class TestSuites:
             evaluate_suite(SUITES["race"], [task_report("race_middle", 1, 2)])
 
     def test_bounds_of_a_weighted_sum_by_hand(self):
-        first, second = Estimate(0.5, 0.44, 0.58, 10), Estimate(0.7, 0.62, 0.76, 30)
-        both = weighted_sum([first, second], [0.5, 0.5])
+        low_estimate, high_estimate = Estimate(0.5, 0.44, 0.58, 10), Estimate(0.7, 0.62, 0.76, 30)
+        both = weighted_sum([low_estimate, high_estimate], [0.5, 0.5])
         assert both.value == pytest.approx(0.6)
         # Below: sqrt(.03^2 + .04^2) = .05; above: sqrt(.04^2 + .03^2) = .05.
         assert (both.low, both.high, both.n) == (pytest.approx(0.55), pytest.approx(0.65), 40)
-        assert weighted_sum([first], [1.0]) == Estimate(0.5, pytest.approx(0.44), pytest.approx(0.58), 10)
-        assert math.isnan(weighted_sum([first, Estimate(1.0, math.nan, math.nan, 1)], [0.5, 0.5]).low)
+        assert weighted_sum([low_estimate], [1.0]) == Estimate(0.5, pytest.approx(0.44), pytest.approx(0.58), 10)
+        assert math.isnan(weighted_sum([low_estimate, Estimate(1.0, math.nan, math.nan, 1)], [0.5, 0.5]).low)
 
 
 def group(prompt: Sequence[int], *responses: Sequence[int]) -> TokenizedGroup:
@@ -206,14 +206,14 @@ def group(prompt: Sequence[int], *responses: Sequence[int]) -> TokenizedGroup:
 
 def minus_sum(groups: Sequence[TokenizedGroup]) -> list[list[float]]:
     """A stub: a token's log-prob is minus its id."""
-    return [[-float(response.sum()) for response in each.responses] for each in groups]
+    return [[-float(response.sum()) for response in tokenized.responses] for tokenized in groups]
 
 
 class TestScoreOptions:
     def test_by_hand(self):
         """2 ends the turn. The mean without it prefers the second, the sum with it the one-token first."""
-        asked = group([1, 5], [4, 2], [3, 3, 3, 2])
-        [scores] = score_options([asked], OptionScorer(minus_sum, lambda groups: [[0.5, -0.5] for _ in groups]))
+        tokenized = group([1, 5], [4, 2], [3, 3, 3, 2])
+        [scores] = score_options([tokenized], OptionScorer(minus_sum, lambda groups: [[0.5, -0.5] for _ in groups]))
         assert scores == {"log": (-4.0, -3.0), "log_sum": (-6.0, -11.0), "head": (0.5, -0.5)}
         scored = ScoredQuestion(question(["a", "b"], 1), scores)
         assert [scored.is_right(name) for name in ("log", "log_sum", "head")] == [True, False, False]
@@ -244,11 +244,11 @@ def test_head_rewards_keep_the_order_whatever_the_budget():
     groups = [group([1, 5], [7, 2], [8, 9, 2]), group([1], [6, 6, 6, 2], [5, 2], [4, 2]), group([1, 1, 1], [3, 2])]
     expected = [[7.0, 8.0], [6.0, 5.0, 4.0], [3.0]]
     for budget in (1, 12, 1000):
-        found = score_with_head(FirstTokenHead(), groups, world=ALONE, budget=budget, dtype="float32")
-        assert found == expected
+        rewards = score_with_head(FirstTokenHead(), groups, world=SINGLE, budget=budget, dtype="float32")
+        assert rewards == expected
 
 
-ASKED = [
+QUESTIONS = [
     Question("the old cat sees", ("a dog", "bird", "small house by river"), 1, "t", "t.jsonl, line 1"),
     Question("it runs to", ("tree", "the river ."), 0, "t", "t.jsonl, line 2"),
 ]
@@ -265,18 +265,18 @@ class TestScoreTasks:
     def test_equals_a_plain_float64_forward_with_and_without_the_end(self, tiny_model, notices):
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
-        scored = score_tasks(str(tiny_model), {"t": ASKED}, ALONE)["t"]
+        scored = score_tasks(str(tiny_model), {"t": QUESTIONS}, SINGLE)["t"]
         model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float64)
         tokenizer = AutoTokenizer.from_pretrained(tiny_model)
-        for asked, found in zip(ASKED, scored.questions, strict=True):
-            assert found.question is asked
-            prompt = tokenizer(asked.prompt)["input_ids"]
-            for k, option in enumerate(asked.options):
-                ids = [*tokenizer(f"{asked.prompt} {option}")["input_ids"], tokenizer.eos_token_id]
+        for expected_question, row in zip(QUESTIONS, scored.questions, strict=True):
+            assert row.question is expected_question
+            prompt = tokenizer(expected_question.prompt)["input_ids"]
+            for k, option in enumerate(expected_question.options):
+                ids = [*tokenizer(f"{expected_question.prompt} {option}")["input_ids"], tokenizer.eos_token_id]
                 answer = plain_log_probs(model, ids)[len(prompt) - 1 :]
                 assert len(answer) == len(option.split()) + 1
-                assert found.scores["log"][k] == pytest.approx(float(answer[:-1].mean()), abs=1e-5)
-                assert found.scores["log_sum"][k] == pytest.approx(float(answer.sum()), abs=1e-5)
+                assert row.scores["log"][k] == pytest.approx(float(answer[:-1].mean()), abs=1e-5)
+                assert row.scores["log_sum"][k] == pytest.approx(float(answer.sum()), abs=1e-5)
         assert notices.messages == ["questions are read as plain text, options continue the prompt"]
         assert scored.left_out == {}
 
@@ -289,7 +289,7 @@ class TestScoreTasks:
             "{% else %} {{ m.content }}{{ eos_token }}{% endif %}{% endfor %}"
         )
         reading = Reading(chat_template=str(template))
-        scored = score_tasks(str(tiny_model), {"t": ASKED[:1]}, ALONE, reading=reading)["t"]
+        scored = score_tasks(str(tiny_model), {"t": QUESTIONS[:1]}, SINGLE, reading=reading)["t"]
         model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float64)
         tokenizer = AutoTokenizer.from_pretrained(tiny_model)
         ids = tokenizer("sees the old cat sees likes bird")["input_ids"]
@@ -297,28 +297,28 @@ class TestScoreTasks:
         assert notices.messages[0] == "questions are read as messages, by the chat template"
 
     def test_options_of_the_same_tokens_are_a_tie(self, tiny_model):
-        asked = Question("the old cat sees", ("zebra", "yak"), 0, "t", "t.jsonl, line 1")
-        [found] = score_tasks(str(tiny_model), {"t": [asked]}, ALONE)["t"].questions
-        assert found.is_tie("log")
-        assert not found.is_right("log")
+        unknown_words = Question("the old cat sees", ("zebra", "yak"), 0, "t", "t.jsonl, line 1")
+        [row] = score_tasks(str(tiny_model), {"t": [unknown_words]}, SINGLE)["t"].questions
+        assert row.is_tie("log")
+        assert not row.is_right("log")
 
     def test_what_does_not_fit_is_an_error_or_counted(self, tiny_model, notices):
         long = Question("cat " * 200, ("dog", "bird"), 0, "t", "t.jsonl, line 9")
         with pytest.raises(DataError, match="203 tokens") as error:
-            score_tasks(str(tiny_model), {"t": [*ASKED, long]}, ALONE)
+            score_tasks(str(tiny_model), {"t": [*QUESTIONS, long]}, SINGLE)
         assert error.value.where == "task t, group t.jsonl, line 9"
         reading = Reading(truncation="drop")
-        scored = score_tasks(str(tiny_model), {"t": [long, *ASKED]}, ALONE, reading=reading)["t"]
-        assert [each.question for each in scored.questions] == ASKED
+        scored = score_tasks(str(tiny_model), {"t": [long, *QUESTIONS]}, SINGLE, reading=reading)["t"]
+        assert [row.question for row in scored.questions] == QUESTIONS
         assert scored.left_out == {"too_long_dropped": 1}
         assert "t: too long dropped: 1 of 3 questions" in notices.messages
         with pytest.raises(ConfigError, match="context is 128"):
-            score_tasks(str(tiny_model), {"t": ASKED}, ALONE, reading=Reading(max_length=129))
+            score_tasks(str(tiny_model), {"t": QUESTIONS}, SINGLE, reading=Reading(max_length=129))
 
     def test_an_empty_option_is_an_error_that_names_its_row(self, tiny_model):
         empty = Question("the cat", ("dog", ""), 0, "t", "t.jsonl, line 4")
         with pytest.raises(DataError, match="candidate 1 is empty") as error:
-            score_tasks(str(tiny_model), {"t": [empty]}, ALONE)
+            score_tasks(str(tiny_model), {"t": [empty]}, SINGLE)
         assert error.value.where == "task t, group t.jsonl, line 4"
 
 
@@ -327,7 +327,7 @@ def test_a_story_model_is_near_chance_at_science(shared_data):
     from penchant.evaluation.choices_readers import read_questions
 
     read = read_questions("openbookqa", shared_data / "openbookqa" / "test.jsonl", limit=40)
-    scored = score_tasks(str(shared_data / "models" / "stories260K"), {"openbookqa": read.questions}, ALONE)
+    scored = score_tasks(str(shared_data / "models" / "stories260K"), {"openbookqa": read.questions}, SINGLE)
     report = evaluate_choices("openbookqa", scored["openbookqa"].questions, left_out=read.left_out)
     assert (report.questions, report.chance, report.left_out) == (40, 0.25, {"beyond the limit": 460})
     for estimate in report.accuracy.values():
@@ -344,9 +344,9 @@ def test_a_head_chooses_as_it_ranks(tmp_path, tiny_model):
     folder = shutil.copytree(tiny_model, tmp_path / "headed")
     torch.manual_seed(0)
     save_head(folder, PreferenceHead(32, "tanh"))
-    scored = score_tasks(str(folder), {"t": ASKED}, ALONE, head=str(folder))["t"].questions
-    plain = score_tasks(str(folder), {"t": ASKED}, ALONE)["t"].questions
-    ranked = rank(str(folder), [plain_group(question) for question in ASKED], ALONE, by="head").groups
-    for with_head, without, group in zip(scored, plain, ranked, strict=True):
-        assert with_head.scores["head"] == pytest.approx(group.scores, rel=1e-5)
-        assert {name: with_head.scores[name] for name in ("log", "log_sum")} == without.scores
+    scored = score_tasks(str(folder), {"t": QUESTIONS}, SINGLE, head=str(folder))["t"].questions
+    plain = score_tasks(str(folder), {"t": QUESTIONS}, SINGLE)["t"].questions
+    ranked = rank(str(folder), [plain_group(question) for question in QUESTIONS], SINGLE, by="head").groups
+    for head_row, log_prob_row, group in zip(scored, plain, ranked, strict=True):
+        assert head_row.scores["head"] == pytest.approx(group.scores, rel=1e-5)
+        assert {name: head_row.scores[name] for name in ("log", "log_sum")} == log_prob_row.scores

@@ -30,9 +30,11 @@ def write(tmp_path: Path):
 
 
 def instruct(question: str, options: list[str], word: str = "Answer") -> str:
-    listed = " ".join(f"{word}{k}: {option}" for k, option in enumerate(options, 1))
+    numbered = " ".join(f"{word}{k}: {option}" for k, option in enumerate(options, 1))
     names = "/".join(f"{word.lower()}{k}" for k in range(1, len(options) + 1))
-    return f"Please choose the correct {word.lower()} to the question: {question}\n\n{listed}\n\nAnswer format: {names}"
+    return (
+        f"Please choose the correct {word.lower()} to the question: {question}\n\n{numbered}\n\nAnswer format: {names}"
+    )
 
 
 ARTICLE = "A cat sat. It slept."
@@ -183,8 +185,8 @@ def test_each_layout(task, layout, rows, expected, write):
     assert read.layout == layout
     assert read.left_out == {}
     assert list(read.questions) == [
-        Question(prompt, options, right, task, place, cue, passage)
-        for (prompt, options, right, cue, passage), place in zip(expected, where, strict=True)
+        Question(prompt, options, right, task, location, cue, passage)
+        for (prompt, options, right, cue, passage), location in zip(expected, where, strict=True)
     ]
 
 
@@ -211,10 +213,10 @@ GLUE_ROWS = {
 class TestGlue:
     @pytest.mark.parametrize("task", sorted(GLUE))
     def test_each_task(self, task, write):
-        columns, meant = GLUE_ROWS[task]
+        columns, right_option = GLUE_ROWS[task]
         read = read_questions(task, write([{**columns, "label": 1, "idx": 0}, {**columns, "label": -1, "idx": 1}]))
         [question] = read.questions
-        assert question.options[question.right] == meant
+        assert question.options[question.right] == right_option
         assert all(text in question.prompt for text in columns.values())
         assert question.cue == "\nAnswer:"
         assert read.left_out == {"no label": 1}
@@ -235,7 +237,7 @@ def keyed(key: Any) -> dict[str, Any]:
 
 
 GOOD = {"prompt": "q", "options": ["a", "b"], "answer": 0}
-REFUSED = [
+BAD_ROWS = [
     (
         "piqa",
         {"goal": "g", "sol1": "a", "sol2": "b", "label": 2},
@@ -264,9 +266,9 @@ REFUSED = [
 ]
 
 
-@pytest.mark.parametrize(("task", "row", "said"), REFUSED, ids=[str(n) for n in range(len(REFUSED))])
-def test_a_bad_row_is_refused_by_its_line(task, row, said, write):
-    with pytest.raises(DataError, match=said) as error:
+@pytest.mark.parametrize(("task", "row", "message"), BAD_ROWS, ids=[str(n) for n in range(len(BAD_ROWS))])
+def test_a_bad_row_is_refused_by_its_line(task, row, message, write):
+    with pytest.raises(DataError, match=message) as error:
         read_questions(task, write([row]))
     assert error.value.where == "rows.jsonl, line 1"
     assert error.value.fix
@@ -282,9 +284,9 @@ def test_a_bad_row_is_refused_by_its_line(task, row, said, write):
 def test_options_come_out_of_an_instruction_as_they_went_in(prompt, options, word, data):
     right = data.draw(st.integers(0, len(options) - 1))
     row = {"instruction": instruct(prompt, options, word), "answer": f"{word.lower()}{right + 1}"}
-    asked = instruction(Row(row, "line 1", 0, ReadLog()), "task")
-    assert asked is not None
-    assert (asked.prompt, asked.options, asked.right) == (prompt, tuple(options), right)
+    parsed = instruction(Row(row, "line 1", 0, ReadLog()), "task")
+    assert parsed is not None
+    assert (parsed.prompt, parsed.options, parsed.right) == (prompt, tuple(options), right)
 
 
 class TestSource:
@@ -309,7 +311,7 @@ class TestSource:
 
     @pytest.mark.parametrize("label", [-1, "-1", "", None])
     def test_every_way_of_having_no_label(self, label, write):
-        rows = [{"goal": "g", "sol1": "a", "sol2": "b", "label": each} for each in (label, 1)]
+        rows = [{"goal": "g", "sol1": "a", "sol2": "b", "label": value} for value in (label, 1)]
         assert read_questions("piqa", write(rows)).left_out == {"no label": 1}
 
     def test_limit_counts_the_others(self, write):
@@ -335,8 +337,10 @@ class TestSource:
             pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "rows.parquet")
             (tmp_path / "rows.json").write_text(json.dumps(rows))
             for ending in ("parquet", "json"):
-                found = read_questions(task, tmp_path / f"rows.{ending}").questions
-                assert [vars(each) | {"where": ""} for each in found] == [vars(each) | {"where": ""} for each in lines]
+                questions = read_questions(task, tmp_path / f"rows.{ending}").questions
+                assert [vars(item) | {"where": ""} for item in questions] == [
+                    vars(item) | {"where": ""} for item in lines
+                ]
 
     @pytest.mark.parametrize("content", [b"", b"{", b'{"prompt": "\xff"}'])
     def test_damaged_files_give_the_file_layers_errors(self, content, tmp_path):
@@ -371,8 +375,8 @@ class TestRealData:
         texts = [text for question in read.questions for text in (question.prompt, *question.options)]
         assert all(text == text.strip() and text for text in texts)
         assert not any("nswer1:" in text or "nswer format" in text for text in texts)
-        told = [note for note in read.notes if "repeat an earlier one" in note]
-        assert [note.split()[1] for note in told] == ([str(repeats)] if repeats else [])
+        repeat_notes = [note for note in read.notes if "repeat an earlier one" in note]
+        assert [note.split()[1] for note in repeat_notes] == ([str(repeats)] if repeats else [])
 
     def test_two_test_questions_are_also_in_train(self, shared_data):
         train, test = (

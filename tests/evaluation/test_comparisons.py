@@ -29,8 +29,8 @@ def crossed(shares: float, shape: tuple[int, int, int], seed: int, residual: flo
     """[simulations, S, N] differences of mean 0; seeds contribute `shares` times what the rest does."""
     draw = np.random.default_rng(seed)
     simulations, seeds, prompts = shape
-    rest = 1 / prompts + residual**2 / (seeds * prompts)
-    of_seeds = math.sqrt(shares * rest * seeds) * draw.normal(size=(simulations, seeds, 1))
+    prompt_variance = 1 / prompts + residual**2 / (seeds * prompts)
+    of_seeds = math.sqrt(shares * prompt_variance * seeds) * draw.normal(size=(simulations, seeds, 1))
     of_prompts = draw.normal(size=(simulations, 1, prompts))
     return of_seeds + of_prompts + residual * draw.normal(size=shape)
 
@@ -38,50 +38,50 @@ def crossed(shares: float, shape: tuple[int, int, int], seed: int, residual: flo
 def coverage(values: Floats) -> float:
     """Share of simulations whose 95 % interval holds the true mean, 0."""
     zero = np.zeros(values.shape[1:])
-    found = [paired_difference(each, zero) for each in values]
-    return sum(each.low <= 0 <= each.high for each in found) / len(found)
+    differences = [paired_difference(item, zero) for item in values]
+    return sum(item.low <= 0 <= item.high for item in differences) / len(differences)
 
 
-def known(value: float, variances: Variances, seeds: int = 3, prompts: int = 100) -> Difference:
+def difference_of(value: float, variances: Variances, seeds: int = 3, prompts: int = 100) -> Difference:
     """A difference with given variance components."""
-    at = Difference(value, math.nan, math.nan, seeds, prompts, 0, variances)
-    return Difference(value, *at.interval(0.05), seeds, prompts, 0, variances)
+    bare_difference = Difference(value, math.nan, math.nan, seeds, prompts, 0, variances)
+    return Difference(value, *bare_difference.interval(0.05), seeds, prompts, 0, variances)
 
 
 def with_p(p: float, value: float = 1.0) -> Difference:
     """A difference of 3 seeds and no prompts (2 degrees of freedom) with a given p-value."""
     error = abs(value) / critical_value(p, 2)
-    spread = Variances(3 * error**2, 0.0, 0.0)
-    return Difference(value, *Difference(value, 0, 0, 3, 0, 0, spread).interval(0.05), 3, 0, 0, spread)
+    variances = Variances(3 * error**2, 0.0, 0.0)
+    return Difference(value, *Difference(value, 0, 0, 3, 0, 0, variances).interval(0.05), 3, 0, 0, variances)
 
 
 def test_across_seeds_by_hand() -> None:
     # Mean 2, variance 1, standard error 1/sqrt(3), t(2 degrees) = 4.302653.
-    found = across_seeds([1.0, 2.0, 3.0])
-    assert (found.value, found.n) == (2.0, 3)
-    assert found.high - found.value == pytest.approx(4.302653 / math.sqrt(3), rel=1e-6)
-    assert found.value - found.low == pytest.approx(4.302653 / math.sqrt(3), rel=1e-6)
+    estimate = across_seeds([1.0, 2.0, 3.0])
+    assert (estimate.value, estimate.n) == (2.0, 3)
+    assert estimate.high - estimate.value == pytest.approx(4.302653 / math.sqrt(3), rel=1e-6)
+    assert estimate.value - estimate.low == pytest.approx(4.302653 / math.sqrt(3), rel=1e-6)
 
 
 def test_across_one_seed_or_none() -> None:
-    one, none = across_seeds([0.7]), across_seeds([])
-    assert (one.value, one.n, math.isnan(one.low), math.isnan(one.high)) == (0.7, 1, True, True)
-    assert (math.isnan(none.value), none.n) == (True, 0)
+    single, empty = across_seeds([0.7]), across_seeds([])
+    assert (single.value, single.n, math.isnan(single.low), math.isnan(single.high)) == (0.7, 1, True, True)
+    assert (math.isnan(empty.value), empty.n) == (True, 0)
 
 
 def test_variance_components_by_hand() -> None:
     # Row means 2, 4; column means 1, 3, 5; mean 3; residuals are -1, 0, 1 and 1, 0, -1:
     # residual mean square 4 / 2 = 2, seed 2 - 2/3, prompt 4 - 2/2.
     values = np.array([[-1.0, 2.0, 5.0], [3.0, 4.0, 5.0]])
-    found = paired_difference(values + 10, np.full((2, 3), 10.0))
-    assert (found.value, found.n_seeds, found.n_prompts, found.left_out) == (3.0, 2, 3, 0)
-    assert found.variances is not None
-    assert found.variances.seed == pytest.approx(4 / 3)
-    assert found.variances.prompt == pytest.approx(3.0)
-    assert found.variances.residual == pytest.approx(2.0)
+    difference = paired_difference(values + 10, np.full((2, 3), 10.0))
+    assert (difference.value, difference.n_seeds, difference.n_prompts, difference.left_out) == (3.0, 2, 3, 0)
+    assert difference.variances is not None
+    assert difference.variances.seed == pytest.approx(4 / 3)
+    assert difference.variances.prompt == pytest.approx(3.0)
+    assert difference.variances.residual == pytest.approx(2.0)
     # Seeds' square 3 x 4/3 + 2 = 6, variance 6 + 2 x 3 = 12, over 6 cells; the seeds' share is
     # (6 - 0.6 x 4 / 6) / 12 = 7/15, to the power of 8/15.
-    error, distribution = found.variances.error(2, 3)
+    error, distribution = difference.variances.error(2, 3)
     assert error == pytest.approx(math.sqrt(2))
     share = (7 / 15) ** (8 / 15)
     assert distribution.share == pytest.approx(share)
@@ -90,9 +90,9 @@ def test_variance_components_by_hand() -> None:
     t = 3 / math.sqrt(2)
     by_hand = share * (1 - 2 * math.atan(t) / math.pi) + (1 - share) * (1 - t / math.sqrt(2 + t * t))
     assert distribution.two_sided_p(t) == pytest.approx(by_hand, rel=1e-9)
-    half = found.high - found.value
+    half = difference.high - difference.value
     assert distribution.two_sided_p(half / math.sqrt(2)) == pytest.approx(0.05, rel=1e-9)
-    assert found.low == pytest.approx(2 * found.value - found.high)
+    assert difference.low == pytest.approx(2 * difference.value - difference.high)
 
 
 def test_a_verdict_stands_on_each_part_with_its_own_quantile() -> None:
@@ -133,9 +133,9 @@ def test_components_below_zero_do_not_narrow_the_interval() -> None:
 def test_prompts_that_one_did_not_measure_are_left_out_and_counted() -> None:
     ours = np.array([[1.0, 5.0, 2.0, 3.0], [2.0, 5.0, 2.0, np.nan]])
     baseline = np.array([[0.0, np.nan, 1.0, 0.0], [0.0, 0.0, 0.0, 0.0]])
-    found = paired_difference(ours, baseline)
-    assert (found.value, found.n_prompts, found.left_out) == (1.5, 2, 2)
-    assert found == replace(paired_difference(ours[:, [0, 2]], baseline[:, [0, 2]]), left_out=2)
+    difference = paired_difference(ours, baseline)
+    assert (difference.value, difference.n_prompts, difference.left_out) == (1.5, 2, 2)
+    assert difference == replace(paired_difference(ours[:, [0, 2]], baseline[:, [0, 2]]), left_out=2)
 
 
 def test_what_cannot_be_paired() -> None:
@@ -147,23 +147,25 @@ def test_what_cannot_be_paired() -> None:
 
 @pytest.mark.parametrize("shape", [(1, 5), (3, 1)])
 def test_a_single_seed_or_prompt_has_no_interval(shape: tuple[int, int]) -> None:
-    found = paired_difference(np.full(shape, 2.0), np.zeros(shape))
-    assert found.value == 2.0
-    assert all(math.isnan(number) for number in (found.low, found.high, found.p, *found.interval(0.01)))
-    assert found.variances is None
-    assert seeds_needed(found) is None
+    difference = paired_difference(np.full(shape, 2.0), np.zeros(shape))
+    assert difference.value == 2.0
+    assert all(
+        math.isnan(number) for number in (difference.low, difference.high, difference.p, *difference.interval(0.01))
+    )
+    assert difference.variances is None
+    assert seeds_needed(difference) is None
 
 
 def test_no_common_prompt() -> None:
-    found = paired_difference([[1.0, np.nan]] * 2, [[np.nan, 1.0]] * 2)
-    assert (math.isnan(found.value), found.n_prompts, found.left_out) == (True, 0, 2)
-    assert holm([found])[0].text == "not distinguishable: nothing was measured by both"
+    difference = paired_difference([[1.0, np.nan]] * 2, [[np.nan, 1.0]] * 2)
+    assert (math.isnan(difference.value), difference.n_prompts, difference.left_out) == (True, 0, 2)
+    assert holm([difference])[0].text == "not distinguishable: nothing was measured by both"
 
 
 def test_equal_everywhere() -> None:
-    same = paired_difference(np.ones((3, 4)), np.ones((3, 4)))
-    assert (same.value, same.low, same.high, same.p) == (0.0, 0.0, 0.0, 1.0)
-    assert holm([same])[0].text == "not distinguishable: the two are equal"
+    difference = paired_difference(np.ones((3, 4)), np.ones((3, 4)))
+    assert (difference.value, difference.low, difference.high, difference.p) == (0.0, 0.0, 0.0, 1.0)
+    assert holm([difference])[0].text == "not distinguishable: the two are equal"
     shifted = paired_difference(np.full((3, 4), 2.0), np.ones((3, 4)))
     assert (shifted.value, shifted.low, shifted.high, shifted.p) == (1.0, 1.0, 1.0, 0.0)
     assert holm([shifted])[0].outcome == "better"
@@ -171,31 +173,31 @@ def test_equal_everywhere() -> None:
 
 def test_paired_seeds_is_the_paired_t_test() -> None:
     # Differences 1, 2, 3: t = 2 sqrt(3) with 2 degrees, p = 1 - t / sqrt(2 + t²).
-    found = paired_seeds([1.5, 3.0, 4.5], [0.5, 1.0, 1.5])
+    difference = paired_seeds([1.5, 3.0, 4.5], [0.5, 1.0, 1.5])
     t = 2 * math.sqrt(3)
-    assert (found.value, found.n_seeds, found.n_prompts) == (2.0, 3, 0)
-    assert found.p == pytest.approx(1 - t / math.sqrt(2 + t * t), rel=1e-9)
-    assert found.high == pytest.approx(2 + 4.302653 / math.sqrt(3), rel=1e-6)
-    assert prompts_needed(found) is None
+    assert (difference.value, difference.n_seeds, difference.n_prompts) == (2.0, 3, 0)
+    assert difference.p == pytest.approx(1 - t / math.sqrt(2 + t * t), rel=1e-9)
+    assert difference.high == pytest.approx(2 + 4.302653 / math.sqrt(3), rel=1e-6)
+    assert prompts_needed(difference) is None
 
 
 @settings(max_examples=50)
 @given(arrays(np.float64, (3, 5), elements=st.floats(-5, 5)), st.floats(-3, 3))
 def test_difference_is_odd_and_shifts(values: Floats, shift: float) -> None:
     zero = np.zeros_like(values)
-    found, mirrored = paired_difference(values, zero), paired_difference(zero, values)
-    assert (found.value, found.low, found.high) == (-mirrored.value, -mirrored.high, -mirrored.low)
-    moved = paired_difference(values + shift, zero)
-    assert moved.value == pytest.approx(found.value + shift, abs=1e-9)
-    assert moved.high - moved.low == pytest.approx(found.high - found.low, abs=1e-6)
+    difference, mirrored = paired_difference(values, zero), paired_difference(zero, values)
+    assert (difference.value, difference.low, difference.high) == (-mirrored.value, -mirrored.high, -mirrored.low)
+    shifted = paired_difference(values + shift, zero)
+    assert shifted.value == pytest.approx(difference.value + shift, abs=1e-9)
+    assert shifted.high - shifted.low == pytest.approx(difference.high - difference.low, abs=1e-6)
 
 
 @pytest.mark.parametrize("seeds", [3, 5, 10])
 @pytest.mark.parametrize("prompts", [50, 200])
 @pytest.mark.parametrize("shares", [0.0, 0.5, 20.0], ids=["seeds agree", "seeds differ a little", "seeds dominate"])
 def test_intervals_cover_what_they_promise(seeds: int, prompts: int, shares: float) -> None:
-    found = coverage(crossed(shares, (SIMULATIONS, seeds, prompts), seed=seeds * prompts))
-    assert 0.93 <= found <= 0.97
+    covered = coverage(crossed(shares, (SIMULATIONS, seeds, prompts), seed=seeds * prompts))
+    assert 0.93 <= covered <= 0.97
 
 
 def test_where_the_residual_dominates_intervals_are_wide_rather_than_narrow() -> None:
@@ -226,23 +228,23 @@ NULLS = [  # methods, seeds, prompts, shares, residual, yes or no, and the least
 ]
 
 
-def may_be_told(differences: Floats, level: float) -> list[int]:
+def candidates_for_a_verdict(differences: Floats, level: float) -> list[int]:
     """Which of [M, S, N] differences could be told at this level: by the narrowest interval there is.
 
     All of the error with the quantile of the many degrees of freedom; the careful interval is never narrower.
     """
     _, seeds, prompts = differences.shape
     rows, columns, mean = differences.mean(2), differences.mean(1), differences.mean((1, 2))
-    rest = differences - rows[:, :, None] - columns[:, None, :] + mean[:, None, None]
-    residual = (rest**2).sum((1, 2)) / ((seeds - 1) * (prompts - 1))
+    residuals = differences - rows[:, :, None] - columns[:, None, :] + mean[:, None, None]
+    residual = (residuals**2).sum((1, 2)) / ((seeds - 1) * (prompts - 1))
     of_seeds = np.maximum(prompts * rows.var(1, ddof=1), residual)
     of_prompts = np.maximum(seeds * columns.var(1, ddof=1) - residual, 0)
     error = np.sqrt((of_seeds + of_prompts) / (seeds * prompts))
     return np.flatnonzero(np.abs(mean) > critical_value(level, prompts - 1) * error).tolist()
 
 
-@pytest.mark.parametrize(("methods", "seeds", "prompts", "shares", "residual", "yes_or_no", "least"), NULLS)
-def test_no_method_is_better_by_chance(methods, seeds, prompts, shares, residual, yes_or_no, least) -> None:
+@pytest.mark.parametrize(("methods", "seeds", "prompts", "shares", "residual", "yes_or_no", "min_share"), NULLS)
+def test_no_method_is_better_by_chance(methods, seeds, prompts, shares, residual, yes_or_no, min_share) -> None:
     """Methods without an effect against one baseline, whose own noise they share: 5 % of comparisons at most.
 
     By the intervals alone, without the careful part, 8 to 20 % of comparisons have one in six of these settings. What
@@ -251,15 +253,18 @@ def test_no_method_is_better_by_chance(methods, seeds, prompts, shares, residual
     wrong, level = 0, 0.05 / methods
     for run in range(SIMULATIONS):
         runs = crossed(shares, (methods + 1, seeds, prompts), seed=run, residual=residual)
-        baseline, *others = (runs > 0).astype(float) if yes_or_no else runs
+        baseline, *methods_values = (runs > 0).astype(float) if yes_or_no else runs
         # Without an effect, the first step of Holm's procedure decides whether there is any false verdict.
-        some = [paired_difference(others[i], baseline) for i in may_be_told(np.stack(others) - baseline, level)]
-        if any(low > 0 or high < 0 for low, high in (each.interval(level) for each in some)):
-            verdicts = holm([paired_difference(ours, baseline) for ours in others])
+        candidates = [
+            paired_difference(methods_values[i], baseline)
+            for i in candidates_for_a_verdict(np.stack(methods_values) - baseline, level)
+        ]
+        if any(low > 0 or high < 0 for low, high in (candidate.interval(level) for candidate in candidates)):
+            verdicts = holm([paired_difference(ours, baseline) for ours in methods_values])
             assert any(verdict.outcome != "not distinguishable" for verdict in verdicts)
             wrong += 1
     # The upper end: two standard errors of the simulation above 5 %.
-    assert least <= wrong / SIMULATIONS <= 0.06
+    assert min_share <= wrong / SIMULATIONS <= 0.06
 
 
 def test_holm_steps_down_and_stops() -> None:
@@ -284,9 +289,9 @@ def test_intervals_and_outcomes_agree(given_ps: list[tuple[float, float]]) -> No
 
 def test_holm_does_not_count_what_has_no_p() -> None:
     single = paired_difference(np.ones((1, 3)), np.zeros((1, 3)))
-    first, second = holm([single, with_p(0.04)])
-    assert first.text == "not distinguishable: one seed does not show how seeds differ; needs at least 1 more seed"
-    assert (second.outcome, second.level) == ("better", 0.05)
+    without_p, with_verdict = holm([single, with_p(0.04)])
+    assert without_p.text == "not distinguishable: one seed does not show how seeds differ; needs at least 1 more seed"
+    assert (with_verdict.outcome, with_verdict.level) == ("better", 0.05)
     prompt = holm([paired_difference(np.ones((3, 1)), np.zeros((3, 1)))])[0]
     assert prompt.text == "not distinguishable: one prompt does not show how prompts differ; needs more prompts"
     assert holm([]) == []
@@ -294,12 +299,12 @@ def test_holm_does_not_count_what_has_no_p() -> None:
 
 def test_seeds_needed_is_the_least_number_that_is_enough() -> None:
     # Standard error 1 / sqrt(S) with S - 1 degrees of freedom: 0.9 is outside once t / sqrt(S) is below it.
-    difference = known(0.9, Variances(1.0, 0.0, 0.0), seeds=3, prompts=1)
+    difference = difference_of(0.9, Variances(1.0, 0.0, 0.0), seeds=3, prompts=1)
     enough = [s for s in range(2, 40) if critical_value(0.05, s - 1) / math.sqrt(s) < 0.9]
     assert seeds_needed(difference) == enough[0] - 3
     stricter = [s for s in range(2, 40) if critical_value(0.01, s - 1) / math.sqrt(s) < 0.9]
     assert seeds_needed(difference, 0.01) == stricter[0] - 3
-    assert seeds_needed(known(9.0, Variances(1.0, 0.0, 0.0), seeds=3, prompts=1)) == 0
+    assert seeds_needed(difference_of(9.0, Variances(1.0, 0.0, 0.0), seeds=3, prompts=1)) == 0
 
 
 def test_text_says_what_it_takes() -> None:
@@ -309,7 +314,7 @@ def test_text_says_what_it_takes() -> None:
 
 def test_prompts_may_be_what_is_missing() -> None:
     # With any number of seeds the standard error is at least sqrt(1/100) = 0.1, and t is 1.98: 0.15 cannot be seen.
-    difference = known(0.15, Variances(0.0, 1.0, 0.1))
+    difference = difference_of(0.15, Variances(0.0, 1.0, 0.1))
     assert seeds_needed(difference) is None
     prompts = prompts_needed(difference)
     assert prompts is not None

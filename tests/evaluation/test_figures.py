@@ -53,10 +53,10 @@ def test_the_page_gives_color_and_size() -> None:
 
 
 def test_the_same_input_gives_the_same_bytes_and_settings_stay() -> None:
-    before = dict(matplotlib.rcParams)
+    settings = dict(matplotlib.rcParams)
     series = {"a": ([1.0, 2.0], [0.5, 0.25]), "b": ([1.5], [0.3])}
     assert line_chart("t", "x", "y", series) == line_chart("t", "x", "y", series)
-    assert dict(matplotlib.rcParams) == before
+    assert dict(matplotlib.rcParams) == settings
 
 
 def test_names_are_shown_as_they_stand() -> None:

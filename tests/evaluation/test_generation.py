@@ -55,17 +55,17 @@ def follows(base_tokenizer) -> LlamaForCausalLM:
             parameter.zero_()
         model.model.norm.weight.fill_(1.0)
         model.model.embed_tokens.weight[:, :n] = torch.eye(n)
-        for before, after in NEXT.items():
-            first, second = base_tokenizer.convert_tokens_to_ids([before, after])
-            model.lm_head.weight[second, first] = 10.0
+        for token, next_token in NEXT.items():
+            token_id, next_id = base_tokenizer.convert_tokens_to_ids([token, next_token])
+            model.lm_head.weight[next_id, token_id] = 10.0
     return model
 
 
 def test_a_response_ends_with_the_turn(base_tokenizer, follows):
     prompts = tokenize_prompts([({"role": "user", "content": "the dog"},)], base_tokenizer)
     draw = Sampling(samples=2, max_new_tokens=5, temperature=0)
-    drawn = sample(follows, prompts, draw, ends=ends_of(follows, base_tokenizer))
-    assert [(each.ids.tolist(), each.ended) for each in drawn[0]] == [([4, TURN], True)] * 2
+    samples = sample(follows, prompts, draw, ends=ends_of(follows, base_tokenizer))
+    assert [(response.ids.tolist(), response.has_end) for response in samples[0]] == [([4, TURN], True)] * 2
     assert generate(follows, base_tokenizer, prompts, draw) == [[" cat", " cat"]]
 
 

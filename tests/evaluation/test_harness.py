@@ -17,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from penchant.errors import ConfigError, DataError
+from penchant.evaluation import choices_scoring
 from penchant.evaluation.harness import Generation, by_context, head_lm, log_prob_lm, rolling_windows
 from penchant.evaluation.held_out import Reading
 
@@ -71,11 +72,11 @@ def plain(tiny_model: Path):
 
 def expected(plain, context: str, continuation: str) -> tuple[float, bool]:
     """By a plain forward: the continuation's summed log-prob, and whether each of its tokens is the likeliest."""
-    before = len(plain.tokenizer(context)["input_ids"])
+    prompt_length = len(plain.tokenizer(context)["input_ids"])
     ids = torch.tensor(plain.tokenizer(context + continuation)["input_ids"])
     with torch.no_grad():
         table = plain.model(ids[None]).logits[0].log_softmax(-1)
-    places, targets = torch.arange(before - 1, len(ids) - 1), ids[before:]
+    places, targets = torch.arange(prompt_length - 1, len(ids) - 1), ids[prompt_length:]
     return float(table[places, targets].sum()), bool((table[places].argmax(-1) == targets).all())
 
 
@@ -98,7 +99,7 @@ def test_without_the_package_the_error_names_the_extra(without_harness, tiny_mod
 
 class TestLoglikelihood:
     def test_equals_a_plain_forward_in_the_order_asked(self, harness, plain, tiny_model):
-        asked = [
+        triples = [
             ("the old cat", " sees a dog", 0),
             ("it runs to", " river", 1),
             ("the old cat", " likes", 0),
@@ -108,32 +109,32 @@ class TestLoglikelihood:
         ]
         lm = log_prob_lm(str(tiny_model))
         assert isinstance(lm, FakeLM)
-        found = lm.loglikelihood([Request((context, text), doc_id=doc) for context, text, doc in asked])
-        assert len(found) == 6
-        for (context, text, _), (value, greedy) in zip(asked, found, strict=True):
+        answers = lm.loglikelihood([Request((context, text), doc_id=doc) for context, text, doc in triples])
+        assert len(answers) == 6
+        for (context, text, _), (value, greedy) in zip(triples, answers, strict=True):
             if context:
                 assert value == pytest.approx(expected(plain, context, text)[0], abs=1e-5)
                 assert greedy is expected(plain, context, text)[1]
-        assert found[4][0] == pytest.approx(expected(plain, "", "cat runs")[0], abs=1e-5)
+        assert answers[4][0] == pytest.approx(expected(plain, "", "cat runs")[0], abs=1e-5)
 
     def test_greedy_is_every_token(self, harness, plain, tiny_model):
         context = next(text for text in ("the", "it", "big", "bird") if "<" not in greedy_text(plain, text, 3))
         text = greedy_text(plain, context, 3)
-        first, second, third = text.split()
-        other = next(word for word in ("cat", "dog", "tree") if word not in (first, second, third))
-        endings = [text, f" {first}", f" {first} {second} {other}", f" {other} {second} {third}"]
+        word_1, word_2, word_3 = text.split()
+        other = next(word for word in ("cat", "dog", "tree") if word not in (word_1, word_2, word_3))
+        endings = [text, f" {word_1}", f" {word_1} {word_2} {other}", f" {other} {word_2} {word_3}"]
         requests = [Request((context, ending)) for ending in endings]
-        found = log_prob_lm(str(tiny_model)).loglikelihood(requests)
-        assert [greedy for _, greedy in found] == [True, True, False, False]
+        answers = log_prob_lm(str(tiny_model)).loglikelihood(requests)
+        assert [greedy for _, greedy in answers] == [True, True, False, False]
         assert [expected(plain, context, ending)[1] for ending in endings] == [True, True, False, False]
 
     def test_the_model_answers_as_before_after_scoring(self, harness, tiny_model):
         lm = log_prob_lm(str(tiny_model))
         request = [Request(("the old", {"max_gen_toks": 3}))]
-        before = lm.generate_until(request)
-        first = lm.loglikelihood([Request(("the old", " cat"))])
-        assert lm.generate_until(request) == before
-        assert lm.loglikelihood([Request(("the old", " cat"))]) == first
+        text = lm.generate_until(request)
+        answers = lm.loglikelihood([Request(("the old", " cat"))])
+        assert lm.generate_until(request) == text
+        assert lm.loglikelihood([Request(("the old", " cat"))]) == answers
         assert lm.loglikelihood([]) == []
 
     def test_long_contexts(self, harness, tiny_model, plain, notices):
@@ -175,9 +176,9 @@ class TestRolling:
 
     def test_equals_a_plain_forward(self, harness, plain, tiny_model):
         texts = ["cat runs", "", "the old cat sees a big dog " * 40]
-        found = log_prob_lm(str(tiny_model)).loglikelihood_rolling([Request((text,)) for text in texts])
-        assert found[0] == pytest.approx(expected(plain, "", "cat runs")[0], abs=1e-5)
-        assert found[1] == 0.0
+        totals = log_prob_lm(str(tiny_model)).loglikelihood_rolling([Request((text,)) for text in texts])
+        assert totals[0] == pytest.approx(expected(plain, "", "cat runs")[0], abs=1e-5)
+        assert totals[1] == 0.0
         total = 0.0
         ids = np.array(plain.tokenizer(texts[2], add_special_tokens=False)["input_ids"])
         for context, predicted in rolling_windows(ids, plain.tokenizer.bos_token_id, 128):
@@ -186,34 +187,40 @@ class TestRolling:
                 table = plain.model(window[None]).logits[0].log_softmax(-1)
             places = torch.arange(len(context) - 1, len(window) - 1)
             total += float(table[places, window[len(context) :]].sum())
-        assert found[2] == pytest.approx(total, rel=1e-6)
+        assert totals[2] == pytest.approx(total, rel=1e-6)
 
 
 class TestGenerate:
     def test_settings(self):
-        greedy = Generation.of({"until": "\n", "max_gen_toks": 5, "temperature": 0.7}, "task, document 0")
+        greedy = Generation.from_settings({"until": "\n", "max_gen_toks": 5, "temperature": 0.7}, "task, document 0")
         assert (greedy.sampling.max_new_tokens, greedy.sampling.temperature, greedy.stops) == (5, 0.0, ("\n",))
-        drawn = Generation.of({"do_sample": True, "temperature": 0.7, "top_p": 0.9}, "task, document 0")
-        assert (drawn.sampling.max_new_tokens, drawn.sampling.temperature, drawn.sampling.top_p) == (256, 0.7, 0.9)
+        random_draws = Generation.from_settings(
+            {"do_sample": True, "temperature": 0.7, "top_p": 0.9}, "task, document 0"
+        )
+        assert (
+            random_draws.sampling.max_new_tokens,
+            random_draws.sampling.temperature,
+            random_draws.sampling.top_p,
+        ) == (256, 0.7, 0.9)
         with pytest.raises(ConfigError, match="settings num_beams are not known"):
-            Generation.of({"num_beams": 4}, "task, document 0")
+            Generation.from_settings({"num_beams": 4}, "task, document 0")
 
     def test_cut_at_the_first_of_the_stops(self):
-        generation = Generation.of({"until": ["c", "bb", ""]}, "task, document 0")
-        assert [generation.cut(text) for text in ("abbc", "acbb", "ab", "")] == ["a", "a", "ab", ""]
+        generation = Generation.from_settings({"until": ["c", "bb", ""]}, "task, document 0")
+        assert [generation.truncate(text) for text in ("abbc", "acbb", "ab", "")] == ["a", "a", "ab", ""]
 
     def test_greedy_and_cut(self, harness, plain, tiny_model):
         lm = log_prob_lm(str(tiny_model))
         context = next(text for text in ("the", "it", "big", "bird") if "<" not in greedy_text(plain, text, 4))
         words = greedy_text(plain, context, 4).split()
-        long, short, cut = lm.generate_until(
+        long, short, truncated = lm.generate_until(
             [
                 Request((context, {"max_gen_toks": 4})),
                 Request((context, {"max_gen_toks": 2})),
                 Request((context, {"max_gen_toks": 4, "until": [words[0]]})),
             ]
         )
-        assert (long.split(), short.split(), cut.strip()) == (words, words[:2], "")
+        assert (long.split(), short.split(), truncated.strip()) == (words, words[:2], "")
 
     def test_context_and_response_must_fit(self, harness, tiny_model, notices):
         request = [Request(("cat " * 126, {"max_gen_toks": 4}))]
@@ -264,23 +271,22 @@ class LengthHead(torch.nn.Module):
 def stub_heads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """A stand-in for the preference heads; lists the folders they were loaded from."""
     folders: list[str] = []
-    module = ModuleType("penchant.models.preference_head")
 
     def load_head(folder: str, name: str = "preference_head") -> torch.nn.Module:
         folders.append(str(folder))
         return torch.nn.Identity()
 
-    module.HeadedScorer, module.load_head = LengthHead, load_head  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "penchant.models.preference_head", module)
+    monkeypatch.setattr(choices_scoring, "load_head", load_head)
+    monkeypatch.setattr(choices_scoring, "HeadedScorer", LengthHead)
     return folders
 
 
 class TestHead:
     def test_rewards_with_the_end_of_turn(self, harness, stub_heads, tiny_model):
-        asked = [("the", " cat", 0), ("a", " big dog", 1), ("the", " old cat .", 0), ("a", " dog", 1)]
+        triples = [("the", " cat", 0), ("a", " big dog", 1), ("the", " old cat .", 0), ("a", " dog", 1)]
         lm = head_lm(str(tiny_model))
-        found = lm.loglikelihood([Request((context, text), doc_id=doc) for context, text, doc in asked])
-        assert found == [(2.0, False), (3.0, False), (4.0, False), (2.0, False)]
+        answers = lm.loglikelihood([Request((context, text), doc_id=doc) for context, text, doc in triples])
+        assert answers == [(2.0, False), (3.0, False), (4.0, False), (2.0, False)]
         assert stub_heads == [str(tiny_model)]
 
     def test_other_tasks_are_refused(self, harness, stub_heads, tiny_model):
@@ -290,9 +296,9 @@ class TestHead:
             "loglikelihood_rolling": [Request(("the cat",))],
             "generate_until": [Request(("the", {}))],
         }
-        for name, asked in requests.items():
+        for name, method_requests in requests.items():
             with pytest.raises(ConfigError, match="multiple-choice tasks only") as error:
-                getattr(lm, name)(asked)
+                getattr(lm, name)(method_requests)
             assert "log_prob_lm" in error.value.fix
 
 

@@ -44,7 +44,7 @@ def test_identical_weights_have_no_log_ratio_where_a_prompt_was_cut(tiny_model, 
     """The prompt has 161 tokens; the model's context is 128."""
     reading = Reading(max_length=max_length, truncation="keep_end_of_prompt")
     scored = score(str(tiny_model), [LONG, SHORT], WORLD, reference=twin, reading=reading)
-    assert [each.reference_log_probs for each in scored] == [each.log_probs for each in scored]
+    assert [group.reference_log_probs for group in scored] == [group.log_probs for group in scored]
     assert scored[0].prompt_tokens + max(scored[0].tokens) == (max_length or 128)
     assert notices.messages == ["prompt truncated: 1 of 2 groups (long)"]
 
@@ -53,20 +53,20 @@ def test_a_reference_of_letters_reads_a_cut_prompts_end(tiny_model, tmp_path, no
     """Of 161 tokens the last 15 and <s> are read, 10 %; of 640 letters and spaces that is 63.6."""
     reference = letters(tmp_path / "letters", 512)
     reading = Reading(max_length=20, truncation="keep_end_of_prompt")
-    [cut, short] = score(str(tiny_model), [LONG, SHORT], WORLD, reference=reference, reading=reading)
+    [truncated, short] = score(str(tiny_model), [LONG, SHORT], WORLD, reference=reference, reading=reading)
     assert notices.messages == ["prompt truncated: 1 of 2 groups (long)"]
     alone = score(reference, [LONG, SHORT], WORLD, reading=Reading(max_length=64 + 18, truncation="keep_end_of_prompt"))
     assert alone[0].prompt_tokens == 64
-    assert cut.reference_log_probs == alone[0].log_probs
+    assert truncated.reference_log_probs == alone[0].log_probs
     assert short.reference_log_probs == alone[1].log_probs
 
 
 def test_what_a_short_reference_reads_less_of_is_logged(tiny_model, tmp_path, notices):
     reference = letters(tmp_path / "letters", 100)
     reading = Reading(truncation="keep_end_of_prompt")
-    [cut] = score(str(tiny_model), [LONG], WORLD, reference=reference, reading=reading)
+    [truncated] = score(str(tiny_model), [LONG], WORLD, reference=reference, reading=reading)
     [alone] = score(reference, [LONG], WORLD, reading=reading)
-    assert cut.reference_log_probs == alone.log_probs
+    assert truncated.reference_log_probs == alone.log_probs
     assert notices.messages[1] == (
         "prompts cut further for a reference with its own tokenizer and a context of 100 tokens: 1 of 1 groups"
     )

@@ -32,11 +32,11 @@ CUT_SHORT = b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n{"
 
 
 class Server:
-    """Answers by a script, over and over its last line; remembers what it was asked."""
+    """Answers by a script, over and over its last line; remembers the requests it got."""
 
     def __init__(self) -> None:
         self.script: list[object] = ["[[A]]"]
-        self.asked: list[dict] = []
+        self.requests: list[dict] = []
         self.keys: list[str | None] = []
         self.headers: dict[str, str] = {}
         self.reason: str | None = None
@@ -45,7 +45,7 @@ class Server:
         class Handler(BaseHTTPRequestHandler):
             def do_POST(self):
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                outer.asked.append(body)
+                outer.requests.append(body)
                 outer.keys.append(self.headers["Authorization"])
                 step = outer.script.pop(0) if len(outer.script) > 1 else outer.script[0]
                 if callable(step):
@@ -154,32 +154,32 @@ class TestEndpoint:
     def test_a_verdict(self, server, answer, side):
         server.script = [answer]
         assert compare(server) == [Verdict(side)]
-        (asked,) = server.asked
-        assert asked["model"] == "m"
-        assert asked["temperature"] == 0
-        assert "ours" in asked["messages"][0]["content"].split("[Response B]")[0]
+        (body,) = server.requests
+        assert body["model"] == "m"
+        assert body["temperature"] == 0
+        assert "ours" in body["messages"][0]["content"].split("[Response B]")[0]
 
     @pytest.mark.parametrize("stumble", ["I like both.", 500, 429, 503, "empty", "no status", "cut short"])
     def test_asked_again_where_it_stumbles(self, server, stumble):
         server.script = [stumble, stumble, "[[B]]"]
         assert compare(server) == [Verdict("second")]
-        assert len(server.asked) == 3
+        assert len(server.requests) == 3
 
     @pytest.mark.parametrize("stumble", ["Hm.", 500, "empty", "no status", "cut short"])
     def test_a_tie_and_counted_where_it_never_answers(self, server, stumble):
         server.script = [stumble]
         assert compare(server, retries=2) == [Verdict("tie", failed=True)]
-        assert len(server.asked) == 3
+        assert len(server.requests) == 3
 
     def test_a_time_out(self, server):
         server.script = [0.5]
         assert compare(server, retries=1, timeout_s=0.1) == [Verdict("tie", failed=True)]
 
     def test_what_http_itself_finds_wrong_is_a_failure_like_others(self, server, monkeypatch):
-        def broken(self, question):
+        def raise_error(self, question):
             raise http.client.InvalidURL("nonnumeric port")
 
-        monkeypatch.setattr(endpoint.Endpoint, "_post", broken)
+        monkeypatch.setattr(endpoint.Endpoint, "_post", raise_error)
         assert compare(server, retries=1) == [Verdict("tie", failed=True)]
 
     @pytest.mark.parametrize(
@@ -204,7 +204,7 @@ class TestEndpoint:
         assert server.url in str(error.value)
         assert "$MY_KEY" in str(error.value)
         assert "secret-key" not in str(error.value)
-        assert len(server.asked) == 1
+        assert len(server.requests) == 1
 
     def test_the_key_is_sent_and_kept_nowhere(self, server, monkeypatch):
         monkeypatch.setenv("MY_KEY", "secret-key")
@@ -215,7 +215,7 @@ class TestEndpoint:
     def test_verdicts_are_kept_and_failures_are_not(self, server):
         server.script = ["[[B]]"]
         assert compare(server) == compare(server) == [Verdict("second")]
-        assert len(server.asked) == 1
+        assert len(server.requests) == 1
         server.script = ["Hm.", "[[A]]"]
         other = judge(server, retries=0)
         assert other.compare(["q"], ["a"], ["b"])[0].failed
@@ -225,7 +225,7 @@ class TestEndpoint:
         file = tmp_path / "judge.txt"
         file.write_text("Say [[A]] or [[B]]: {prompt} | {first} | {second}")
         judge(server, prompt=str(file)).compare(["p {first}"], ["x"], ["y"])
-        assert server.asked[0]["messages"][0]["content"] == "Say [[A]] or [[B]]: p {first} | x | y"
+        assert server.requests[0]["messages"][0]["content"] == "Say [[A]] or [[B]]: p {first} | x | y"
         file.write_text("no places")
         with pytest.raises(ConfigError, match=r"has no \{prompt\}"):
             judge(server, prompt=str(file)).compare(["p"], ["x"], ["y"])
@@ -233,16 +233,16 @@ class TestEndpoint:
     def test_a_template_without_the_second_response_rates_and_does_not_compare(self, server, tmp_path):
         file = tmp_path / "judge.txt"
         file.write_text("Rate {first} as an answer to {prompt}")
-        own = judge(server, prompt=str(file))
-        for use in (lambda: own.compare(["p"], ["x"], ["y"]), lambda: own.name):
+        custom = judge(server, prompt=str(file))
+        for use in (lambda: custom.compare(["p"], ["x"], ["y"]), lambda: custom.name):
             with pytest.raises(ConfigError, match=r"judge.txt: the judge's template has no \{second\}\n.*\{second\}"):
                 use()
-        assert server.asked == []
+        assert server.requests == []
         server.script = ["[[7]]"]
-        assert EndpointReward(own.config)(["p"], [["x"]]) == [[7.0]]
+        assert EndpointReward(custom.config)(["p"], [["x"]]) == [[7.0]]
         file.write_text("{first}")
         with pytest.raises(ConfigError, match=r"has no \{prompt\} and no \{second\}"):
-            own.compare(["p"], ["x"], ["y"])
+            custom.compare(["p"], ["x"], ["y"])
 
     def test_ratings(self, server):
         server.script = [lambda question: f"[[{7 if 'good' in question else 2}]]"]
@@ -260,16 +260,16 @@ class TestEndpoint:
     def test_another_template_is_another_judge_and_keeps_what_was_answered(self, server, tmp_path):
         file = tmp_path / "judge.txt"
         file.write_text("{prompt} {first} {second}")
-        own = judge(server, prompt=str(file))
-        own.compare(["p"], ["x"], ["y"])
-        before = own.name
+        custom = judge(server, prompt=str(file))
+        custom.compare(["p"], ["x"], ["y"])
+        name = custom.name
         file.write_text("{prompt}: {first} {second}")
-        assert own.name != before
-        own.compare(["p"], ["x"], ["y"])
-        assert len(server.asked) == 2
+        assert custom.name != name
+        custom.compare(["p"], ["x"], ["y"])
+        assert len(server.requests) == 2
         file.write_text("{prompt} {first} {second}")
-        own.compare(["p"], ["x"], ["y"])
-        assert (own.name, len(server.asked)) == (before, 2)
+        custom.compare(["p"], ["x"], ["y"])
+        assert (custom.name, len(server.requests)) == (name, 2)
 
     def test_no_rating_is_an_error(self, server):
         server.script = ["[[99]]"]
@@ -292,8 +292,8 @@ class Scripted:
     def __init__(self, says) -> None:
         self.says = says
 
-    def compare(self, prompts, first, second):
-        return [self.says(a, b) for a, b in zip(first, second, strict=True)]
+    def compare(self, prompts, first_responses, second_responses):
+        return [self.says(a, b) for a, b in zip(first_responses, second_responses, strict=True)]
 
 
 def longer(a: str, b: str) -> Verdict:
@@ -312,9 +312,9 @@ class TestWinRate:
         assert result.failed == 0
 
     def test_the_other_way_round(self):
-        there = win_rate(Scripted(longer), ["p"] * 4, self.OURS, self.THEIRS)
+        swapped = win_rate(Scripted(longer), ["p"] * 4, self.OURS, self.THEIRS)
         back = win_rate(Scripted(longer), ["p"] * 4, self.THEIRS, self.OURS)
-        assert back.rate.value == pytest.approx(1 - there.rate.value)
+        assert back.rate.value == pytest.approx(1 - swapped.rate.value)
 
     def test_a_judge_that_likes_the_first(self):
         result = win_rate(Scripted(lambda a, b: Verdict("first")), ["p"] * 4, self.OURS, self.THEIRS)
@@ -323,8 +323,8 @@ class TestWinRate:
         assert result.ties == 4
 
     def test_one_order_for_us_and_one_a_tie_is_a_disagreement(self):
-        said = iter(["first", "tie"])
-        result = win_rate(Scripted(lambda a, b: Verdict(next(said))), ["p"], ["x"], ["y"])
+        sides = iter(["first", "tie"])
+        result = win_rate(Scripted(lambda a, b: Verdict(next(sides))), ["p"], ["x"], ["y"])
         assert result.values == (0.5,)
         assert result.agreement == 0.0
 
@@ -335,8 +335,8 @@ class TestWinRate:
         assert result.agreement == 1.0
 
     def test_agreement_is_of_what_was_judged(self):
-        said = iter([Verdict("first"), Verdict("tie", failed=True), Verdict("first"), Verdict("tie")])
-        result = win_rate(Scripted(lambda a, b: next(said)), ["p"] * 2, ["x"] * 2, ["y"] * 2)
+        verdicts = iter([Verdict("first"), Verdict("tie", failed=True), Verdict("first"), Verdict("tie")])
+        result = win_rate(Scripted(lambda a, b: next(verdicts)), ["p"] * 2, ["x"] * 2, ["y"] * 2)
         assert (result.agreement, result.failed, result.values) == (0.0, 1, (0.5, 0.5))
 
     def test_nothing_was_ever_answered(self):
@@ -349,7 +349,7 @@ class TestWinRate:
             name = "lengths"
 
             def __call__(self, prompts, responses):
-                return [[float(len(r)) for r in of] for of in responses]
+                return [[float(len(r)) for r in candidates] for candidates in responses]
 
         result = win_rate(RewardJudge(Lengths()), ["p"] * 4, self.OURS, self.THEIRS)
         assert result.values == (1.0, 0.0, 0.5, 1.0)

@@ -71,7 +71,7 @@ def test_a_run_of_sft_on_single_responses(write_config, singles, tmp_path, notic
     notices.clear()
     result = write_run_report(folder)
     loss, perplexity = by_transformers(folder)
-    assert result.after.metrics["eval_loss"].value == pytest.approx(loss, rel=1e-5)
+    assert result.trained_report.metrics["eval_loss"].value == pytest.approx(loss, rel=1e-5)
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [line["eval_loss"] for line in lines if "eval_loss" in line][-1] == pytest.approx(loss, rel=1e-5)
     document = json.loads((folder / "evaluation.json").read_text())
@@ -89,20 +89,20 @@ def test_a_run_of_sft_on_pairs_tells_the_chosens_too(write_config):
     folder = train(load_config(write_config(objective={"name": "sft"}, training={"max_steps": 2})))
     result = write_run_report(folder)
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    assert result.after.groups > 0
-    assert result.after.metrics["eval_loss"].value == pytest.approx(
+    assert result.trained_report.groups > 0
+    assert result.trained_report.metrics["eval_loss"].value == pytest.approx(
         [line["eval_loss"] for line in lines if "eval_loss" in line][-1], rel=1e-5
     )
-    assert "eval_loss" in result.after.definitions
+    assert "eval_loss" in result.trained_report.definitions
 
 
 def test_other_methods_on_pairs_are_as_before(write_config):
     result = write_run_report(train(load_config(write_config())))
-    assert "perplexity" not in result.after.metrics
+    assert "perplexity" not in result.trained_report.metrics
 
 
 @pytest.mark.parametrize(
-    ("preference", "learnt"),
+    ("preference", "expected"),
     [
         ({}, [0, 1, 2]),
         ({"preferred": 1}, [1]),
@@ -111,8 +111,8 @@ def test_other_methods_on_pairs_are_as_before(write_config):
         ({"comparisons": ()}, [0, 1, 2]),
     ],
 )
-def test_what_supervised_tuning_learns(preference, learnt):
-    assert learnt_candidates(PreferenceGroup("p", ("a", "b", "c"), **preference)) == learnt
+def test_what_supervised_tuning_learns(preference, expected):
+    assert learnt_candidates(PreferenceGroup("p", ("a", "b", "c"), **preference)) == expected
 
 
 def test_single_responses_beside_pairs_have_their_own_loss():

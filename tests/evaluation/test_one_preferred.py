@@ -99,8 +99,8 @@ def test_in_rank_by_hand():
 def test_the_interval_resamples_prompts():
     """Both questions of one prompt are drawn together: no interval from one prompt alone."""
     groups = [PreferenceGroup("p", ABC, preferred=0), PreferenceGroup("p", ABC, preferred=1)]
-    of_one_prompt = OnePreferred.among(groups, np.array([0, 0])).compare(np.array([1.0, 0, 0, 1.0, 0, 0]))
-    of_two_prompts = OnePreferred.among(groups, np.array([0, 1])).compare(np.array([1.0, 0, 0, 1.0, 0, 0]))
+    of_one_prompt = OnePreferred.from_groups(groups, np.array([0, 0])).compare(np.array([1.0, 0, 0, 1.0, 0, 0]))
+    of_two_prompts = OnePreferred.from_groups(groups, np.array([0, 1])).compare(np.array([1.0, 0, 0, 1.0, 0, 0]))
     assert math.isnan(of_one_prompt["mrr"].low)
     assert of_two_prompts["hit_ratio@1"] == mean_of_shares([1, 0], [0, 1])
 
@@ -117,5 +117,5 @@ def test_groups_of_other_kinds_between_them_change_nothing():
     )
     scores = [0.0, 1.0, 2.0], [9.0, 8.0, 7.0, 6.0]
     for groups, row in (([single], scores[0]), ([ordered, single], scores[1] + scores[0])):
-        metrics = OnePreferred.among(groups, np.arange(len(groups))).compare(np.array(row))
+        metrics = OnePreferred.from_groups(groups, np.arange(len(groups))).compare(np.array(row))
         assert (metrics["hit_ratio@1"].value, metrics["mrr"].value, metrics["mrr"].n) == (1.0, 1.0, 1)

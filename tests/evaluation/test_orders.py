@@ -50,7 +50,7 @@ def test_ties_and_all_as_others_do():
         if worth.min() == worth.max():
             continue
         _, ndcg, tau = metrics(worth, scores)
-        gains = [sum(other < each for other in worth) for each in worth]
+        gains = [sum(other < value for other in worth) for value in worth]
         assert ndcg == pytest.approx(ndcg_score([gains], [scores]), abs=1e-12)
         theirs = kendalltau(worth, scores).statistic
         assert tau == pytest.approx(0.0 if math.isnan(theirs) else theirs, abs=1e-12)
@@ -62,7 +62,7 @@ def test_only_the_order_of_the_worths_counts():
 
 
 @pytest.mark.parametrize(
-    ("known", "expected"),
+    ("preference", "expected"),
     [
         ({"scores": (1.0, 3.0, 2.0)}, [1, 3, 2]),
         ({"ranks": (3, 1, 2)}, [-3, -1, -2]),
@@ -75,8 +75,8 @@ def test_only_the_order_of_the_worths_counts():
         ({}, None),
     ],
 )
-def test_which_groups_have_an_order(known, expected):
-    worth = known_worth(PreferenceGroup("p", ("a", "b", "c"), **known))
+def test_which_groups_have_an_order(preference, expected):
+    worth = known_worth(PreferenceGroup("p", ("a", "b", "c"), **preference))
     assert (worth if worth is None else worth.tolist()) == expected
 
 
@@ -84,8 +84,8 @@ def test_a_pair_has_none():
     assert known_worth(PreferenceGroup("p", ("a", "b"), scores=(1.0, 2.0))) is None
 
 
-def scored(prompt: str, log_probs: tuple[float, ...], **known: object) -> ScoredGroup:
-    group = PreferenceGroup(prompt, tuple("abcd"[: len(log_probs)]), **known)
+def scored(prompt: str, log_probs: tuple[float, ...], **preference: object) -> ScoredGroup:
+    group = PreferenceGroup(prompt, tuple("abcd"[: len(log_probs)]), **preference)
     return ScoredGroup(group, log_probs, (1,) * len(log_probs), None, 1)
 
 
@@ -115,4 +115,4 @@ def test_the_interval_of_kendalls_tau_is_of_no_share():
 def test_pairs_alone_have_no_such_metric():
     report = evaluate_preferences([scored("p", (-1.0, -2.0), preferred=0)])
     assert not [name for name in (*report.metrics, *report.definitions) if "tau" in name or "ndcg" in name]
-    assert Orders.of([], np.zeros(0, np.int64), 10, 0).compare(np.zeros(0)) == {}
+    assert Orders.from_groups([], np.zeros(0, np.int64), 10, 0).compare(np.zeros(0)) == {}

@@ -26,10 +26,10 @@ def scored(
     tokens: tuple[int, ...],
     *,
     prompt: str = "p",
-    **known: Any,
+    **preference: Any,
 ) -> ScoredGroup:
     candidates = tuple("abcdef"[: len(log_probs)])
-    return ScoredGroup(PreferenceGroup(prompt, candidates, **known), log_probs, tokens, reference, 7)
+    return ScoredGroup(PreferenceGroup(prompt, candidates, **preference), log_probs, tokens, reference, 7)
 
 
 #        log-probs        reference      tokens     log-ratios  per token
@@ -96,9 +96,9 @@ def test_the_interval_resamples_prompts_not_groups() -> None:
 
 
 def test_without_a_reference_the_main_metrics_are_of_log_probs() -> None:
-    report = evaluate_preferences([replace(each, reference_log_probs=None) for each in THREE])
-    same = ("accuracy", "auc", "margin", "top1", "ndcg", "kendall_tau", "hit_ratio@1", "mrr", "ndcg@5")
-    expected = BY_HAND | {name: BY_HAND[f"log_prob_{name}"] for name in same}
+    report = evaluate_preferences([replace(row, reference_log_probs=None) for row in THREE])
+    names = ("accuracy", "auc", "margin", "top1", "ndcg", "kendall_tau", "hit_ratio@1", "mrr", "ndcg@5")
+    expected = BY_HAND | {name: BY_HAND[f"log_prob_{name}"] for name in names}
     assert {name: estimate.value for name, estimate in report.metrics.items()} == pytest.approx(expected)
     assert report.calibration is None
     assert report.to_json()["calibration"] is None
@@ -112,13 +112,13 @@ def test_beta_scales_the_calibration_and_nothing_else() -> None:
     assert large.calibration is not None
     # |h| sorted: 0, 1, 1, 2.
     levels = [1 / (1 + math.exp(-x)) for x in (0, 1, 1, 2)]
-    assert [each.predicted for each in large.calibration.bins] == pytest.approx(levels)
+    assert [calibration_bin.predicted for calibration_bin in large.calibration.bins] == pytest.approx(levels)
     assert small.calibration.bins[-1].predicted == pytest.approx(1 / (1 + math.exp(-0.2)))
 
 
 def test_policy_equal_to_reference_is_all_ties() -> None:
-    same = [replace(each, reference_log_probs=each.log_probs) for each in THREE]
-    metrics = evaluate_preferences(same).metrics
+    equal_rows = [replace(row, reference_log_probs=row.log_probs) for row in THREE]
+    metrics = evaluate_preferences(equal_rows).metrics
     assert [metrics[name].value for name in ("accuracy", "auc", "margin", "ties")] == [0, 0.5, 0, 1]
 
 
@@ -133,7 +133,7 @@ def test_a_group_of_four_counts_as_much_as_a_pair() -> None:
 
 
 def test_weights_are_the_losss() -> None:
-    heavy = [replace(each, group=replace(each.group, weight=9.0)) for each in THREE[:1]]
+    heavy = [replace(row, group=replace(row.group, weight=9.0)) for row in THREE[:1]]
     assert evaluate_preferences([*heavy, *THREE[1:]]).metrics == evaluate_preferences(THREE).metrics
 
 
@@ -143,16 +143,14 @@ def test_auc_pools_all_pairs_as_sklearn_does() -> None:
         scored(tuple(np.round(generator.normal(size=2), 1).tolist()), None, (3, 5), prompt=str(i), preferred=i % 2)
         for i in range(80)
     ]
-    scores = [log_prob for each in groups for log_prob in each.log_probs]
-    labels = [i == each.group.preferred for each in groups for i in range(2)]
+    scores = [log_prob for row in groups for log_prob in row.log_probs]
+    labels = [i == row.group.preferred for row in groups for i in range(2)]
     assert evaluate_preferences(groups).auc.value == pytest.approx(roc_auc_score(labels, scores), abs=1e-12)
 
 
 def test_by_source() -> None:
     sources = ("a", None, "a", "b")
-    groups = [
-        replace(each, group=replace(each.group, source=source)) for each, source in zip(THREE, sources, strict=True)
-    ]
+    groups = [replace(row, group=replace(row.group, source=source)) for row, source in zip(THREE, sources, strict=True)]
     by_source = evaluate_preferences(groups).by_source
     assert list(by_source) == ["(no source)", "a"]
     assert by_source["a"].groups == 2
@@ -181,9 +179,9 @@ def test_json_is_the_contracts() -> None:
 
 @pytest.mark.parametrize("bad", [math.nan, -math.inf])
 def test_a_log_prob_that_is_not_a_number_is_an_error(bad: float, tmp_path: Path) -> None:
-    broken = [THREE[0], replace(THREE[1], reference_log_probs=(-1.0, bad))]
+    rows = [THREE[0], replace(THREE[1], reference_log_probs=(-1.0, bad))]
     with pytest.raises(ModelError, match=f"group 2: reference log prob of candidate 1 is {bad}"):
-        evaluate_preferences(broken)
+        evaluate_preferences(rows)
     with pytest.raises(ModelError, match=r"what to do: .*float32"):
         write_per_example([replace(THREE[0], log_probs=(bad, 0.0))], tmp_path / "out.jsonl")
     assert list(tmp_path.iterdir()) == []
@@ -238,7 +236,7 @@ def test_a_file_that_cannot_be_written_is_the_users_error(tmp_path: Path) -> Non
 
 def test_the_table_shows_each_number_and_definition() -> None:
     report = evaluate_preferences(
-        [replace(each, group=replace(each.group, source=each.group.prompt)) for each in THREE]  # type: ignore[arg-type]
+        [replace(row, group=replace(row.group, source=row.group.prompt)) for row in THREE]  # type: ignore[arg-type]
     )
     console = Console(width=200, record=True, file=StringIO())
     console.print(render(report))
@@ -268,11 +266,11 @@ def groups_and_orders(draw: st.DrawFn) -> tuple[list[ScoredGroup], list[ScoredGr
         prompt, source = draw(st.sampled_from("xyz")), draw(st.sampled_from(["s", None]))
         group = scored(log_probs, reference, tokens, prompt=prompt, comparisons=tuple(pairs), id=str(i), source=source)
         order = draw(st.permutations(range(k)))
-        moved = tuple((order.index(a), order.index(b)) for a, b in draw(st.permutations(pairs)))
+        mapped = tuple((order.index(a), order.index(b)) for a, b in draw(st.permutations(pairs)))
         groups.append(group)
         shuffled.append(
             ScoredGroup(
-                replace(group.group, comparisons=moved, candidates=tuple(group.group.candidates[j] for j in order)),
+                replace(group.group, comparisons=mapped, candidates=tuple(group.group.candidates[j] for j in order)),
                 tuple(log_probs[j] for j in order),
                 tuple(tokens[j] for j in order),
                 tuple(reference[j] for j in order),
@@ -286,8 +284,8 @@ def flat(document: Any, path: str = "") -> dict[str, Any]:
     items = document.items() if isinstance(document, dict) else enumerate(document)
     leaves: dict[str, Any] = {}
     for key, value in items:
-        here = f"{path}/{key}"
-        leaves |= flat(value, here) if isinstance(value, dict | list) else {here: value}
+        location = f"{path}/{key}"
+        leaves |= flat(value, location) if isinstance(value, dict | list) else {location: value}
     return leaves
 
 

@@ -40,7 +40,7 @@ class Letters:
     name = "letters"
 
     def __call__(self, prompts, responses):
-        return [[float(len(r)) for r in of] for of in responses]
+        return [[float(len(r)) for r in candidates] for candidates in responses]
 
 
 def test_order_and_agreement_by_hand():
@@ -53,26 +53,28 @@ def test_order_and_agreement_by_hand():
 @pytest.mark.parametrize("by", ["log_prob", "mean_log_prob"])
 def test_by_log_prob(tiny_model, by):
     ranking = rank(str(tiny_model), GROUPS, ALONE, by=by)
-    for each, group in zip(score(str(tiny_model), GROUPS, ALONE), ranking.groups, strict=True):
-        expected = [p / (n if by == "mean_log_prob" else 1) for p, n in zip(each.log_probs, each.tokens, strict=True)]
+    for scored, group in zip(score(str(tiny_model), GROUPS, ALONE), ranking.groups, strict=True):
+        expected = [
+            p / (n if by == "mean_log_prob" else 1) for p, n in zip(scored.log_probs, scored.tokens, strict=True)
+        ]
         assert group.scores == pytest.approx(expected)
 
 
 def test_by_head_changes_nothing_of_the_model(headed):
-    before = [each.log_probs for each in score(str(headed), GROUPS, ALONE)]
+    log_probs = [scored.log_probs for scored in score(str(headed), GROUPS, ALONE)]
     ranking = rank(str(headed), GROUPS, ALONE, by="head")
     assert len({score for group in ranking.groups for score in group.scores}) == 5
-    assert [each.log_probs for each in score(str(headed), GROUPS, ALONE)] == before
+    assert [scored.log_probs for scored in score(str(headed), GROUPS, ALONE)] == log_probs
 
 
 def test_the_best_of_several_is_the_heads_choice(headed):
     sampling = Sampling(samples=5, max_new_tokens=6, seed=1)
     best = answer_best_of(str(headed), ["the old cat", "it runs"], sampling)
-    for (response,), reward, every in zip(best.answers.responses, best.rewards, best.every, strict=True):
-        assert reward == max(every)
-        assert len(every) == 5
+    for (response,), reward, all_rewards in zip(best.answers.responses, best.rewards, best.all_rewards, strict=True):
+        assert reward == max(all_rewards)
+        assert len(all_rewards) == 5
         assert isinstance(response, str)
-    assert len(set(best.every[0])) > 1
+    assert len(set(best.all_rewards[0])) > 1
 
 
 def test_a_folder_without_a_head(tiny_model):
@@ -89,9 +91,9 @@ class TestVerbs:
 
     def test_rank(self, headed, tiny_pairs, tmp_path):
         out = tmp_path / "ranked.jsonl"
-        done = self.run("rank", headed, "--data", tiny_pairs, "--by", "head", "--output", out, "--json")
-        assert done.returncode == 0, done.stderr
-        document = json.loads(done.stdout)
+        process = self.run("rank", headed, "--data", tiny_pairs, "--by", "head", "--output", out, "--json")
+        assert process.returncode == 0, process.stderr
+        document = json.loads(process.stdout)
         rows = [json.loads(line) for line in out.read_text().splitlines()]
         assert rows == document["groups"]
         assert len(rows) == 48
@@ -100,18 +102,18 @@ class TestVerbs:
         assert document["accuracy"]["value"] == pytest.approx(right)
 
     def test_generate_best_of(self, headed):
-        done = self.run("generate", headed, "the old cat", "--best-of", 3, "--max-new-tokens", 5, "--json")
-        assert done.returncode == 0, done.stderr
-        (row,) = json.loads(done.stdout)["answers"]
+        process = self.run("generate", headed, "the old cat", "--best-of", 3, "--max-new-tokens", 5, "--json")
+        assert process.returncode == 0, process.stderr
+        (row,) = json.loads(process.stdout)["answers"]
         assert row["reward"] == max(row["rewards_of_all"])
         assert len(row["rewards_of_all"]) == 3
 
     def test_mistakes_exit_with_2(self, tiny_model, headed):
-        for arguments, found in (
+        for arguments, message in (
             (("generate", tiny_model, "cat", "--best-of", 2), "no preference head"),
             (("generate", headed, "cat", "--best-of", 2, "--samples", 2), "both given"),
         ):
-            done = self.run(*arguments)
-            assert done.returncode == 2
-            assert found in done.stderr
-            assert "Traceback" not in done.stderr
+            process = self.run(*arguments)
+            assert process.returncode == 2
+            assert message in process.stderr
+            assert "Traceback" not in process.stderr

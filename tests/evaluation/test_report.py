@@ -76,10 +76,10 @@ def page(tmp_path: Path) -> Page:
 
 def test_everything_given_is_on_the_page(page: Page) -> None:
     cells = [cell for table in FULL.tables for row in table.rows for cell in row]
-    given = [value for pair in FULL.summary for value in pair] + cells + [*FULL.notices, FULL.title, FULL.config_yaml]
-    given += [table.note for table in FULL.tables] + [figure.note for figure in FULL.figures]
-    given += [text for sample in FULL.samples for text in (sample.prompt, sample.before, sample.after)]
-    assert [text for text in given if text not in page.text] == []
+    texts = [value for pair in FULL.summary for value in pair] + cells + [*FULL.notices, FULL.title, FULL.config_yaml]
+    texts += [table.note for table in FULL.tables] + [figure.note for figure in FULL.figures]
+    texts += [text for sample in FULL.samples for text in (sample.prompt, sample.answer_before, sample.answer_after)]
+    assert [text for text in texts if text not in page.text] == []
 
 
 def test_pictures_are_inline_with_their_numbers_in_words(page: Page) -> None:
@@ -137,11 +137,11 @@ def test_lone_surrogates_can_be_written(tmp_path: Path) -> None:
 def test_a_report_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
     target = tmp_path / "report.html"
     write_report(target, FULL)
-    first = target.read_bytes()
-    broken = RunReport("t", curves=[Curve("c", "", {"a": ([1, 2], [1.0])})])
+    page = target.read_bytes()
+    invalid = RunReport("t", curves=[Curve("c", "", {"a": ([1, 2], [1.0])})])
     with pytest.raises(ValueError, match=r"shape|argument"):
-        write_report(target, broken)
-    assert target.read_bytes() == first
+        write_report(target, invalid)
+    assert target.read_bytes() == page
     assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
     with pytest.raises(ConfigError, match="cannot be written"):
         write_report(target / "inside.html", FULL)

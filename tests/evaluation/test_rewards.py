@@ -49,28 +49,28 @@ def file(tmp_path):
     return path
 
 
-def opened(where: str):
+def open_function(where: str):
     return open_reward(RewardConfig(function=where), device=CPU)
 
 
 class TestFunctions:
     def test_from_a_file(self, file):
-        assert opened(f"{file}:lengths")(["ab", "c"], [["x", "yz"], [""]]) == [[3.0, 4.0], [1.0]]
+        assert open_function(f"{file}:lengths")(["ab", "c"], [["x", "yz"], [""]]) == [[3.0, 4.0], [1.0]]
 
     def test_from_a_package(self):
-        [scores] = opened("penchant.recipes.demo_world:true_rewards")(
+        [scores] = open_function("penchant.recipes.demo_world:true_rewards")(
             ["x"], [["the film was superb .", "the film was awful ."]]
         )
         assert scores[0] > scores[1]
 
     def test_its_name_changes_with_its_source(self, file):
-        before = opened(f"{file}:lengths").name
-        assert opened(f"{file}:lengths").name == before
+        name = open_function(f"{file}:lengths").name
+        assert open_function(f"{file}:lengths").name == name
         file.write_text(FUNCTIONS.replace("len(prompt) + ", ""))
-        assert opened(f"{file}:lengths").name != before
+        assert open_function(f"{file}:lengths").name != name
 
     @pytest.mark.parametrize(
-        ("name", "found"),
+        ("name", "message"),
         [
             ("raises", "raised KeyError: 'colour'"),
             ("short", "returned 1 numbers for 2 responses"),
@@ -79,14 +79,14 @@ class TestFunctions:
             ("nan", "returned nan for response 1, expected a finite number"),
         ],
     )
-    def test_what_it_returns(self, file, name, found):
+    def test_what_it_returns(self, file, name, message):
         with pytest.raises(DataError) as error:
-            opened(f"{file}:{name}")(["p", "q"], [["a", "b"], ["c", "d"]])
-        assert found in str(error.value)
+            open_function(f"{file}:{name}")(["p", "q"], [["a", "b"], ["c", "d"]])
+        assert message in str(error.value)
         assert f"{file}:{name}, prompt 0" in str(error.value)
 
     @pytest.mark.parametrize(
-        ("where", "found"),
+        ("where", "message"),
         [
             ("{file}:absent", "absent has no such name"),
             ("{file}:constant", "constant is no function"),
@@ -95,15 +95,15 @@ class TestFunctions:
             ("just_a_name", "expected a module and a name"),
         ],
     )
-    def test_where_it_is(self, file, where, found):
+    def test_where_it_is(self, file, where, message):
         with pytest.raises(ConfigError) as error:
-            opened(where.format(file=file))
-        assert found in str(error.value)
+            open_function(where.format(file=file))
+        assert message in str(error.value)
 
     def test_a_file_that_fails(self, tmp_path):
         (tmp_path / "bad.py").write_text("import nothing_of_that_name")
         with pytest.raises(ConfigError, match="cannot be imported: ModuleNotFoundError"):
-            opened(f"{tmp_path / 'bad.py'}:f")
+            open_function(f"{tmp_path / 'bad.py'}:f")
 
 
 @pytest.fixture(scope="module")
@@ -122,10 +122,10 @@ class TestModels:
     @pytest.mark.parametrize("budget", [1, 25, 10000])
     def test_equals_a_plain_forward_whatever_the_batch(self, reward_folder, budget):
         reward = open_reward(RewardConfig(model=str(reward_folder)), device=CPU, reading=Reading(token_budget=budget))
-        found = reward(self.PROMPTS, self.RESPONSES)
+        rewards = reward(self.PROMPTS, self.RESPONSES)
         tokenizer = hf.AutoTokenizer.from_pretrained(reward_folder)
         model = hf.AutoModelForSequenceClassification.from_pretrained(reward_folder).eval()
-        for prompt, responses, scores in zip(self.PROMPTS, self.RESPONSES, found, strict=True):
+        for prompt, responses, scores in zip(self.PROMPTS, self.RESPONSES, rewards, strict=True):
             for response, score in zip(responses, scores, strict=True):
                 ids = [*tokenizer(prompt + response).input_ids, tokenizer.eos_token_id]
                 with torch.no_grad():
@@ -165,23 +165,23 @@ class TestModels:
             return with_scores([group], reward)[0].scores
 
         plain = "{% for m in messages %} {{ m.content }}{% endfor %}"
-        first = scores(plain)
-        assert scores(plain) == first
+        plain_scores = scores(plain)
+        assert scores(plain) == plain_scores
         assert rows == [2]
         other = scores("bird" + plain)
         assert rows == [2, 2]
-        assert other != first
-        assert scores(plain) == first
+        assert other != plain_scores
+        assert scores(plain) == plain_scores
         assert rows == [2, 2]
 
     def test_kept_scores_are_of_one_tokenizer(self, reward_folder, tmp_path):
         copy = shutil.copytree(reward_folder, tmp_path / "copy")
         config = RewardConfig(model=str(copy))
-        before = open_reward(config, device=CPU).name
-        assert open_reward(config, device=CPU).name == before
+        name = open_reward(config, device=CPU).name
+        assert open_reward(config, device=CPU).name == name
         file = copy / "tokenizer.json"
         file.write_text(file.read_text().replace('"cat"', '"kitten"'))
-        assert open_reward(config, device=CPU).name != before
+        assert open_reward(config, device=CPU).name != name
 
     def test_too_long(self, reward_folder):
         with pytest.raises(PenchantError, match="tokens"):
@@ -189,16 +189,16 @@ class TestModels:
 
 
 @pytest.mark.parametrize(
-    ("flags", "found"),
+    ("flags", "message"),
     [
         ({}, "expected one of model, function and judge, found none"),
         ({"model": "a", "function": "b:c"}, "found model and function"),
-        ({"function": "b:c", "label": 1}, "label goes with model"),
+        ({"function": "b:c", "label": 1}, "label is a setting of model"),
         ({"judge_url": "http://x"}, "valid string"),
     ],
 )
-def test_flags(flags, found):
-    with pytest.raises(ConfigError, match=re.escape(found)):
+def test_flags(flags, message):
+    with pytest.raises(ConfigError, match=re.escape(message)):
         reward_from(**flags)
 
 

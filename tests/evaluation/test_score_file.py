@@ -22,14 +22,14 @@ class Counting:
     name = "counting"
 
     def __init__(self, fail_after: int | None = None) -> None:
-        self.asked: list[str] = []
+        self.prompts: list[str] = []
         self.fail_after = fail_after
 
     def __call__(self, prompts, responses):
-        if self.fail_after is not None and len(self.asked) >= self.fail_after:
+        if self.fail_after is not None and len(self.prompts) >= self.fail_after:
             raise KeyboardInterrupt
-        self.asked += prompts
-        return [[float(len(r)) for r in of] for of in responses]
+        self.prompts += prompts
+        return [[float(len(r)) for r in candidates] for candidates in responses]
 
 
 def groups(n: int = 6) -> list[PreferenceGroup]:
@@ -37,7 +37,7 @@ def groups(n: int = 6) -> list[PreferenceGroup]:
 
 
 @pytest.mark.parametrize(
-    ("known", "pairs"),
+    ("preference", "pairs"),
     [
         ({"preferred": 1}, ((1, 0),)),
         ({"ranks": (2, 1)}, ((1, 0),)),
@@ -46,8 +46,8 @@ def groups(n: int = 6) -> list[PreferenceGroup]:
         ({}, ((0, 1),)),  # nobody said: the scores do
     ],
 )
-def test_preferences_stay_and_survive_the_file(tmp_path, known, pairs):
-    group = PreferenceGroup("prompt", ("longer text", "short"), **known)
+def test_preferences_stay_and_survive_the_file(tmp_path, preference, pairs):
+    group = PreferenceGroup("prompt", ("longer text", "short"), **preference)
     [scored] = with_scores([group], Counting())
     assert scored.scores == (11.0, 5.0)
     assert scored.pairs == pairs
@@ -59,13 +59,13 @@ def test_preferences_stay_and_survive_the_file(tmp_path, known, pairs):
 
 def test_an_interrupted_pass_goes_on(monkeypatch):
     monkeypatch.setattr(module, "AT_ONCE", 2)
-    first = Counting(fail_after=4)
+    interrupted = Counting(fail_after=4)
     with pytest.raises(KeyboardInterrupt):
-        with_scores(groups(), first)
-    assert first.asked == ["prompt 0", "prompt 1", "prompt 2", "prompt 3"]
+        with_scores(groups(), interrupted)
+    assert interrupted.prompts == ["prompt 0", "prompt 1", "prompt 2", "prompt 3"]
     second = Counting()
     scored = with_scores(groups(), second)
-    assert second.asked == ["prompt 4", "prompt 5"]
+    assert second.prompts == ["prompt 4", "prompt 5"]
     assert [g.scores for g in scored] == [(float(i + 1), 3.0) for i in range(6)]
     assert with_scores(groups(), Counting(fail_after=0)) == scored
 
@@ -94,15 +94,15 @@ class TestVerb:
     def test_writes_and_prints_one_document(self, tmp_path, tiny_pairs):
         (tmp_path / "mine.py").write_text("def f(prompt, responses):\n    return [r.count('cat') for r in responses]\n")
         out = tmp_path / "scored.jsonl"
-        done = self.run(tiny_pairs, "--function", f"{tmp_path / 'mine.py'}:f", "--output", out, "--json")
-        assert done.returncode == 0, done.stderr
-        document = json.loads(done.stdout)
+        process = self.run(tiny_pairs, "--function", f"{tmp_path / 'mine.py'}:f", "--output", out, "--json")
+        assert process.returncode == 0, process.stderr
+        document = json.loads(process.stdout)
         assert document["groups"] == 48
         assert document["accuracy"]["value"] > 0.9
         assert len(read_groups(str(out)).groups) == 48
 
     def test_no_reward_is_the_users_mistake(self, tmp_path, tiny_pairs):
-        done = self.run(tiny_pairs, "--output", tmp_path / "scored.jsonl")
-        assert done.returncode == 2
-        assert "give one of: --model" in done.stderr
-        assert "Traceback" not in done.stderr
+        process = self.run(tiny_pairs, "--output", tmp_path / "scored.jsonl")
+        assert process.returncode == 2
+        assert "give one of: --model" in process.stderr
+        assert "Traceback" not in process.stderr

@@ -42,11 +42,11 @@ def test_seeds_that_are_all_right_or_all_wrong_are_not_certain(right):
 
 def test_groups_of_one_prompt_are_one_observation():
     table = np.tile(np.random.default_rng(0).integers(0, 2, 30), (3, 1)).astype(np.float64)
-    once, apart = mean_over_seeds(table, range(30)), mean_over_seeds(np.tile(table, 4), range(120))
+    single, apart = mean_over_seeds(table, range(30)), mean_over_seeds(np.tile(table, 4), range(120))
     repeated = mean_over_seeds(np.tile(table, 4), [*range(30)] * 4)
-    assert repeated.n == once.n == 30
-    assert (repeated.low, repeated.high) == (pytest.approx(once.low), pytest.approx(once.high))
-    assert apart.high - apart.low < 0.6 * (once.high - once.low)
+    assert repeated.n == single.n == 30
+    assert (repeated.low, repeated.high) == (pytest.approx(single.low), pytest.approx(single.high))
+    assert apart.high - apart.low < 0.6 * (single.high - single.low)
 
 
 def test_values_without_bounds_have_a_symmetric_interval():

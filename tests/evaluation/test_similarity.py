@@ -27,12 +27,12 @@ def by_hand(model, tokenizer, answer, reference, layer):
 def test_by_hand(tiny_model):
     model = AutoModel.from_pretrained(tiny_model).eval()
     tokenizer = AutoTokenizer.from_pretrained(tiny_model)
-    found = BertScore(str(tiny_model), 1)(*zip(*PAIRS, strict=True))
-    for value, (answer, reference) in list(zip(found, PAIRS, strict=True))[:2]:
+    scores = BertScore(str(tiny_model), 1)(*zip(*PAIRS, strict=True))
+    for value, (answer, reference) in list(zip(scores, PAIRS, strict=True))[:2]:
         assert value == pytest.approx(by_hand(model, tokenizer, answer, reference, 1), abs=1e-5)
-    assert found[1] == pytest.approx(1.0, abs=1e-5)
-    assert found[0] < 1
-    assert found[2:] == [0.0, 0.0]
+    assert scores[1] == pytest.approx(1.0, abs=1e-5)
+    assert scores[0] < 1
+    assert scores[2:] == [0.0, 0.0]
 
 
 def test_no_such_layer(tiny_model):
@@ -56,9 +56,9 @@ def test_sentences_by_hand(tiny_model, tmp_path):
         for pair in PAIRS[:2]
     ]
     expected = [float(torch.cosine_similarity(ours, theirs, dim=0)) for ours, theirs in means]
-    found = SentenceSimilarity(str(tmp_path))(*zip(*PAIRS, strict=True))
-    assert found == pytest.approx([*expected, 0.0, 0.0], abs=1e-5)
-    assert found[1] == pytest.approx(1.0, abs=1e-5)
+    scores = SentenceSimilarity(str(tmp_path))(*zip(*PAIRS, strict=True))
+    assert scores == pytest.approx([*expected, 0.0, 0.0], abs=1e-5)
+    assert scores[1] == pytest.approx(1.0, abs=1e-5)
 
 
 def test_no_such_encoder(tmp_path):

@@ -45,7 +45,7 @@ def test_auc_is_sklearns_with_ties(positive: list[int], negative: list[int]) -> 
 def test_weighted_auc_is_sklearns(rows: list[tuple[int, int, int]]) -> None:
     rows = [(*rows[0][:2], 1), *rows]
     positive, negative, weights = (np.array(column, dtype=np.float64) for column in zip(*rows, strict=True))
-    ours = statistics._WeightedAuc.of(positive, negative)(np.stack([weights, np.ones_like(weights)]))
+    ours = statistics._WeightedAuc.from_scores(positive, negative)(np.stack([weights, np.ones_like(weights)]))
     labels, scores = np.repeat([1, 0], len(rows)), np.concatenate([positive, negative])
     theirs = [
         roc_auc_score(labels, scores, sample_weight=np.tile(weights, 2)),
@@ -80,11 +80,11 @@ def test_auc_interval_is_that_of_repeated_rows() -> None:
 
 def test_members_of_a_cluster_are_drawn_together() -> None:
     values = np.random.default_rng(0).normal(size=40)
-    once = bootstrap_mean(values, np.arange(40))
+    single = bootstrap_mean(values, np.arange(40))
     twice = bootstrap_mean(np.repeat(values, 2), np.repeat(np.arange(40), 2))
     apart = bootstrap_mean(np.repeat(values, 2), np.arange(80))
-    assert (twice.low, twice.high) == pytest.approx((once.low, once.high))
-    assert (apart.high - apart.low) / (once.high - once.low) == pytest.approx(1 / math.sqrt(2), abs=0.08)
+    assert (twice.low, twice.high) == pytest.approx((single.low, single.high))
+    assert (apart.high - apart.low) / (single.high - single.low) == pytest.approx(1 / math.sqrt(2), abs=0.08)
 
 
 def test_same_seed_same_interval_whatever_the_block(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -100,8 +100,8 @@ def test_no_interval_from_one_cluster_and_no_value_from_nothing() -> None:
     one = bootstrap_mean([1, 2], [7, 7]).to_json()
     assert one == {"value": 1.5, "low": None, "high": None, "n": 2}
     assert bootstrap_auc([1, 2], [0, 2], [7, 7]).to_json() == {"value": 0.625, "low": None, "high": None, "n": 2}
-    nothing = {"value": None, "low": None, "high": None, "n": 0}
-    assert bootstrap_mean([], []).to_json() == bootstrap_auc([], [], []).to_json() == nothing
+    empty_estimate = {"value": None, "low": None, "high": None, "n": 0}
+    assert bootstrap_mean([], []).to_json() == bootstrap_auc([], [], []).to_json() == empty_estimate
 
 
 def test_estimate_to_json_keeps_numbers() -> None:
@@ -157,8 +157,8 @@ def test_a_mean_of_yes_and_no_is_a_share():
     assert estimate.high == 1.0
     # Copies of whole clusters are no more observations, whatever the order.
     repeated = mean_of_shares(np.tile([1.0, 0.0, 1.0, 1.0, 0.0], 4), np.tile(np.arange(5), 4))
-    once = mean_of_shares([1.0, 0.0, 1.0, 1.0, 0.0], range(5))
-    assert (repeated.low, repeated.high, repeated.n) == (pytest.approx(once.low), pytest.approx(once.high), 20)
+    single = mean_of_shares([1.0, 0.0, 1.0, 1.0, 0.0], range(5))
+    assert (repeated.low, repeated.high, repeated.n) == (pytest.approx(single.low), pytest.approx(single.high), 20)
 
 
 def test_ties_count_for_less_than_wins_and_losses():
@@ -186,9 +186,9 @@ def test_a_difference_of_shares_is_agresti_and_mins():
     half = t * math.sqrt(((up + down) / total - ((up - down) / total) ** 2) / total)
     assert estimate.value == 0.1
     assert (estimate.low, estimate.high) == pytest.approx(((up - down) / total - half, (up - down) / total + half))
-    same = difference_of_shares([1.0] * 20, [1.0] * 20, range(20))
-    assert same.low == -same.high
-    assert 0.05 < same.high < 0.2
+    no_difference = difference_of_shares([1.0] * 20, [1.0] * 20, range(20))
+    assert no_difference.low == -no_difference.high
+    assert 0.05 < no_difference.high < 0.2
 
 
 def test_one_cluster_of_shares_has_no_interval():
@@ -214,14 +214,14 @@ def test_intervals_of_shares_cover_every_share(n):
     assert covered.mean() <= 0.98
 
 
-@pytest.mark.parametrize(("clusters", "alike"), [(20, 0.2), (20, 0.8), (60, 0.4)])
+@pytest.mark.parametrize(("clusters", "is_shared"), [(20, 0.2), (20, 0.8), (60, 0.4)])
 @pytest.mark.parametrize("share", [0.5, 0.9, 0.95, 0.99])
-def test_intervals_of_clustered_shares_cover(clusters, alike, share):
+def test_intervals_of_clustered_shares_cover(clusters, is_shared, share):
     """One to seven answers a prompt, of which some prompts get more right than others."""
     draw, covered, runs = np.random.default_rng(0), 0, 400
     for _ in range(runs):
         cluster = np.repeat(np.arange(clusters), draw.integers(1, 8, clusters))
-        chance = draw.beta(share * (1 / alike - 1), (1 - share) * (1 / alike - 1), clusters)
+        chance = draw.beta(share * (1 / is_shared - 1), (1 - share) * (1 / is_shared - 1), clusters)
         estimate = bootstrap_mean(draw.random(len(cluster)) < chance[cluster], cluster)
         covered += estimate.low <= share <= estimate.high
     # Two standard errors of the simulation below 93 %.
@@ -229,11 +229,11 @@ def test_intervals_of_clustered_shares_cover(clusters, alike, share):
 
 
 def test_a_ratio_of_sums():
-    above, below, clusters = [1.0, 2.0, 3.0, 6.0], [2.0, 2.0, 4.0, 4.0], [0, 0, 1, 1]
-    found = bootstrap_ratio(above, below, clusters)
-    assert found.value == 1.0
+    numerators, denominators, clusters = [1.0, 2.0, 3.0, 6.0], [2.0, 2.0, 4.0, 4.0], [0, 0, 1, 1]
+    ratio = bootstrap_ratio(numerators, denominators, clusters)
+    assert ratio.value == 1.0
     # Two clusters: both of one, or one of each.
-    assert (found.low, found.high) == (3 / 4, 9 / 8)
+    assert (ratio.low, ratio.high) == (3 / 4, 9 / 8)
     assert math.isnan(bootstrap_ratio([1.0], [0.0], [0]).value)
-    same = bootstrap_ratio([2.0, 4.0, 8.0], [1.0, 2.0, 4.0], [0, 1, 2])
-    assert (same.value, same.low, same.high) == (2.0, 2.0, 2.0)
+    constant = bootstrap_ratio([2.0, 4.0, 8.0], [1.0, 2.0, 4.0], [0, 1, 2])
+    assert (constant.value, constant.low, constant.high) == (2.0, 2.0, 2.0)

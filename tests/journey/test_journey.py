@@ -126,7 +126,7 @@ def travel(
         step = Loop.step
 
         def stop_at_two(loop: Loop, *arguments: Any) -> Any:
-            if loop.at.step == 2:
+            if loop.state.step == 2:
                 raise Stopped
             return step(loop, *arguments)
 
@@ -190,9 +190,9 @@ def close(expected: Values | list[float]) -> Any:
 @pytest.mark.slow
 @pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
 @pytest.mark.parametrize("family", FAMILIES)
-class TestTheSameNumbersAtEveryStation:
+class TestSameNumbersAtEveryStage:
     @pytest.mark.parametrize("method", ["dpo", "sft"])
-    def test_of_a_language_model(
+    def test_language_model(
         self, family: str, method: str, travel: Callable[[str], Journey], held_out: list[TokenizedGroup]
     ) -> None:
         journey = travel(method)
@@ -208,7 +208,7 @@ class TestTheSameNumbersAtEveryStation:
             assert penchant(["export", str(journey.run), str(file), "--type", "f32"]) == 0
             assert journey.log_probs(file) == close(expected)
 
-    def test_of_a_reward_model(self, travel: Callable[[str], Journey], held_out: list[TokenizedGroup]) -> None:
+    def test_reward_model(self, travel: Callable[[str], Journey], held_out: list[TokenizedGroup]) -> None:
         journey = travel("bradley_terry")
         expected = journey.rewards(journey.run, "reward")
         assert journey.metrics("rewards") == close(expected.mean(0).tolist())
@@ -219,7 +219,7 @@ class TestTheSameNumbersAtEveryStation:
         assert penchant(["export", str(journey.run), str(file)]) == 2
         assert not file.exists()
 
-    def test_of_a_preference_head(self, travel: Callable[[str], Journey], held_out: list[TokenizedGroup]) -> None:
+    def test_preference_head(self, travel: Callable[[str], Journey], held_out: list[TokenizedGroup]) -> None:
         journey = travel("preference_head")
         rewards, log_probs = journey.rewards(journey.run, "head"), journey.log_probs(journey.run)
         assert journey.metrics("head") == close(rewards.mean(0).tolist())

@@ -15,10 +15,9 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from penchant.data.trees import pack
 from penchant.engine.attention import TREE
 from penchant.engine.distributed import World
-from penchant.engine.kernels.layer_fusion import fuse_layers
 from penchant.engine.padded import PaddedScorer, unpack
 from penchant.engine.policy import Policy
-from penchant.engine.tree import TreeScorer
+from penchant.engine.tree import TreeScorer, use_tree
 from penchant.errors import ConfigError
 from penchant.models.loading import load_model
 from penchant.models.lora import merge_adapter, untrained_adapters
@@ -114,8 +113,7 @@ def test_values_and_gradients_are_pefts(model_of, make_groups, all_float64, fami
     perturb(oracle)
     policy = Policy(copy.deepcopy(model), None)
     if scorer == "tree":
-        policy.model.set_attn_implementation(TREE)
-        fuse_layers(policy.model)
+        use_tree(policy.model)
     policy.add_lora(**SETTINGS, targets=targets_of(family, kind))
     policy.model.load_state_dict(oracle.get_base_model().state_dict())
     upstream = torch.randn(len(batch.slots), dtype=torch.float64, generator=torch.Generator().manual_seed(3))

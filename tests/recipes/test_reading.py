@@ -43,7 +43,10 @@ def test_every_recipe_has_the_data_keys_of_a_run(name):
 
 def test_recipe_validates_reading_settings_like_a_run():
     assert ReadingConfig.model_validate({"date": datetime.date(2026, 11, 30)}).date == "2026-11-30"
-    for wrong, message in (({"date": "today"}, "is no day"), ({"chat_template_kwargs": {"tools": []}}, "is a column")):
+    for wrong, message in (
+        ({"date": "today"}, "is not a date"),
+        ({"chat_template_kwargs": {"tools": []}}, "is a column"),
+    ):
         with pytest.raises(ValidationError, match=message):
             ReadingConfig.model_validate(wrong)
 

@@ -13,11 +13,12 @@ from penchant.data.groups import PreferenceGroup
 from penchant.data.tokenized import TokenizedGroup
 from penchant.data.trees import pack
 from penchant.storage import caches as reference_cache
-from penchant.storage.caches import ReferenceCache, cache_folder, model_fingerprint
+from penchant.storage.caches import LogProbCache, cache_folder
+from penchant.storage.fingerprints import model_fingerprint
 
 
 def test_gives_back_what_was_kept(make_groups, tmp_path):
-    cache = ReferenceCache("model", "how", tmp_path)
+    cache = LogProbCache("model", "how", tmp_path)
     batches = [pack(make_groups([(3, (2, 4))], seed)) for seed in range(600)]
     for number, batch in enumerate(batches[::2]):
         cache.keep(batch, [-1.0 * number, -0.1])
@@ -29,21 +30,21 @@ def test_gives_back_what_was_kept(make_groups, tmp_path):
 @pytest.mark.parametrize(("model", "method"), [("other", "how"), ("model", "how bfloat16")])
 def test_another_model_or_way_is_another_key(make_groups, tmp_path, model, method):
     batch = pack(make_groups([(3, (2, 4))], 0))
-    ReferenceCache("model", "how", tmp_path).keep(batch, [-1.0, -2.0])
-    assert ReferenceCache(model, method, tmp_path).look_up([batch]) == {}
+    LogProbCache("model", "how", tmp_path).keep(batch, [-1.0, -2.0])
+    assert LogProbCache(model, method, tmp_path).look_up([batch]) == {}
 
 
 def test_another_engine_is_another_key(make_groups, tmp_path, monkeypatch):
     """Faster code rounds otherwise: log-probs stored by an older Penchant are not mixed with this one's."""
     batch = pack(make_groups([(3, (2, 4))], 0))
-    ReferenceCache("model", "how", tmp_path).keep(batch, [-1.0, -2.0])
-    monkeypatch.setattr(reference_cache, "_engine_code", lambda: "older")
-    assert ReferenceCache("model", "how", tmp_path).look_up([batch]) == {}
+    LogProbCache("model", "how", tmp_path).keep(batch, [-1.0, -2.0])
+    monkeypatch.setattr(reference_cache, "engine_fingerprint", lambda: "older")
+    assert LogProbCache("model", "how", tmp_path).look_up([batch]) == {}
 
 
 def test_another_token_or_boundary_is_another_key(make_groups, tmp_path):
     (group,) = make_groups([(3, (2, 4))], 0)
-    cache = ReferenceCache("model", "how", tmp_path)
+    cache = LogProbCache("model", "how", tmp_path)
     cache.keep(pack([group]), [-1.0, -2.0])
     token = TokenizedGroup(group.prompt + 1, group.responses, group.group)
     response, other_response = group.responses
@@ -74,8 +75,8 @@ from pathlib import Path
 from penchant.data.groups import PreferenceGroup
 from penchant.data.tokenized import TokenizedGroup
 from penchant.data.trees import pack
-from penchant.storage.caches import ReferenceCache
-cache = ReferenceCache("model", "how", Path(sys.argv[1]))
+from penchant.storage.caches import LogProbCache
+cache = LogProbCache("model", "how", Path(sys.argv[1]))
 for number in range(int(sys.argv[2]), 400, 2):
     group = TokenizedGroup(np.array([number]), (np.array([1]),), PreferenceGroup("x", ("y",)))
     cache.keep(pack([group]), [-float(number)])
@@ -88,7 +89,7 @@ for number in range(int(sys.argv[2]), 400, 2):
     for process in processes:
         assert process.wait(60) == 0, process.stderr.read()
     groups = [TokenizedGroup(np.array([n]), (np.array([1]),), PreferenceGroup("x", ("y",))) for n in range(400)]
-    log_probs = ReferenceCache("model", "how", tmp_path).look_up(pack([group]) for group in groups)
+    log_probs = LogProbCache("model", "how", tmp_path).look_up(pack([group]) for group in groups)
     assert log_probs == {number: [-float(number)] for number in range(400)}
 
 

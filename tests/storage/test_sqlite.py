@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,7 +21,7 @@ from penchant.data.tokenized import TokenizedGroup
 from penchant.data.trees import TreeBatch, pack
 from penchant.errors import ConfigError, DiskFullError
 from penchant.storage import sqlite as database
-from penchant.storage.caches import KeptAnswers, ReferenceCache, cache_folder
+from penchant.storage.caches import AnswerCache, LogProbCache, cache_folder
 
 
 def row(number: int) -> TreeBatch:
@@ -31,20 +32,20 @@ class Cache(NamedTuple):
     """One of the two caches: its file, and functions that open it, store a value of a length, and read it."""
 
     file: str
-    open: Callable[[Path], ReferenceCache | KeptAnswers]
+    open: Callable[[Path], LogProbCache | AnswerCache]
     keep: Callable[..., None]
     get: Callable[..., object]
 
 
 LOG_PROBS = Cache(
     "log_probs.sqlite",
-    lambda folder: ReferenceCache("model", "how", folder),
+    lambda folder: LogProbCache("model", "how", folder),
     lambda cache, number, length=1: cache.keep(row(number), [-1.0] * length),
     lambda cache, number: cache.look_up([row(number)]).get(0),
 )
 ANSWERS = Cache(
     "answers.sqlite",
-    lambda folder: KeptAnswers("judge", folder),
+    lambda folder: AnswerCache("judge", folder),
     lambda cache, number, length=1: cache.keep([(number, [-1.0] * length)]),
     lambda cache, number: cache.get(number),
 )
@@ -99,6 +100,15 @@ def test_many_processes_open_new_caches_at_once(tmp_path):
         for cache in (LOG_PROBS, ANSWERS):
             store = cache.open(tmp_path / str(folder))
             assert [cache.get(store, number) for number in range(13)] == [[-1.0]] * 12 + [None]
+
+
+@both
+def test_many_threads_share_a_cache(cache, tmp_path):
+    store = cache.open(tmp_path)
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(lambda number: cache.keep(store, number), range(400))) == [None] * 400
+        assert list(pool.map(lambda number: cache.get(store, number), range(401))) == [[-1.0]] * 400 + [None]
+    store.close()
 
 
 class TestLockedByAnotherProcess:
@@ -164,7 +174,7 @@ class TestCannotBeWritten:
     def test_a_file_that_can_only_be_read(self, cache, tmp_path):
         store = cache.open(tmp_path)
         cache.keep(store, 1)
-        store._connection.execute("PRAGMA query_only = 1")
+        store._database._connection.execute("PRAGMA query_only = 1")
         with pytest.raises(ConfigError, match="attempt to write a readonly database") as error:
             cache.keep(store, 2)
         assert "allow it to be written" in error.value.fix
@@ -221,7 +231,7 @@ class TestFullDisk:
     def test_a_full_disk_loses_no_row(self, cache, tmp_path):
         store = cache.open(tmp_path)
         cache.keep(store, 0, 100)
-        store._connection.execute("PRAGMA max_page_count = 20")
+        store._database._connection.execute("PRAGMA max_page_count = 20")
         numbers: list[int] = []
         with pytest.raises(DiskFullError, match="the disk is full; what was stored before is untouched") as error:
             _ = [cache.keep(store, number, 100) or numbers.append(number) for number in range(1, 1000)]

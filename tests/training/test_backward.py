@@ -8,17 +8,16 @@ from typing import ClassVar
 import numpy as np
 import pytest
 import torch
-from transformers import AttentionInterface, LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from penchant.data.groups import PreferenceGroup
 from penchant.data.tokenized import TokenizedGroup
 from penchant.data.trees import pack
-from penchant.engine.attention import TREE, tree_attention
 from penchant.engine.distributed import World
-from penchant.engine.tree import TreeScorer
+from penchant.engine.tree import TreeScorer, use_tree
 from penchant.errors import ConfigError
 from penchant.objectives import DPO, Needs, Output, Sum
-from penchant.training.backward import Batch, arguments, backward
+from penchant.training.backward import Batch, backward, objective_inputs
 
 ALONE = World(0, 1, torch.device("cpu"))
 
@@ -44,13 +43,12 @@ class Spread:
 
 @pytest.fixture
 def scorer() -> TreeScorer:
-    AttentionInterface.register(TREE, tree_attention)
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=31, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2
     )
     model = LlamaForCausalLM(config)
-    model.set_attn_implementation(TREE)
+    use_tree(model)
     return TreeScorer(model)
 
 
@@ -91,7 +89,7 @@ def test_a_state_moves_once_for_the_whole_batch(scorer, groups, budget):
     """A method that moves one is coupled; of one that is not the token budget would decide how often it moves."""
     _, state, _ = gradients(scorer, CountingWhole(), groups, budget)
     assert float(state["groups"]) == 5
-    with pytest.raises(ConfigError, match="objective dpo changes its state, and says that it is not coupled"):
+    with pytest.raises(ConfigError, match="objective dpo changes its state, and its `coupled` is False"):
         gradients(scorer, Counting(), groups, budget)
 
 
@@ -131,7 +129,7 @@ def test_both_passes_of_a_coupled_objective_drop_the_same(scorer, groups):
     for number, group in enumerate(groups):
         torch.manual_seed(7 + number)
         rows.append(torch.nn.functional.pad(scorer(pack([group])), (0, 4 - len(group.responses))))
-    policy, reference, facts = arguments(torch.cat(rows), groups, [])
+    policy, reference, facts = objective_inputs(torch.cat(rows), groups, [])
     output, _ = Spread()(policy, reference, facts, {"calls": torch.zeros(())})
     output.loss.total.backward()
     expected = torch.cat([p.grad.flatten() for p in scorer.parameters()])
@@ -142,7 +140,7 @@ def test_both_passes_of_a_coupled_objective_drop_the_same(scorer, groups):
 def test_objectives_get_every_reference_of_their_groups(groups, r):
     tables = [[[-10.0 * n - g] * len(group.responses) for g, group in enumerate(groups)] for n in range(r)]
     batch = Batch(groups, tables, 10**9, "float32").part([3, 0])
-    _, reference, _ = arguments(torch.zeros(2, 4), batch.groups, batch.references)
+    _, reference, _ = objective_inputs(torch.zeros(2, 4), batch.groups, batch.references)
     assert reference.shape == (r, 2, 4)
     for n in range(r):
         assert reference[n].tolist() == [[-10.0 * n - 3] * 4, [-10.0 * n, -10.0 * n, 0.0, 0.0]]
@@ -152,9 +150,9 @@ def test_broken_groups_are_named(groups):
     policy = torch.zeros(5, 4)
     policy[3, 0] = float("nan")
     references = [[[0.0] * 4 for _ in groups]]
-    output = DPO().evaluate(*arguments(policy, groups, references), {})
+    output = DPO().evaluate(*objective_inputs(policy, groups, references), {})
     from penchant.training.backward import Result
 
     result = Result()
     result.add(output, groups, counts=True)
-    assert result.broken == ["group-3"]
+    assert result.non_finite_ids == ["group-3"]

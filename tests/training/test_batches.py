@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from penchant.data.groups import PreferenceGroup
-from penchant.training.batches import Order, group_facts, padded_table
+from penchant.training.batches import Order, group_tensors, padded_table
 
 
 @pytest.mark.parametrize(("groups", "size"), [(10, 3), (9, 3), (2, 5)])
@@ -31,7 +31,7 @@ def test_facts_by_hand():
         PreferenceGroup("x", ("y",), labels=(False,), weight=2.5),
         PreferenceGroup("x", ("y",) * 2, ranks=(2, 1)),
     ]
-    facts = group_facts(groups, [[2, 3, 4], [7], [1, 1]])
+    facts = group_tensors(groups, [[2, 3, 4], [7], [1, 1]])
     assert facts.mask.int().tolist() == [[1, 1, 1], [1, 0, 0], [1, 1, 0]]
     assert facts.tokens.tolist() == [[2, 3, 4], [7, 0, 0], [1, 1, 0]]
     assert facts.better.nonzero().tolist() == [[0, 1, 0], [0, 1, 2], [2, 1, 0]]

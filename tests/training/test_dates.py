@@ -17,7 +17,7 @@ from penchant.config.run import load_config
 from penchant.data.chat import ChatRenderer
 from penchant.data.reading import read_groups
 from penchant.data.rendering import Rendering
-from penchant.engine.distributed import World, local_device
+from penchant.engine.distributed import World
 from penchant.errors import ConfigError
 from penchant.evaluation.answering import Sampling, answer
 from penchant.evaluation.held_out import Reading, score
@@ -97,7 +97,7 @@ def test_a_run_is_measured_and_asked_on_its_day(
     (folder / "chat_template.jinja").write_text(TEMPLATE)
     groups = read_groups(conversations).groups[:4]
     notices.clear()
-    world = World(0, 1, local_device())
+    world = World.single()
     measured = score(str(folder), groups, world)
     assert notices.messages[0] == f"the chat template writes {FIRST} as today's date, as the run did"
     clock(FIRST)
@@ -178,7 +178,7 @@ def test_references_and_reward_models_have_clocks_too(write_config: Any, tiny_mo
 
 def test_a_reference_reads_what_the_settings_say(dated: Path, conversations: Path, tiny_model: Path) -> None:
     template = load_config(dated).data.chat_template
-    groups, world = read_groups(conversations).groups[:4], World(0, 1, local_device())
+    groups, world = read_groups(conversations).groups[:4], World.single()
     for day in (FIRST, NEXT):
         reading = Reading(chat_template=template, rendering=Rendering(date=day))
         for scored in score(str(tiny_model), groups, world, reference=str(tiny_model), reading=reading):

@@ -14,7 +14,7 @@ from penchant.config.run import load_config
 from penchant.data.groups import PreferenceGroup
 from penchant.errors import ConfigError
 from penchant.objectives import OBJECTIVES, FittedObjective
-from penchant.training.batches import group_facts
+from penchant.training.batches import group_tensors
 from penchant.training.log import direction
 from penchant.training.run import train
 
@@ -31,7 +31,7 @@ EXPECTED = {name: way for way, names in WAYS.items() for name in names.split()}
 def metrics_of(name: str) -> set[str]:
     """Of an evaluation of one pair."""
     method = OBJECTIVES[name]()
-    pair = group_facts([PreferenceGroup("", ("a", "b"), preferred=0)], [[1, 1]])
+    pair = group_tensors([PreferenceGroup("", ("a", "b"), preferred=0)], [[1, 1]])
     pair = replace(pair, rewards=torch.zeros(1, 2))
     nothing = torch.zeros(2 if method.needs.many_references else method.needs.references, 1, 2)
     state = method.initial_state(seed=0)

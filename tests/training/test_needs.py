@@ -7,7 +7,7 @@ import pytest
 from penchant.config.run import parse_config
 from penchant.data.groups import PreferenceGroup
 from penchant.errors import ConfigError, DataError
-from penchant.training.needs import check_head, check_references, check_sampled, usable
+from penchant.training.needs import check_head, check_references, check_sampled, filter_learnable_groups
 
 
 def config(objective: str, **sections: object):
@@ -89,7 +89,7 @@ class TestUsable:
     )
     def test_no_group_has_it(self, objective, groups, found):
         with pytest.raises(DataError) as error:
-            usable(config(objective), groups, "training", "file.jsonl", [])
+            filter_learnable_groups(config(objective), groups, "training", "file.jsonl", [])
         assert found in str(error.value)
         assert "file.jsonl" in str(error.value)
 
@@ -103,10 +103,12 @@ class TestUsable:
     )
     def test_a_group_that_lacks_it_is_left_out_and_told(self, objective, having, found):
         notes: list[str] = []
-        kept = usable(config(objective), [group(0, **having), group(1)], "training", "file.jsonl", notes)
+        kept = filter_learnable_groups(
+            config(objective), [group(0, **having), group(1)], "training", "file.jsonl", notes
+        )
         assert [g.id for g in kept] == ["g0"]
         assert notes == [f"training: 1 of 2 groups left out: {found}"]
 
     def test_a_reward_gives_the_scores(self):
         run = config("ddo_rm", reward={"function": "f.py:g"})
-        assert len(usable(run, [group(0)], "training", "file.jsonl", [])) == 1
+        assert len(filter_learnable_groups(run, [group(0)], "training", "file.jsonl", [])) == 1

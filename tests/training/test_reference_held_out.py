@@ -132,7 +132,7 @@ class TestTheParts:
 
     @pytest.mark.parametrize("share", [0.0, 1.0, 1.5])
     def test_a_share_lies_between_0_and_1(self, write_config, share):
-        with pytest.raises(ConfigError, match="a share of prompts lies between 0 and 1"):
+        with pytest.raises(ConfigError, match="a share of prompts must lie between 0 and 1"):
             load_config(write_config(data={"reference_held_out": share}))
 
 

@@ -104,7 +104,7 @@ def test_evaluation_is_of_the_weights_that_were_saved(write_config, base, dtype)
     config = load_config(write_config(model=str(base(stored)), training={"max_steps": 3, "learning_rate": 1e-2}))
     folder = train(config)
     assert {tensor.dtype for tensor in load_file(folder / "model.safetensors").values()} == {stored}
-    report = write_run_report(folder).after
+    report = write_run_report(folder).trained_report
     held_out = read_inputs(config).held_out
     scored = score(str(folder), held_out, SINGLE, reference=config.model)
     expected = sum(

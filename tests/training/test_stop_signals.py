@@ -165,9 +165,9 @@ def test_a_hang_up_that_is_ignored_stays_ignored(tmp_path):
     try:
         with StopSignals(tmp_path, 10) as signals:
             os.kill(os.getpid(), signal.SIGHUP)
-            assert signals.received is None
+            assert signals.signal_number is None
             os.kill(os.getpid(), signal.SIGTERM)
-            assert signals.received == signal.SIGTERM
+            assert signals.signal_number == signal.SIGTERM
     finally:
         signal.signal(signal.SIGHUP, handler)
 

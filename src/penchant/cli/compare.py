@@ -8,7 +8,7 @@ from penchant.cli.output import Json, print_result
 
 
 def compare(bench: Path, *overrides: str, as_json: Json = False) -> None:
-    """Compare methods on one data set, with seeds and intervals; run again, it goes on where it stopped.
+    """Compare methods on one data set, with seeds and intervals; re-running resumes where it stopped.
 
     Parameters
     ----------
@@ -30,7 +30,7 @@ def compare(bench: Path, *overrides: str, as_json: Json = False) -> None:
 
 
 def sweep(bench: Path, *overrides: str, as_json: Json = False) -> None:
-    """Search hyper-parameters: a comparison over a grid or random draws, with a budget; the same outputs.
+    """Search hyper-parameters by a grid or random draws, within a budget; the outputs are those of `compare`.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""The `penchant data` verbs: look into a preference file."""
+"""The `penchant data` verbs: check, show, split and convert preference files."""
 
 from __future__ import annotations
 
@@ -10,13 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import App, Parameter
 
-from penchant.cli.flags import (
-    CandidateFlags,
-    LengthFlags,
-    RowFlags,
-    TemplateFlags,
-    TurnFlags,
-)
+from penchant.cli.flags import CANDIDATES, LENGTHS, ROWS, TEMPLATE, ReadingFlags, offers
 from penchant.cli.output import (
     Count,
     Json,
@@ -32,7 +26,7 @@ from penchant.errors import ConfigError, DataError, locate_errors, rename_option
 if TYPE_CHECKING:
     from penchant.data.groups import PreferenceGroup
 
-data = App(name="data", help="Look into a preference file: check, show, split, convert, review, audit, ratings.")
+data = App(name="data", help="Inspect and edit a preference file: check, show, split, convert, review, audit, ratings.")
 
 
 @data.command
@@ -43,8 +37,7 @@ def check(
     held_out_split: str | None = None,
     tokenizer: str | None = None,
     max_length: Length | None = None,
-    rows: RowFlags = RowFlags(),
-    template: TemplateFlags = TemplateFlags(),
+    flags: Annotated[ReadingFlags, offers(*ROWS, *TEMPLATE)] = ReadingFlags(),
     as_json: Json = False,
 ) -> None:
     """Check a preference file: counts, lengths, duplicates, contradictions, leaks, length bias.
@@ -52,11 +45,11 @@ def check(
     Parameters
     ----------
     held_out
-        Another one, to find prompts, candidates and conversations that are in both.
+        Held-out file, to report prompts, candidates and conversations that are in both files.
     held_out_split
-        Split of the held-out file, or of FILE where none is named.
+        Split of the held-out file, or of FILE where there is no held-out file.
     tokenizer
-        Folder or hub id, to count in tokens and check its chat template.
+        Folder or hub id of a tokenizer, to count tokens and check its chat template.
     max_length
         Count rows longer than this many tokens.
     """
@@ -64,24 +57,24 @@ def check(
     from penchant.data.checks import check_groups
 
     if max_length is not None and tokenizer is None:
-        raise ConfigError("--max-length counts tokens, and no tokenizer is named", fix="add: --tokenizer MODEL")
-    dataset = rows.load(file)
+        raise ConfigError("--max-length counts tokens, and no tokenizer is given", fix="add: --tokenizer MODEL")
+    dataset = flags.load(file)
     log_notes(dataset.notes)
     held_out_groups: Sequence[PreferenceGroup] = ()
     if held_out is not None or held_out_split is not None:
         with rename_options_in_errors({"data.split": "data.held_out_split"}):
-            held_out_groups = replace(rows, split=held_out_split).load(held_out or file).groups
+            held_out_groups = replace(flags, split=held_out_split).load(held_out or file).groups
     loaded = None
     if tokenizer is not None:
         from penchant.models.loading import load_tokenizer
 
-        loaded = load_tokenizer(tokenizer, chat_template=template.chat_template)
+        loaded = load_tokenizer(tokenizer, chat_template=flags.chat_template)
     report = check_groups(
         dataset.groups,
         held_out=held_out_groups,
         tokenizer=loaded,
         max_length=max_length,
-        rendering=template.rendering,
+        rendering=flags.rendering,
     )
     print_result(report.to_json(), as_json, render(report))
 
@@ -92,27 +85,23 @@ def show(
     *ids: str,
     first: Count = 3,
     tokenizer: str | None = None,
-    rows: RowFlags = RowFlags(),
-    template: TemplateFlags = TemplateFlags(),
-    lengths: LengthFlags = LengthFlags(),
-    candidates: CandidateFlags = CandidateFlags(),
-    turns: TurnFlags = TurnFlags(),
+    flags: Annotated[ReadingFlags, offers(*ROWS, *TEMPLATE, *LENGTHS, *CANDIDATES)] = ReadingFlags(),
 ) -> None:
-    """Print groups as a person reads them.
+    """Print groups in readable form.
 
     Parameters
     ----------
     ids
-        Which groups; the first few if none is named.
+        Ids of the groups to print; the first few if not given.
     first
-        How many, where no id is named.
+        Number of groups to print, where no id is given.
     tokenizer
-        Folder or hub id, to mark token boundaries.
+        Folder or hub id of a tokenizer, to mark token boundaries.
     """
     from penchant.data.show import show_group
     from penchant.data.tokenization import tokenize_groups
 
-    dataset = rows.load(file)
+    dataset = flags.load(file)
     by_id = {group.id: group for group in dataset.groups}
     absent = [name for name in ids if name not in by_id]
     if absent:
@@ -128,15 +117,15 @@ def show(
         return
     from penchant.models.loading import load_tokenizer
 
-    loaded = load_tokenizer(tokenizer, chat_template=template.chat_template)
+    loaded = load_tokenizer(tokenizer, chat_template=flags.chat_template)
     tokenized, report = tokenize_groups(
         groups,
         loaded,
-        max_length=lengths.max_length or sys.maxsize,
-        rendering=replace(template.rendering, learn=turns.learn, refused=lengths.refused),
-        truncation=lengths.truncation,
-        empty=candidates.empty,
-        identical=candidates.identical,
+        max_length=flags.max_length or sys.maxsize,
+        rendering=flags.rendering,
+        truncation=flags.truncation,
+        empty=flags.empty,
+        identical=flags.identical,
     )
     for row in tokenized:
         console.print(show_group(row.group, row, loaded))
@@ -153,30 +142,30 @@ def split_file(
     held_out_output: Path,
     by: Annotated[tuple[str, ...], Parameter(negative="")] = (),
     by_first_turn: Annotated[bool, Parameter(negative="")] = False,
-    rows: RowFlags = RowFlags(),
+    flags: Annotated[ReadingFlags, offers(*ROWS)] = ReadingFlags(),
     as_json: Json = False,
 ) -> None:
-    """Split a file by prompt, never by row: no prompt is on both sides.
+    """Split a file by prompt, so that no prompt is in both parts.
 
     Parameters
     ----------
     held_out
         Share of the prompts to hold out.
     seed
-        The same seed and prompts give the same split, in any order of rows.
+        Seed of the split, which does not depend on the order of rows.
     train_output
-        Where the training groups are written (.jsonl or .jsonl.gz).
+        Output file of the training groups (.jsonl or .jsonl.gz).
     held_out_output
-        Where the held-out groups are written.
+        Output file of the held-out groups.
     by
-        A column: rows with one value stay together too, as of one user or document; may be repeated.
+        Column whose equal values stay in one part, as of a user or a document; repeatable.
     by_first_turn
-        Conversations that begin with the same user's turn stay together too.
+        Keep conversations with the same first user turn in one part.
     """
     from penchant.data.splitting import column_values, first_user_turns, split_by_prompt
     from penchant.data.writing import renamed_columns, write_groups
 
-    dataset = rows.load(file)
+    dataset = flags.load(file)
     log_notes(dataset.notes)
     with locate_errors(file):
         together = [column_values(dataset.groups, column) for column in by]
@@ -186,7 +175,7 @@ def split_file(
     write_groups(train, train_output)
     try:
         write_groups(out, held_out_output)
-    except DataError:  # Both files or none.
+    except DataError:  # Write both files or none.
         train_output.unlink()
         raise
     lines = f"{train_output}: {len(train)} groups\n{held_out_output}: {len(out)} groups"
@@ -199,22 +188,23 @@ def convert(
     output: Path,
     *,
     to: Literal["penchant", "messages"] = "penchant",
-    rows: RowFlags = RowFlags(),
+    flags: Annotated[ReadingFlags, offers(*ROWS)] = ReadingFlags(),
     as_json: Json = False,
 ) -> None:
-    """Write any format we read as our own JSON lines, with all other columns.
+    """Convert a file in any supported format to Penchant's JSON lines, with all its columns.
 
     Parameters
     ----------
     output
-        Where to write (.jsonl or .jsonl.gz).
+        Output file (.jsonl or .jsonl.gz).
     to
-        penchant: texts stay as they are; messages: bare prompts become a user's message, responses an assistant's.
+        penchant: texts stay as they are; messages: plain prompts and responses become messages of a user and an
+        assistant.
     """
     from penchant.data.as_chat import require_messages
     from penchant.data.writing import renamed_columns, write_groups
 
-    dataset = rows.load(file)
+    dataset = flags.load(file)
     with locate_errors(file):
         groups = require_messages(dataset.groups) if to == "messages" else dataset.groups
     write_groups(groups, output)

@@ -1,9 +1,4 @@
-"""The verbs that give numbers to candidates: score and rank.
-
-Also in this module:
-
-- The verb `penchant generate`: responses to prompts.
-"""
+"""The verbs that give numbers to candidates, `score` and `rank`, and the verb that writes responses, `generate`."""
 
 from __future__ import annotations
 
@@ -13,7 +8,7 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 from cyclopts.validators import Number
 
-from penchant.cli.flags import ComputeFlags, LengthFlags, MeasuringFlags, RowFlags, TemplateFlags, reading_of
+from penchant.cli.flags import ALL, COMPUTE, LENGTHS, ROWS, TEMPLATE, ReadingFlags, offers
 from penchant.cli.output import Count, Json, Seed, Source, log_notes, print_result
 from penchant.errors import ConfigError
 
@@ -31,9 +26,7 @@ def generate(
     limit: Count | None = None,
     best_of: Count | None = None,
     head: str = "preference_head",
-    rows: RowFlags = RowFlags(),
-    template: TemplateFlags = TemplateFlags(),
-    lengths: LengthFlags = LengthFlags(),
+    flags: Annotated[ReadingFlags, offers(*ROWS, *TEMPLATE, *LENGTHS)] = ReadingFlags(),
     as_json: Json = False,
 ) -> None:
     """Sample responses to prompts.
@@ -43,25 +36,25 @@ def generate(
     model
         Folder, hub id or GGUF file.
     prompts
-        A preference file whose prompts are used, or a prompt's text.
+        Preference file whose prompts are used, or the text of a prompt.
     samples
-        Responses for each prompt.
+        Responses per prompt.
     max_new_tokens
-        Tokens of the longest response; 128, or what the model's context has room for, if not given.
+        Maximum tokens of a response; if not given 128, or as many as fit into the model's context.
     temperature
-        0 takes the likeliest token each time.
+        Sampling temperature; 0 always takes the likeliest token.
     top_p
-        Draw from the smallest set of tokens with this much probability.
+        Sample from the smallest set of likeliest tokens with this probability.
     seed
-        The same seed gives the same responses.
+        Seed of sampling; the same seed gives the same responses.
     batch_size
-        Prompts at a time.
+        Prompts per batch.
     limit
-        Only the first so many prompts.
+        Number of prompts to use, from the start of the file.
     best_of
-        Draw so many responses to each prompt, and let the model's preference head choose one.
+        Sample this many responses per prompt and keep the one with the best reward by the model's preference head.
     head
-        The head's name, where the folder holds several.
+        Name of the preference head, where the model has several.
     """
     from penchant.evaluation.answering import (
         Sampling,
@@ -74,24 +67,24 @@ def generate(
 
     if best_of is not None and samples > 1:
         raise ConfigError("--samples and --best-of are both given", fix="give one of them")
-    reading = reading_of(template, lengths)
+    reading = flags.reading
     if names_a_file(prompts):
-        dataset = rows.load(prompts)
+        dataset = flags.load(prompts)
         log_notes(dataset.notes)
         texts = distinct_prompts(dataset.groups)[:limit]
     else:
         texts, reading = [prompts], typed_rendering(model, prompts, reading)
     reading = reading.on_one_day(model)
-    fitted = fit_prompts(model, texts, max_new_tokens, reading)
+    fit = fit_prompts(model, texts, max_new_tokens, reading)
     draws = best_of or samples
-    sampling = Sampling(draws, fitted.new_tokens, temperature, top_p, seed, batch_size)
+    sampling = Sampling(draws, fit.new_tokens, temperature, top_p, seed, batch_size)
     if best_of is not None:
         from penchant.evaluation.ranking import answer_best_of
 
-        best = answer_best_of(model, fitted.prompts, sampling, head=head, reading=reading, ids=fitted.ids)
+        best = answer_best_of(model, fit.prompts, sampling, head=head, reading=reading, ids=fit.ids)
         print_result(best.to_json(), as_json, best.table)
         return
-    answers = answer(model, fitted.prompts, sampling, reading, fitted.ids)
+    answers = answer(model, fit.prompts, sampling, reading, fit.ids)
     print_result(answers.to_json(), as_json, answers.table)
 
 
@@ -104,30 +97,27 @@ def score(
     function: str | None = None,
     judge_url: str | None = None,
     judge_model: str | None = None,
-    rows: RowFlags = RowFlags(),
-    template: TemplateFlags = TemplateFlags(),
-    lengths: LengthFlags = LengthFlags(),
-    compute: ComputeFlags = ComputeFlags(),
+    flags: Annotated[ReadingFlags, offers(*ROWS, *TEMPLATE, *LENGTHS, *COMPUTE)] = ReadingFlags(),
     as_json: Json = False,
 ) -> None:
-    """Write scores beside the data: every candidate by a reward model, a function of yours, or a judge.
+    """Write the data with a score of every candidate, by a reward model, a Python function, or a judge.
 
-    Interrupted, it goes on where it stopped. Preferences in the data stay what they are.
+    Re-running resumes where it stopped. Preferences in the data stay as they are.
 
     Parameters
     ----------
     output
-        A new .jsonl file.
+        Output file, a new .jsonl file.
     model
-        Reward model: folder or hub id of a sequence-classification model.
+        Folder or hub id of a reward model (a sequence-classification model).
     label
-        Which of the model's outputs is the reward, where it has several.
+        Index of the output that is the reward, for a model with several outputs.
     function
-        As in my_rewards.py:score or package.module:score; called with a prompt and its responses.
+        Function as in my_rewards.py:score or package.module:score; called with a prompt and its responses.
     judge_url
         OpenAI-compatible endpoint of a judge that rates from 1 to 10, as in http://localhost:8000/v1.
     judge_model
-        The judge's name there.
+        Name of the judge's model at that endpoint.
     """
     from penchant.engine.distributed import local_device
     from penchant.errors import locate_errors
@@ -135,14 +125,14 @@ def score(
     from penchant.evaluation.score_file import score_file
 
     config = reward_from(model=model, label=label, function=function, judge_url=judge_url, judge_model=judge_model)
-    dataset = rows.load(data)
+    dataset = flags.load(data)
     log_notes(dataset.notes)
-    reward = open_reward(config, device=local_device(), reading=reading_of(template, lengths, compute=compute))
+    reward = open_reward(config, device=local_device(), reading=flags.reading)
     with locate_errors(data):
         groups = list(dataset.groups)
         if isinstance(reward, ModelReward):
-            groups, dropped = reward.fitting(groups)
-            log_notes([*dropped, *reward.rounding_notes(groups)])
+            groups, notes = reward.readable_groups(groups)
+            log_notes([*notes, *reward.rounding_notes(groups)])
     result = score_file(groups, reward, output)
     print_result(result.to_json(), as_json, result.table)
 
@@ -155,23 +145,23 @@ def rank(
     head: str = "preference_head",
     label: int | None = None,
     output: Path | None = None,
-    flags: MeasuringFlags = MeasuringFlags(),
+    flags: Annotated[ReadingFlags, offers(*ALL)] = ReadingFlags(),
     as_json: Json = False,
 ) -> None:
-    """Put each group's candidates in order by a model, and say how often people agree.
+    """Rank each group's candidates by a model, and report how often the preferences agree.
 
     Parameters
     ----------
     model
         Folder or hub id: a language model, or with --by reward a reward model.
     by
-        The preference head's reward, the candidate's log-prob (summed or per token), or a reward model's output.
+        Value to rank by: the preference head's reward, the summed or mean log-prob, or a reward model's output.
     head
-        The head's name, where the folder holds several.
+        Name of the preference head, where the model has several.
     label
-        Which of a reward model's outputs is the reward, where it has several.
+        Index of the output that is the reward, for a reward model with several outputs.
     output
-        Write a JSON line for each group to this file: order (the best first) and scores.
+        Output file with a JSON line per group: order (the best first) and scores.
     """
     from penchant.engine.distributed import World, local_device
     from penchant.errors import ConfigError, locate_errors
@@ -191,11 +181,11 @@ def rank(
             reward = open_reward(reward_from(model=model, label=label), device=local_device(), reading=reading)
             groups = list(dataset.groups)
             if isinstance(reward, ModelReward):
-                groups, dropped = reward.comparable(groups)
-                log_notes([*dropped, *reward.rounding_notes(groups)])
+                groups, notes = reward.comparable_groups(groups)
+                log_notes([*notes, *reward.rounding_notes(groups)])
             ranking = rank_by_reward(groups, reward)
         else:
-            ranking = rank_groups(model, dataset.groups, World(0, 1, local_device()), by=by, reading=reading, head=head)
+            ranking = rank_groups(model, dataset.groups, World.single(), by=by, reading=reading, head=head)
     if output is not None:
         ranking.write(output)
     print_result(ranking.to_json(), as_json, ranking.table)

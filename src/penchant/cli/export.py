@@ -1,9 +1,4 @@
-"""The verb `penchant export`: a model as a GGUF file, for llama.cpp and Ollama.
-
-Also in this module:
-
-- The verb `penchant push`: a saved folder to the Hugging Face hub.
-"""
+"""The verbs `penchant export`, a model as a GGUF file, and `penchant push`, a saved folder to the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -31,13 +26,13 @@ def push(
     run
         A run's output folder, or any folder with a model or an adapter.
     repo
-        The repository, as in organisation/name; created where there is none.
+        Repository, as in organisation/name; created where it does not exist.
     private
-        Create it as a private one; one that is there stays as it is.
+        Create a private repository; an existing one keeps its visibility.
     revision
-        A branch, created where there is none.
+        Branch to upload to; created where it does not exist.
     message
-        Of the commit.
+        Message of the commit.
     """
     from penchant.training.push import push_folder
 
@@ -49,7 +44,7 @@ def export(
     model: str,
     output: Path,
     *,
-    stored: Annotated[Literal["f32", "f16", "q8_0"], Parameter(name="--type")] = "f16",
+    matrix_type: Annotated[Literal["f32", "f16", "q8_0"], Parameter(name="--type")] = "f16",
     as_json: Json = False,
 ) -> None:
     """Write a model as a GGUF file, which llama.cpp and Ollama read.
@@ -59,16 +54,17 @@ def export(
     model
         Folder (a run's output, a Hugging Face model, a PEFT adapter), hub id or GGUF file; a Llama or a Qwen2.
     output
-        A new file, ending in .gguf.
-    stored
-        How matrices are stored: 4, 2 or about 1 byte a weight. Vectors are always f32.
+        Output file, a new file that ends in .gguf.
+    matrix_type
+        Type of stored matrices, with 4, 2 or about 1 byte per weight. Vectors are always f32.
     """
     from penchant.models.gguf.writing import export_gguf
 
-    exported = export_gguf(model, output, stored)
+    exported = export_gguf(model, output, matrix_type)
     log_notes(exported.notes)
     if exported.kept_apart:
+        reason = "because the length of their rows is no multiple of 32"
         count, example = len(exported.kept_apart), exported.kept_apart[0]
-        log_notes([f"{count} matrices stay f16, their rows are no multiple of 32; the first is {example}"])
+        log_notes([f"{count} matrices stay f16, {reason}; the first is {example}"])
     kinds = ", ".join(f"{count} in {kind}" for kind, count in exported.tensors.items())
     print_result(exported.to_json(), as_json, f"{output}: {exported.bytes / 2**20:.1f} MiB; tensors: {kinds}")

@@ -1,13 +1,14 @@
-"""The flags of every verb that reads data: which rows, by which template, how long, what is dropped, in which dtype.
+"""The reading flags: rows and columns, template, length limit, dropped rows, micro-batch and dtype.
 
-A verb takes the dataclasses it needs as parameters; their fields become its flags. Names, help and defaults are the
-same on every verb.
+A verb takes one parameter, ``flags: Annotated[ReadingFlags, offers(...)]``, and names in it the flags that have an
+effect; the command line refuses the other ones. Names, help and defaults are the same on every verb.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
 import yaml
@@ -26,43 +27,35 @@ if TYPE_CHECKING:
 
 Pairs = tuple[str, ...]
 
+COLUMNS = ("columns", "split")
+ROWS = (*COLUMNS, "format")
+TEMPLATE = ("chat_template", "chat_template_kwargs", "date", "as_chat", "control_text")
+LENGTHS = ("max_length", "truncation", "refused")
+CANDIDATES = ("empty", "identical", "learn")
+COMPUTE = ("token_budget", "dtype")
+ALL = (*ROWS, *TEMPLATE, *LENGTHS, *CANDIDATES, *COMPUTE)
+"""Fields of `ReadingFlags` that verbs offer together."""
+
+
+def offers(*fields: str) -> Parameter:
+    """The annotation of a verb's parameter ``flags`` that makes these fields, and no other ones, flags of the verb."""
+    # A pattern goes for the parameter and for the fields inside it.
+    return Parameter(parse=re.compile(f"^({'|'.join(('flags', *fields))})$"))
+
 
 @Parameter(name="*")
 @dataclass(frozen=True)
-class ColumnFlags:
-    """Which columns of which split are read."""
+class ReadingFlags:
+    """How a verb reads data; a field that the verb does not offer keeps its default."""
 
     columns: Annotated[
         Pairs,
-        Parameter(negative="", help="OURS=THEIRS, as in prompt=question: our column name, the file's; repeatable."),
+        Parameter(
+            negative="", help="OURS=THEIRS, as in prompt=question: our name of a column and the file's; repeatable."
+        ),
     ] = ()
     split: Annotated[str | None, Parameter(help="Split of a folder or hub id.")] = None
-
-    @property
-    def mapping(self) -> dict[str, str]:
-        """Our column name -> the file's."""
-        return dict(_halves(pair, "--columns", "prompt=question") for pair in self.columns)
-
-
-@Parameter(name="*")
-@dataclass(frozen=True)
-class RowFlags(ColumnFlags):
-    """How a preference file is read."""
-
-    format: Annotated[str | None, Parameter(help="The data's format, where it should not be detected.")] = None
-
-    def load(self, source: str | Path) -> GroupSet:
-        """The source's preference groups; errors as in `read_groups`."""
-        from penchant.data.reading import read_groups
-
-        return read_groups(source, format=self.format, split=self.split, columns=self.mapping)
-
-
-@Parameter(name="*")
-@dataclass(frozen=True)
-class TemplateFlags:
-    """How rows become the text that a model reads."""
-
+    format: Annotated[str | None, Parameter(help="Format of the data; detected if not given.")] = None
     chat_template: Annotated[str | None, Parameter(help="File with a Jinja chat template.")] = None
     chat_template_kwargs: Annotated[
         Pairs,
@@ -71,104 +64,68 @@ class TemplateFlags:
             help="Variables for the chat template: KEY=VALUE, as in enable_thinking=false, or a JSON object.",
         ),
     ] = ()
-    date: Annotated[str | None, Parameter(help="The day a chat template writes as today's, as in 2026-11-30.")] = None
+    date: Annotated[
+        str | None, Parameter(help="The date that the chat template uses as today's, as in 2026-11-30.")
+    ] = None
     as_chat: Annotated[
         AsChat,
         Parameter(
-            help="Read plain prompts and responses as a user's and an assistant's message. auto: a prompt typed on the "
-            "command line, where the model has a chat template; rows of files stay plain, with a warning."
+            help="Read plain prompts and responses as messages of a user and an assistant. auto: only a prompt typed "
+            "on the command line, where the model has a chat template; rows of files stay plain, with a warning."
         ),
     ] = "auto"
     control_text: Annotated[
         ControlText,
-        Parameter(help="What a control token written inside a message becomes: plain text, the token, or an error."),
+        Parameter(help="Treatment of control tokens inside messages: read as plain text, as the token, or an error."),
     ] = "text"
+    max_length: Annotated[
+        Length | None, Parameter(help="Maximum tokens of prompt + response; the model's context length if not given.")
+    ] = None
+    truncation: Annotated[Truncation, Parameter(help="What to do with rows longer than that.")] = "error"
+    refused: Annotated[Rows, Parameter(help="What to do with rows that the chat template rejects.")] = "error"
+    empty: Annotated[Rows, Parameter(help="What to do with groups that have an empty candidate.")] = "error"
+    identical: Annotated[
+        Rows, Parameter(help="What to do with groups whose chosen and rejected response are equal.")
+    ] = "error"
+    token_budget: Annotated[Count, Parameter(help="Maximum tokens of a micro-batch.")] = 8192
+    dtype: Annotated[Dtype, Parameter(help="Dtype of the matrix products.")] = "float32"
+    learn: Annotated[
+        Learn,
+        Parameter(help="Assistant turns whose tokens count; last: the response; all: also those in the prompt."),
+    ] = "last"
+
+    @property
+    def mapping(self) -> dict[str, str]:
+        """Our column name -> the file's."""
+        return dict(_halves(pair, "--columns", "prompt=question") for pair in self.columns)
+
+    def load(self, source: str | Path) -> GroupSet:
+        """The source's preference groups; errors as in `read_groups`."""
+        from penchant.data.reading import read_groups
+
+        return read_groups(source, format=self.format, split=self.split, columns=self.mapping)
 
     @property
     def rendering(self) -> Rendering:
-        """The flags as the library's `Rendering`."""
-        return Rendering(_variables(self.chat_template_kwargs), self.date, self.as_chat, self.control_text)
-
-
-@Parameter(name="*")
-@dataclass(frozen=True)
-class LengthFlags:
-    """The length limit, and what happens to rows that break it or that the chat template refuses."""
-
-    max_length: Annotated[
-        Length | None, Parameter(help="Tokens of prompt + response; the model's context if not given.")
-    ] = None
-    truncation: Annotated[Truncation, Parameter(help="What to do with longer rows.")] = "error"
-    refused: Annotated[Rows, Parameter(help="What to do with rows that the chat template refuses.")] = "error"
-
-
-@Parameter(name="*")
-@dataclass(frozen=True)
-class TurnFlags:
-    """Which of the assistant's turns count."""
-
-    learn: Annotated[
-        Learn,
-        Parameter(help="Assistant turns whose tokens count: last, the response; all, those of the prompt too."),
-    ] = "last"
-
-
-@Parameter(name="*")
-@dataclass(frozen=True)
-class EmptyFlags:
-    """What happens to groups with an empty candidate."""
-
-    empty: Annotated[Rows, Parameter(help="What to do with empty candidates.")] = "error"
-
-
-@Parameter(name="*")
-@dataclass(frozen=True)
-class CandidateFlags(EmptyFlags):
-    """What happens to groups that nothing can be learnt from."""
-
-    identical: Annotated[Rows, Parameter(help="What to do where chosen equals rejected.")] = "error"
-
-
-@Parameter(name="*")
-@dataclass(frozen=True)
-class ComputeFlags:
-    """Size of a micro-batch, and dtype."""
-
-    token_budget: Annotated[Count, Parameter(help="Tokens in a micro-batch.")] = 8192
-    dtype: Annotated[Dtype, Parameter(help="Of the matrix products.")] = "float32"
-
-
-@Parameter(name="*")
-@dataclass(frozen=True)
-class MeasuringFlags(TurnFlags, ComputeFlags, CandidateFlags, LengthFlags, TemplateFlags, RowFlags):
-    """All reading flags, for verbs that measure the log-probs of a preference file."""
+        """How rows become the text that a model reads."""
+        variables = _variables(self.chat_template_kwargs)
+        return Rendering(variables, self.date, self.as_chat, self.control_text, self.learn, self.refused)
 
     @property
     def reading(self) -> Reading:
-        """How the model reads rows."""
-        return reading_of(self, self, self, self, self)
+        """How a model reads rows, with its micro-batches and dtype."""
+        from penchant.evaluation.held_out import Reading
 
-
-def reading_of(
-    template: TemplateFlags,
-    lengths: LengthFlags = LengthFlags(),
-    candidates: EmptyFlags = EmptyFlags(),
-    compute: ComputeFlags = ComputeFlags(),
-    turns: TurnFlags = TurnFlags(),
-) -> Reading:
-    """How a model reads rows, from the flags of a verb."""
-    from penchant.evaluation.held_out import Reading
-
-    return Reading(
-        lengths.max_length,
-        lengths.truncation,
-        candidates.empty,
-        candidates.identical if isinstance(candidates, CandidateFlags) else "error",
-        template.chat_template,
-        compute.token_budget,
-        compute.dtype,
-        replace(template.rendering, refused=lengths.refused, learn=turns.learn),
-    )
+        return Reading(
+            self.max_length,
+            self.truncation,
+            self.empty,
+            self.identical,
+            self.chat_template,
+            self.token_budget,
+            self.dtype,
+            self.rendering,
+        )
 
 
 def _variables(arguments: Sequence[str]) -> Mapping[str, Any]:

@@ -1,4 +1,4 @@
-"""The command line: one function for each verb. It parses, calls the library and prints; it holds no logic.
+"""The command line: one function per verb, which parses arguments, calls the library and prints; no logic.
 
 Exit codes: 0 done, 1 unexpected failure, 2 the user's mistake, 130 interrupted, 143 and 129 stopped by SIGTERM and
 SIGHUP.
@@ -6,6 +6,7 @@ SIGHUP.
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import os
 import sys
@@ -21,9 +22,7 @@ from penchant.cli.compare import compare, sweep
 from penchant.cli.data import data
 from penchant.cli.evaluate import generate, rank, score
 from penchant.cli.export import export, push
-from penchant.cli.flags import (
-    MeasuringFlags,
-)
+from penchant.cli.flags import ALL, ReadingFlags, offers
 from penchant.cli.output import (
     VERB,
     Json,
@@ -41,7 +40,6 @@ from penchant.cli.recipe import recipe, recipe_keys, recommend
 from penchant.cli.review import audit, ratings, review
 from penchant.cli.serve import serve
 from penchant.cli.tasks import tasks, tool_calls
-from penchant.engine.allocator import keep_freed_memory
 from penchant.errors import ConfigError, PenchantError, locate_errors
 
 app = App(
@@ -71,14 +69,14 @@ app.command(tool_calls)
 
 @app.command
 def demo(*, output: Path = Path("demo"), seed: Seed = 0, as_json: Json = False) -> None:
-    """Run the embedded default, offline: a small world whose true reward is known, from data to report.
+    """Train, compare and report on generated data with a known reward, offline.
 
     Parameters
     ----------
     output
-        Folder for the data, the models and the report.
+        Output folder for data, models and report.
     seed
-        Of the world, the models and the runs.
+        Seed of the data, the models and the runs.
     """
     from penchant.recipes.demo import run_demo
 
@@ -93,16 +91,16 @@ def train(
     resume: Annotated[bool, Parameter(negative="")] = False,
     as_json: Json = False,
 ) -> None:
-    """Train one run.
+    """Train a model as a run's YAML file describes.
 
     Parameters
     ----------
     run
-        The run's YAML file; with --resume, its output folder will do.
+        The run's YAML file; with --resume also its output folder.
     overrides
         Dotted keys of the configuration, as in objective.beta=0.2 training.seed=1.
     resume
-        Go on with the run in the output folder, from its last checkpoint.
+        Resume the run from its last checkpoint.
     """
     from penchant.config.run import load_config
     from penchant.engine.distributed import is_main_process
@@ -111,10 +109,10 @@ def train(
 
     file = run / "config.yaml" if resume and run.is_dir() else run
     if resume and run.is_dir() and not file.exists():
-        raise ConfigError("the folder holds no run", where=str(run), fix="name the run's output folder, or its YAML")
+        raise ConfigError("the folder contains no run", where=str(run), fix="name the run's output folder, or its YAML")
     config = load_config(file, overrides)
     if file != run:
-        # Not as an override, which is YAML: a folder may be called 2024, or hold a #.
+        # Not an override, because those are YAML: a folder may be called 2024, or contain a #.
         config = config.model_copy(update={"output": str(run)})
     folder = train_run(config, resume=resume)
     if is_main_process():
@@ -130,7 +128,7 @@ def evaluate(
     reference: str | None = None,
     per_example: Path | None = None,
     beta: Annotated[float | None, Parameter(validator=Number(gt=0))] = None,
-    flags: MeasuringFlags = MeasuringFlags(),
+    flags: Annotated[ReadingFlags, offers(*ALL)] = ReadingFlags(),
     as_json: Json = False,
 ) -> None:
     """Measure a model on held-out preferences: accuracy, AUC and margin, each with a 95 % interval over prompts.
@@ -138,12 +136,12 @@ def evaluate(
     Parameters
     ----------
     model
-        Folder (a run's output, a Hugging Face model, a PEFT adapter), hub id or GGUF file. A reward model is measured
+        Folder (a run's output, a Hugging Face model, a PEFT adapter), hub id or GGUF file. A reward model is evaluated
         by its rewards.
     reference
-        Frozen model to measure implicit rewards against; without one, log-probs are compared.
+        Reference model for implicit rewards; without one, log-probs are compared.
     per_example
-        Write a JSON line for each group to this file.
+        Output file with a JSON line per group.
     beta
         Scale of the implicit reward, for calibration only; 0.1 if not given.
     """
@@ -173,16 +171,16 @@ def evaluate(
 
 @app.command
 def merge(adapter: Path, output: Path, *, save_dtype: SaveDtype = "auto") -> None:
-    """Merge a LoRA adapter into its base model, and write an ordinary model folder.
+    """Merge a LoRA adapter into its base model, and write the result as a model folder.
 
     Parameters
     ----------
     adapter
         A run's output folder, or any PEFT adapter folder.
     output
-        A new folder.
+        Output folder, a new one.
     save_dtype
-        Of the weights written; auto is the base model's.
+        Dtype of the saved weights; auto is that of the base model.
     """
     from penchant.models.lora import merge_adapter
     from penchant.models.model_kind import model_kind
@@ -196,20 +194,20 @@ def merge(adapter: Path, output: Path, *, save_dtype: SaveDtype = "auto") -> Non
 
 @app.command
 def residual(adapted: Path, *, base: Path, instruct: Path, output: Path, scale: float = 1.0) -> None:
-    """Add to a model what instruction tuning made of its base: adapted + scale (instruct - base).
+    """Add the difference between an instruction-tuned model and its base: adapted + scale (instruct - base).
 
     Parameters
     ----------
     adapted
-        Folder of a model that was trained further from the base, as on the text of a field.
+        Folder of a model trained from the base, as on the text of a domain.
     base
-        Folder or hub id of the base.
+        Folder or hub id of the base model.
     instruct
-        Folder or hub id of the base's instruction-tuned sibling.
+        Folder or hub id of the instruction-tuned model of the same base.
     output
-        A new folder.
+        Output folder, a new one.
     scale
-        How much of it: 1 is all.
+        Factor of the difference.
     """
     from penchant.models.model_kind import model_kind
     from penchant.models.residual import add_residual
@@ -217,7 +215,8 @@ def residual(adapted: Path, *, base: Path, instruct: Path, output: Path, scale: 
     add_residual(str(adapted), str(base), str(instruct), output, scale=scale)
     print_result({}, False, f"{output}: written")
     if heads := model_kind(str(adapted)).heads:
-        log_notes([f"the preference head is left out ({', '.join(heads)}): it read the model as it was"])
+        reason = "because it was trained on another model"
+        log_notes([f"the preference head is left out ({', '.join(heads)}), {reason}"])
 
 
 OWN_ROOM = {
@@ -257,14 +256,29 @@ def launch(
         command(*bound.args, **bound.kwargs)
 
 
+def keep_freed_memory() -> None:
+    """Make glibc keep the memory that this process frees, so that its size stays at its peak.
+
+    A training step allocates and frees the same hundreds of megabytes as the step before. By default glibc hands them
+    back to the kernel each time, and the kernel fills every page with zeros when it is touched again: a fifth of a
+    step's time. Without glibc nothing changes.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, TypeError, AttributeError):
+        return
+    mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD: bytes from which a block gets pages of its own.
+    mallopt(-1, (1 << 31) - 1)  # M_TRIM_THRESHOLD: free bytes at the heap's end that go back to the kernel.
+
+
 def main() -> None:
     """Run a command line and exit with its code."""
     keep_freed_memory()
-    # Data may hold lone surrogates, in its columns' names too; they are shown as they are written in JSON.
+    # Data and names of columns may contain lone surrogates, which are printed with JSON's escapes.
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-    # Quiet where we say it ourselves; set before the libraries are imported.
+    # No progress bars of the libraries beside ours; set before the libraries are imported.
     for name in ("HF_HUB_DISABLE_PROGRESS_BARS", "HF_DATASETS_DISABLE_PROGRESS_BARS"):
         os.environ.setdefault(name, "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -299,11 +313,12 @@ def run(arguments: list[str]) -> int:
 
 
 def verb_of(arguments: list[str]) -> Verb | None:
-    """The verb of a command line with its flags; None where it names none."""
+    """The verb of a command line with its flags; None for a command line without a verb."""
     names, apps, operands = app.parse_commands(arguments)
     if not names or names[0].startswith("-"):
         return None
-    flags = frozenset(name for argument in apps[-1].assemble_argument_collection() for name in argument.names)
+    options = (argument for argument in apps[-1].assemble_argument_collection() if argument.parse)
+    flags = frozenset(name for argument in options for name in argument.names)
     keys = (
         recipe_keys(next((word for word in operands if not word.startswith("-")), "")) if names == ("recipe",) else ()
     )

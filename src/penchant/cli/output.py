@@ -1,9 +1,4 @@
-"""What the verbs share: their flags' types, and how they print for people and for scripts.
-
-Also in this module:
-
-- Advice in the words of the verb that a person typed.
-"""
+"""Types of flags that all verbs share, output for people and for scripts, and advice in the words of the verb."""
 
 from __future__ import annotations
 
@@ -52,9 +47,9 @@ OPTIONS: Mapping[str, tuple[str, str | None]] = {
     "reward.model": ("--model", "a reward model"),
     "reward.function": ("--function", "a reward function"),
 }
-"""Options that the library names -> the flag of verbs that have one, and what a verb without it prints instead.
+"""Configuration keys in messages of the library -> the flag, and the text for verbs without this flag.
 
-None: the file can be converted before, with that flag.
+None: advice to convert the file with that flag first.
 """
 
 CONVERT = "penchant data convert FILE NEW.jsonl"
@@ -82,11 +77,11 @@ class Verb:
 
 
 VERB: ContextVar[Callable[[], Verb | None] | None] = ContextVar("VERB", default=None)
-"""Finds the verb that runs, where there is advice to word; None for the library, whose words are the keys of a run."""
+"""Function that finds the current verb, called where a message needs it; None outside the command line."""
 
 
 def advice(text: str, verb: Verb | None = None) -> str:
-    """A text of the library with its options named as the verb has them; by default the verb that runs."""
+    """A message of the library with configuration keys as flags of a verb; by default of the current one."""
     find = VERB.get()
     if verb is None and find is not None and OPTION.search(text):
         verb = find()
@@ -94,16 +89,16 @@ def advice(text: str, verb: Verb | None = None) -> str:
         return text
     if verb.name in BASE_VERBS:
         return OPTION.sub(lambda match: f"base.{match[0]}", text)
-    return OPTION.sub(lambda match: _spelled(match["key"], match["value"], match[0], verb), text)
+    return OPTION.sub(lambda match: _as_verb_option(match["key"], match["value"], match[0], verb), text)
 
 
 def advised(error: PenchantError) -> PenchantError:
-    """The error with its advice in the words of the verb that runs."""
+    """The error with configuration keys as flags of the current verb."""
     fix = None if error.fix is None else advice(error.fix)
     return type(error)(advice(error.what), where=error.where, fix=fix)
 
 
-def _spelled(key: str, value: str | None, setting: str, verb: Verb) -> str:
+def _as_verb_option(key: str, value: str | None, setting: str, verb: Verb) -> str:
     if key not in OPTIONS or key in verb.keys:
         return setting
     if key == "data.columns" and "columns" in verb.keys:
@@ -115,7 +110,7 @@ def _spelled(key: str, value: str | None, setting: str, verb: Verb) -> str:
 
 
 def _flag(flag: str, value: str | None) -> str:
-    """The flag with its value; a mapping gives the flag once for each of its pairs."""
+    """The flag with its value; a mapping repeats the flag for each pair."""
     if value is None:
         return flag
     try:
@@ -123,11 +118,11 @@ def _flag(flag: str, value: str | None) -> str:
     except yaml.YAMLError:
         mapping = None
     if isinstance(mapping, dict):
-        return " ".join(f"{flag} {name}={_word(entry)}" for name, entry in mapping.items())
+        return " ".join(f"{flag} {name}={_quoted(entry)}" for name, entry in mapping.items())
     return f"{flag} {value}"
 
 
-def _word(value: object) -> str:
+def _quoted(value: object) -> str:
     text = str(value).lower() if isinstance(value, bool) else str(value)
     return f"'{text}'" if re.search(r"[^\w.,:/+-]", text) else text
 
@@ -144,7 +139,7 @@ Source = Annotated[str, Parameter(help="Preference file, `datasets` folder or hu
 
 
 def console_for(as_json: bool) -> Console:
-    """Where people read: standard output, or standard error where that is kept for JSON."""
+    """The console for people: standard output, or standard error where standard output is for JSON."""
     from rich.console import Console
 
     return Console(stderr=as_json, soft_wrap=False)
@@ -197,17 +192,17 @@ def log_notes(notes: Iterable[str]) -> None:
 
 
 def print_result(document: dict[str, Any], as_json: bool, people: Any) -> None:
-    """Print the verb's result on standard output: one JSON document, or what a person reads."""
+    """Print the verb's result: one JSON document, or a text or table for people."""
     if as_json:
         print(json.dumps(document, ensure_ascii=False, allow_nan=False))
     else:
-        # A line that names a file is not broken up, and its brackets are not markup.
+        # Text is not wrapped, so that paths stay whole, and its brackets are not markup.
         plain = isinstance(people, str)
         console_for(False).print(fold_columns(people), soft_wrap=plain, markup=not plain, highlight=not plain)
 
 
 def fold_columns(people: Any) -> Any:
-    """A table, or a group of tables, whose cells fold into lines where a column is too narrow: nothing is cut."""
+    """A table or group of tables whose cells wrap in narrow columns, instead of being cut."""
     from rich.console import Group
     from rich.table import Table
 

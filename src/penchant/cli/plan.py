@@ -1,4 +1,4 @@
-"""The verb that says what a run will take before it runs."""
+"""The verb that predicts a run's memory and time."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from rich.console import Group
     from rich.table import Table
 
+    from penchant.planning.memory import Memory
     from penchant.planning.plan import Forecast, Plan
 
 MEMORY = {
@@ -23,15 +24,15 @@ MEMORY = {
     "training": "while training",
     "step": "in the optimizer's step",
     "held_out": "while held-out groups are read",
-    "allocator": "allocator's holes",
-    "baseline": "process, libraries and data",
+    "baseline": "process baseline: libraries and data",
+    "allocator": "allocator, at most",
 }
 PHASES = 5
-"""Entries of MEMORY that are parts; phases follow, then what comes on top of the highest."""
+"""Number of entries of MEMORY that are parts; after them come the phases, then overheads of the peak."""
 
 
 def plan(run: Path, *overrides: str, memory_mb: Count | None = None, as_json: Json = False) -> None:
-    """Predict a run's memory and time on this machine, before any weights are read; propose what makes it fit.
+    """Predict a run's memory and time on this machine without reading weights, and propose settings that fit.
 
     Parameters
     ----------
@@ -40,7 +41,7 @@ def plan(run: Path, *overrides: str, memory_mb: Count | None = None, as_json: Js
     overrides
         Dotted keys of the configuration, as in training.token_budget=4096.
     memory_mb
-        Memory to fit into; what the device has if not given.
+        Memory limit in MB; the device's memory if not given.
     """
     from penchant.config.objective import without_code
     from penchant.config.run import load_config
@@ -53,58 +54,70 @@ def plan(run: Path, *overrides: str, memory_mb: Count | None = None, as_json: Js
 
 
 def render(plan: Plan) -> Group:
-    """Two tables and a few lines."""
+    """The plan as a table of memory, lines of text, and a table of proposals."""
     from rich.console import Group
     from rich.table import Table
 
     memory = Table(title=f"memory on {plan.device}, MB", title_justify="left")
     memory.add_column("")
     memory.add_column("predicted", justify="right")
-    for place, (name, words) in enumerate(MEMORY.items()):
+    for index, (name, words) in enumerate(MEMORY.items()):
         value = getattr(plan.forecast.memory, name)
-        if value or place < PHASES:
+        if value or index < PHASES:
             memory.add_row(words, f"{value / 2**20:,.0f}")
-        if place in (PHASES - 1, PHASES + 3):
+        if index in (PHASES - 1, PHASES + 3):
             memory.add_section()
     memory.add_section()
-    memory.add_row("peak", f"{plan.forecast.memory.peak / 2**20:,.0f}")
+    memory.add_row("peak, at most", f"{plan.forecast.memory.peak / 2**20:,.0f}")
     memory.add_row("available", f"{plan.forecast.available / 2**20:,.0f}")
-    parts: list[Table | str] = [memory, *lines(plan)]
+    parts: list[Table | str] = [memory, memory_line(plan.forecast.memory), *lines(plan)]
     if plan.proposals:
         parts.append(proposals(plan.proposals))
     return Group(*parts)
 
 
+def memory_line(memory: Memory) -> str:
+    """The count of tensors, the process's baseline, and how much more the allocator may hold."""
+    line = f"tensors {memory.alive / 2**20:,.0f} MB, process baseline {memory.baseline / 2**20:,.0f} MB"
+    if not memory.allocator:
+        return line
+    return f"{line}, up to {100 * memory.allocator / (memory.alive + memory.baseline):.0f} % more for the allocator"
+
+
 def lines(plan: Plan) -> list[str]:
-    """What the table does not hold."""
-    now = plan.forecast
+    """Lines below the table of memory: steps, time, whether the run fits, and notes."""
+    forecast = plan.forecast
     cuts = f"{plan.steps:,} steps of {plan.micro_batches:.1f} micro-batches, {plan.tokens:,} tokens"
-    said = [cuts]
-    if now.step_seconds is not None:
-        phases = ", ".join(f"{name.replace('_', ' ')} {spell(value)}" for name, value in now.seconds.items() if value)
-        said.append(f"{spell(now.total_seconds)}: {phases}; {now.step_seconds:.3g} s a step")
-    if now.fits:
-        said.append("it fits")
+    lines_shown = [cuts]
+    if forecast.step_seconds is not None:
+        phases = ", ".join(
+            f"{name.replace('_', ' ')} {spell(value)}" for name, value in forecast.seconds.items() if value
+        )
+        lines_shown.append(f"{spell(forecast.total_seconds)}: {phases}; {forecast.step_seconds:.3g} s a step")
+    if forecast.fits:
+        lines_shown.append("it fits")
     else:
-        said.append("it does not fit" + ("; it would with:" if plan.proposals else ", and nothing known here would do"))
-    return [*plan.notes, *said]
+        lines_shown.append(
+            "it does not fit" + ("; it would with:" if plan.proposals else ", and no known setting makes it fit")
+        )
+    return [*plan.notes, *lines_shown]
 
 
-def proposals(found: list[Forecast]) -> Table:
-    """A row for each."""
+def proposals(forecasts: list[Forecast]) -> Table:
+    """A table of proposed settings with their peak memory and time."""
     from rich.table import Table
 
     table = Table()
     table.add_column("set", overflow="fold")
     table.add_column("peak MB", justify="right")
     table.add_column("time", justify="right")
-    for each in found:
-        table.add_row(" ".join(each.changes), f"{each.memory.peak / 2**20:,.0f}", spell(each.total_seconds))
+    for forecast in forecasts:
+        table.add_row(" ".join(forecast.changes), f"{forecast.memory.peak / 2**20:,.0f}", spell(forecast.total_seconds))
     return table
 
 
 def spell(seconds: float | None) -> str:
-    """A duration as people say it."""
+    """A duration in s, min or h."""
     if seconds is None:
         return "not predicted"
     if seconds < 120:

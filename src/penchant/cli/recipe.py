@@ -1,12 +1,12 @@
-"""The verbs of whole pipelines from the literature: one runs them, one asks what a recommender recommends."""
+"""The verbs for recipes, which are pipelines from the literature: run one, and query a trained recommender."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from penchant.cli.flags import ColumnFlags
+from penchant.cli.flags import COLUMNS, ReadingFlags, offers
 from penchant.cli.output import Json, print_result
 
 if TYPE_CHECKING:
@@ -17,27 +17,27 @@ if TYPE_CHECKING:
     from penchant.recipes.recommend.serving import Suggestion
 
 Recipe = Literal["recommend", "domain-expert", "dialogue", "tool-calling", "self-improve"]
-Found = dict[str, Mapping[str, Any]]
-Parts = tuple[Any, Callable[..., Found], "Callable[[Found, Path], Group]"]
-"""A recipe's configuration, the function that runs it, and how its results are shown."""
+Results = dict[str, Mapping[str, Any]]
+Parts = tuple[Any, Callable[..., Results], "Callable[[Results, Path], Group]"]
+"""A recipe's configuration class, the function that runs it, and the function that renders its results."""
 
 
 def recipe(name: Recipe, config: Path, *overrides: str, stage: str | None = None, as_json: Json = False) -> None:
-    """Run a recipe, stage by stage; run again, it goes on where it stopped.
+    """Run a recipe stage by stage; re-running resumes where it stopped.
 
     Parameters
     ----------
     name
-        recommend: which title a user takes next (S-DPO). domain-expert: pretraining on a field's text, the instruction
-        residual, two experts and a router (MortgageLLM). dialogue: supportive answers in health care, on several models
-        (Empathy by Design). tool-calling: small agents, by supervision, adapters, preferences and reward (TinyLLM).
-        self-improve: a learner, a verifier, and tuning beside its work (SuperIntelliAgent).
+        recommend: next title of a user (S-DPO). domain-expert: continued pretraining, instruction residual, two experts
+        and a router (MortgageLLM). dialogue: supportive answers in health care, with several models (Empathy by
+        Design). tool-calling: small agents by fine-tuning, adapters, preferences and rewards (TinyLLM). self-improve:
+        a learner, a verifier, and training during use (SuperIntelliAgent).
     config
         The recipe's YAML file.
     overrides
         Dotted keys of the configuration, as in sft.training.max_steps=100.
     stage
-        Run this stage alone; those before it must be done.
+        Run only this stage; earlier stages must be complete.
     """
     from penchant.config.run import load_section
     from penchant.recipes.tuning import check_base_models
@@ -45,10 +45,12 @@ def recipe(name: Recipe, config: Path, *overrides: str, stage: str | None = None
     kind, run, table = RECIPES[name]()
     loaded = load_section(kind, config, overrides)
     check_base_models(loaded)
-    found = run(loaded, only=stage)
-    done = "evaluation" in found
+    results = run(loaded, only=stage)
+    is_complete = "evaluation" in results
     print_result(
-        found, as_json, table(found, Path(loaded.output) / "report.html") if done else f"done: {', '.join(found)}"
+        results,
+        as_json,
+        table(results, Path(loaded.output) / "report.html") if is_complete else f"done: {', '.join(results)}",
     )
 
 
@@ -82,7 +84,7 @@ def _tool_calling() -> Parts:
 
 def _self_improve() -> Parts:
     from penchant.recipes.self_improve.config import SelfImproveConfig
-    from penchant.recipes.self_improve.pipeline import self_improve
+    from penchant.recipes.self_improve.loop import self_improve
 
     return SelfImproveConfig, self_improve, rounds
 
@@ -114,37 +116,41 @@ def recommend(
     candidates: list[str] | None = None,
     catalogue: Path | None = None,
     top: int = 10,
-    columns: ColumnFlags = ColumnFlags(),
+    flags: Annotated[ReadingFlags, offers(*COLUMNS)] = ReadingFlags(),
     as_json: Json = False,
 ) -> None:
-    """Rank titles for a user by a model that the recipe recommend trained.
+    """Rank titles for a user by a model from the recipe recommend.
 
     Parameters
     ----------
     model
-        Folder of the model, as OUTPUT/s_dpo/run.
+        Folder of the model, as in OUTPUT/s_dpo/run.
     history
-        A title taken before; repeat it, the oldest first.
+        Title that the user took before; repeatable, the oldest first.
     candidates
-        A title to choose from; repeat it.
+        Title to choose from; repeatable.
     catalogue
-        Instead of candidates, a file of item and title: the question then lists none.
+        File of items and titles to choose from instead of candidates; the prompt then lists no titles.
     top
-        Titles shown.
+        Number of titles to print.
     """
     from penchant.errors import ConfigError
     from penchant.recipes.recommend.histories import read_titles
     from penchant.recipes.recommend.serving import suggest, suggest_from_catalogue
 
     if catalogue is not None and not candidates:
-        titles = read_titles(catalogue, columns=columns.mapping, split=columns.split)
+        titles = read_titles(catalogue, columns=flags.mapping, split=flags.split)
         suggestions = suggest_from_catalogue(str(model), history, list(titles.values()))
     elif candidates and catalogue is None:
         suggestions = suggest(str(model), history, candidates)
     else:
-        raise ConfigError("what is to be chosen from?", fix="give either --candidates or --catalogue")
-    first = suggestions[:top]
-    print_result({"suggestions": [vars(suggestion) for suggestion in first]}, as_json, _suggestions(first))
+        raise ConfigError(
+            "there must be one list of titles to choose from", fix="give either --candidates or --catalogue"
+        )
+    top_suggestions = suggestions[:top]
+    print_result(
+        {"suggestions": [vars(suggestion) for suggestion in top_suggestions]}, as_json, _suggestions(top_suggestions)
+    )
 
 
 def _suggestions(suggestions: Sequence[Suggestion]) -> Table:
@@ -157,8 +163,8 @@ def _suggestions(suggestions: Sequence[Suggestion]) -> Table:
     return table
 
 
-def _under(headline: Headline, table: Table) -> Group:
-    """The number of what is served, and the table under it."""
+def _with_headline(headline: Headline, table: Table) -> Group:
+    """The headline number of the served model, and the table below it."""
     from rich.console import Group
     from rich.text import Text
 
@@ -167,8 +173,8 @@ def _under(headline: Headline, table: Table) -> Group:
     return Group(Text(headline_text(headline)), table)
 
 
-def hit_ratios(results: Found, report: Path) -> Group:
-    """Hit ratio at 1 of the last method, of every ranking, and what each method adds to the SFT model's."""
+def hit_ratios(results: Results, report: Path) -> Group:
+    """Hit ratio at 1 of the last method, and a table of all rankings with their gain over the SFT model."""
     from rich.table import Table
 
     from penchant.evaluation.report import show
@@ -179,11 +185,11 @@ def hit_ratios(results: Found, report: Path) -> Group:
     for name, row in {**results["questions"]["baselines"], **results["evaluation"]["models"]}.items():
         value = row.get("hit_ratio@1")
         table.add_row(name, show(value), show(gains.get(name, {}).get("sft")))
-    return _under(recommend_headline(results), table)
+    return _with_headline(recommend_headline(results), table)
 
 
-def experts(results: Found, report: Path) -> Group:
-    """What the router with its fallback comes to, and what each model of the domain expert is good at."""
+def experts(results: Results, report: Path) -> Group:
+    """Headline of the router with its fallback, and a table of each model's metrics."""
     from rich.table import Table
 
     from penchant.evaluation.report import show
@@ -194,11 +200,11 @@ def experts(results: Found, report: Path) -> Group:
     for name, row in results["evaluation"]["models"].items():
         table.add_row(name, *(show(row.get(key)) for key in columns))
     table.caption = recovered_line(results)
-    return _under(domain_expert_headline(results), table)
+    return _with_headline(domain_expert_headline(results), table)
 
 
-def dialogues(results: Found, report: Path) -> Group:
-    """What each step of the dialogue recipe changes, over all questions."""
+def dialogues(results: Results, report: Path) -> Group:
+    """Headline of the dialogue recipe, and a table of each method's metrics over all questions."""
     from rich.table import Table
 
     from penchant.evaluation.report import show
@@ -209,11 +215,11 @@ def dialogues(results: Found, report: Path) -> Group:
     for model, methods in results["evaluation"]["models"].items():
         for method, sets in methods.items():
             table.add_row(f"{model} {method}", *(show(sets["all"].get(column)) for column in columns))
-    return _under(dialogue_headline(results), table)
+    return _with_headline(dialogue_headline(results), table)
 
 
-def agents(results: Found, report: Path) -> Group:
-    """Right calls on held-out functions."""
+def agents(results: Results, report: Path) -> Group:
+    """Headline of the tool-calling recipe, and a table of right calls on held-out functions."""
     from rich.table import Table
 
     from penchant.evaluation.report import show
@@ -224,11 +230,11 @@ def agents(results: Found, report: Path) -> Group:
     table = Table("", *columns, title=str(report))
     for name, shares in models.items():
         table.add_row(name, *(show(shares[column]) for column in columns))
-    return _under(tool_calling_headline(results), table)
+    return _with_headline(tool_calling_headline(results), table)
 
 
-def rounds(results: Found, report: Path) -> Group:
-    """Success on held-out prompts of what is served, and by round."""
+def rounds(results: Results, report: Path) -> Group:
+    """Success of the served model on held-out prompts, and a table by round."""
     from rich.table import Table
 
     from penchant.evaluation.report import show
@@ -239,4 +245,4 @@ def rounds(results: Found, report: Path) -> Group:
     for row in evaluation["rounds"]:
         gained = show(row["success"]), show(row["gained"])
         table.add_row(str(row["round"]), str(row["served"]), *gained, f"{row['distance']:.3g}")
-    return _under(self_improve_headline(results), table)
+    return _with_headline(self_improve_headline(results), table)

@@ -1,12 +1,12 @@
-"""The `penchant data` verbs by which people judge data, and see what their judgements hold: review, audit, ratings."""
+"""The `penchant data` verbs for human judgements: review, audit, ratings."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
-from penchant.cli.flags import RowFlags
+from penchant.cli.flags import ROWS, ReadingFlags, offers
 from penchant.cli.output import Json, Source, console_for, log_notes, print_result
 
 if TYPE_CHECKING:
@@ -21,28 +21,28 @@ def review(
     *,
     verdicts: Path,
     accepted: Path | None = None,
-    rows: RowFlags = RowFlags(),
+    flags: Annotated[ReadingFlags, offers(*ROWS)] = ReadingFlags(),
     as_json: Json = False,
 ) -> None:
-    """Read groups one by one and accept or reject each; every verdict is stored at once, and the next start goes on.
+    """Accept or reject groups one by one; every verdict is saved at once, and re-running resumes where it stopped.
 
-    Answers are lines: a accepts, r rejects, s leaves it for later, u takes the latest verdict back, q stops.
+    Each answer is a line: a accepts, r rejects, s skips the group, u undoes the latest verdict, q quits.
 
     Parameters
     ----------
     verdicts
-        JSON lines of verdicts; made if missing.
+        File of verdicts in JSON lines; created if missing.
     accepted
-        Where the groups accepted so far are written in the end (.jsonl or .jsonl.gz).
+        Output file of the accepted groups, written at the end (.jsonl or .jsonl.gz).
     """
     from penchant.data.review import Review
     from penchant.data.writing import write_groups
 
-    dataset = rows.load(file)
+    dataset = flags.load(file)
     log_notes(dataset.notes)
     session = Review(dataset.groups, verdicts)
     if session.stale:
-        log_notes([f"{session.stale} groups have changed since their verdicts, and are asked about again"])
+        log_notes([f"{session.stale} groups have changed since their verdicts, and need new ones"])
     _ask(session, console_for(as_json))
     if accepted is not None:
         write_groups(session.accepted, accepted)
@@ -69,7 +69,7 @@ def _ask(session: Review, console: Console) -> None:
             case "u":
                 group_undone = session.undo()
                 if group_undone is None:
-                    console.print("there is no verdict to take back", markup=False)
+                    console.print("there is no verdict to undo", markup=False)
                 else:
                     waiting = [group_undone, *(group for group in waiting if group.id != group_undone.id)]
             case "q":
@@ -80,23 +80,28 @@ def _ask(session: Review, console: Console) -> None:
                 console.print(f"{line.strip()!r} is none of a, r, s, u, q", markup=False)
 
 
-def audit(file: Source, *, rows: RowFlags = RowFlags(), as_json: Json = False) -> None:
-    """How well bare words, and bare length, tell the better answer from the worse: what a model may learn instead."""
+def audit(
+    file: Source,
+    *,
+    flags: Annotated[ReadingFlags, offers(*ROWS)] = ReadingFlags(),
+    as_json: Json = False,
+) -> None:
+    """Measure how well words alone, or length alone, predict the preferred answer: shortcuts for a model."""
     from penchant.evaluation.style import style_leak
 
-    dataset = rows.load(file)
+    dataset = flags.load(file)
     log_notes(dataset.notes)
     leak = style_leak(dataset.groups)
     print_result(leak.to_json(), as_json, _leak(leak))
 
 
 def ratings(folder: Path, *, as_json: Json = False) -> None:
-    """How often people preferred each of two models, from a sheet they have filled in.
+    """Report how often people preferred each of two models, from a completed rating sheet.
 
     Parameters
     ----------
     folder
-        Holds sheet.csv, its column better filled with a, b or tie where somebody has decided, and key.csv.
+        Folder with key.csv and sheet.csv, whose column better holds a, b or tie in the rated rows.
     """
     from penchant.evaluation.report import show
     from penchant.evaluation.statistics import bootstrap_mean

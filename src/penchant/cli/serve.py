@@ -1,4 +1,4 @@
-"""The verb that answers over the network."""
+"""The verb that serves models over HTTP."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from penchant.cli.output import Count, log_notes
 
 def serve(
     *sources: Annotated[
-        str, Parameter(help="Model folders, each perhaps NAME=FOLDER; or a domain-expert recipe's folder.")
+        str, Parameter(help="Model folders, as FOLDER or NAME=FOLDER; or the folder of a domain-expert recipe.")
     ],
     host: str = "127.0.0.1",
     port: int = 8000,
@@ -24,30 +24,30 @@ def serve(
     api_key: Annotated[str | None, Parameter(env_var="PENCHANT_API_KEY")] = None,
     allowed_host: Annotated[tuple[str, ...], Parameter(negative="")] = (),
 ) -> None:
-    """Answer at /v1/chat/completions as OpenAI's API does, by one model or several, with a router in front.
+    """Serve one or several models, with a router, through OpenAI's protocol at /v1/chat/completions.
 
     Parameters
     ----------
     host
-        Address to listen at; 0.0.0.0 is everywhere, and needs a key.
+        Address to listen at; 0.0.0.0 is every network interface, and needs an API key.
     port
         Port to listen at.
     batch
-        Answers generated together.
+        Maximum number of answers generated together.
     waiting
-        Requests that may wait; further ones are refused with 503.
+        Maximum number of waiting requests; further ones are refused with status 503.
     max_tokens
-        Tokens of an answer at most.
+        Maximum tokens of an answer.
     timeout_s
         Seconds from a request to the end of its answer.
     read_timeout_s
         Seconds a client has to send a request's headers, and as many for its body.
     max_body_bytes
-        Bytes of a request at most; larger ones are refused with 413.
+        Maximum bytes of a request; larger ones are refused with status 413.
     api_key
-        Key that clients send as a bearer token. In PENCHANT_API_KEY no other user sees it in the list of processes.
+        Key that clients must send as a bearer token. PENCHANT_API_KEY hides it from the list of processes.
     allowed_host
-        Name under which clients may ask, beside addresses, localhost and --host; may come several times, * is any.
+        Host name that clients may use, besides addresses, localhost and --host; repeatable; * allows all names.
     """
     from penchant.errors import ConfigError
     from penchant.serving.access import Access, Limits
@@ -55,10 +55,10 @@ def serve(
     from penchant.serving.run import serve as run
 
     if not sources:
-        raise ConfigError("no model is named", fix="penchant serve runs/first")
+        raise ConfigError("no model is given", fix="penchant serve runs/first")
     access = Access.for_host(host, api_key, allowed_host)
     limits = Limits(batch, waiting, max_tokens, timeout_s, read_timeout_s, max_body_bytes)
     folders, router = find_experts(sources)
-    listed = ", ".join([*folders, *(["router"] if router is not None else [])])
-    log_notes([f"http://{host}:{port}/v1 answers as {listed}"])
+    names = ", ".join([*folders, *(["router"] if router is not None else [])])
+    log_notes([f"http://{host}:{port}/v1 answers as {names}"])
     run(folders, router, limits, access, host=host, port=port)

@@ -1,9 +1,4 @@
-"""The verb `penchant tasks`: multiple-choice tasks by log-probs and by a preference head.
-
-Also in this module:
-
-- The verb `penchant tool-calls`: a model's function calls, by the rules of the Berkeley leaderboard.
-"""
+"""The verbs `penchant tasks` (multiple-choice tasks) and `penchant tool-calls` (a model's function calls)."""
 
 from __future__ import annotations
 
@@ -12,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
-from penchant.cli.flags import ColumnFlags, ComputeFlags, EmptyFlags, LengthFlags, TemplateFlags, reading_of
+from penchant.cli.flags import COLUMNS, COMPUTE, LENGTHS, TEMPLATE, ReadingFlags, offers
 from penchant.cli.output import Count, Json, log_notes, print_result
 from penchant.errors import ConfigError
 
@@ -34,10 +29,10 @@ def tool_calls(
     max_new_tokens: Count = 256,
     timed: Count = 20,
     answers: Path | None = None,
-    template: TemplateFlags = TemplateFlags(),
+    flags: Annotated[ReadingFlags, offers(*TEMPLATE)] = ReadingFlags(),
     as_json: Json = False,
 ) -> None:
-    """Measure a model's function calls: right answers by category, and what one costs on this machine.
+    """Measure a model's function calls: accuracy by category, and time and memory per answer on this machine.
 
     Parameters
     ----------
@@ -47,19 +42,19 @@ def tool_calls(
         Folder of the Berkeley Function Calling Leaderboard's files, BFCL_v*_CATEGORY.json (or another kind of data
         file, compressed or not), with possible_answer/.
     style
-        How functions are told: in a system message, as the chat template's own tools, or as plain lines of text.
+        Form of the functions in the prompt: a system message, the chat template's tools, or signatures in plain text.
     category
-        Only this one; may be repeated.
+        Category to measure; repeatable; all if not given.
     limit
-        Only the first so many questions of each category.
+        Number of questions per category, from the start of each file.
     constrained
-        An answer can only be calls of the functions on offer, with values of their arguments' types, or no call.
+        Constrain answers to calls of the offered functions with arguments of the right types, or to no call.
     max_new_tokens
-        Of an answer.
+        Maximum tokens of an answer.
     timed
-        Questions, evenly spaced over all, answered one at a time by the clock, in a process of its own.
+        Number of questions, evenly spaced over all, for the measurement of latency in a separate process.
     answers
-        Write a JSON line for each answer to this file.
+        Output file with a JSON line per answer.
     """
     from penchant.engine.distributed import local_device
     from penchant.evaluation.tool_calls.latency import LatencySettings, measure_latency
@@ -69,37 +64,37 @@ def tool_calls(
     from penchant.models.loading import load_model, load_tokenizer
 
     read, left_out = read_bfcl(data)
-    log_notes(f"{name} is left out: {why}" for name, why in left_out.items())
+    log_notes(f"{name} is left out: {reason}" for name, reason in left_out.items())
     questions = select_questions(read, category, limit)
-    tokenizer = load_tokenizer(model, chat_template=template.chat_template)
+    tokenizer = load_tokenizer(model, chat_template=flags.chat_template)
     setting = LatencySettings(
         model,
         style,
         device=str(local_device()),
         max_new_tokens=max_new_tokens,
         constrained=constrained,
-        chat_template=template.chat_template,
-        rendering=template.rendering,
+        chat_template=flags.chat_template,
+        rendering=flags.rendering,
     )
-    # Under no name here: it is let go of before the other process reads it again.
-    answered = answer_questions(
+    # The model has no name here, so that its memory is free before the other process loads it.
+    answered_questions = answer_questions(
         load_model(model).to(local_device()),
         tokenizer,
         questions,
         STYLES[style],
         max_new_tokens=max_new_tokens,
         constrained=constrained,
-        rendering=template.rendering,
+        rendering=flags.rendering,
     )
     if answers is not None:
-        write_answers(answered, answers)
+        write_answers(answered_questions, answers)
     edge = measure_latency(setting, evenly_spaced(questions, timed))
-    report = ToolReport.from_answers(answered)
-    how = {"style": style, "constrained": constrained, "left_out": left_out}
-    print_result(report.to_json() | {"edge": edge.to_json()} | how, as_json, _shown(report, edge))
+    report = ToolReport.from_answers(answered_questions)
+    settings = {"style": style, "constrained": constrained, "left_out": left_out}
+    print_result(report.to_json() | {"edge": edge.to_json()} | settings, as_json, _report_view(report, edge))
 
 
-def _shown(report: ToolReport, edge: LatencyReport) -> Group:
+def _report_view(report: ToolReport, edge: LatencyReport) -> Group:
     from rich.console import Group
     from rich.table import Table
     from rich.text import Text
@@ -132,29 +127,25 @@ Suites = Literal["gpt4all", "race", "glue"]
 def tasks(
     model: str,
     *,
-    task: Annotated[tuple[str, ...], Parameter(help="NAME=PATH, as in piqa=validation.jsonl; may be repeated.")],
+    task: Annotated[tuple[str, ...], Parameter(help="NAME=PATH, as in piqa=validation.jsonl; repeatable.")],
     head: Annotated[bool, Parameter(negative="")] = False,
     suite: Suites | None = None,
     limit: Count | None = None,
-    columns: ColumnFlags = ColumnFlags(),
-    template: TemplateFlags = TemplateFlags(),
-    lengths: LengthFlags = LengthFlags(),
-    candidates: EmptyFlags = EmptyFlags(),
-    compute: ComputeFlags = ComputeFlags(),
+    flags: Annotated[ReadingFlags, offers(*COLUMNS, *TEMPLATE, *LENGTHS, "empty", *COMPUTE)] = ReadingFlags(),
     as_json: Json = False,
 ) -> None:
-    """Measure a model on multiple-choice tasks: accuracy with a 95 % interval, beside chance and what needs no model.
+    """Measure a model on multiple-choice tasks: accuracy with a 95 % interval, and baselines without a model.
 
     Parameters
     ----------
     model
         Folder (a run's output, a Hugging Face model, a PEFT adapter) or hub id.
     head
-        Choose by the model's preference head too.
+        Also choose answers by the model's preference head.
     suite
-        Also the mean over these tasks.
+        Also report the mean over the tasks of this suite.
     limit
-        Only the first so many questions of each task.
+        Number of questions per task, from the start of each file.
     """
     from penchant.engine.distributed import destroy_process_group, init_process_group
     from penchant.evaluation.choices import evaluate_choices
@@ -165,24 +156,23 @@ def tasks(
     files = named_files(task)
     if suite is not None:
         require_tasks(SUITES[suite], list(files))
-    mapping = columns.mapping
+    mapping = flags.mapping
     by_task = {
-        name: read_questions(name, file, split=columns.split, columns=mapping, limit=limit)
+        name: read_questions(name, file, split=flags.split, columns=mapping, limit=limit)
         for name, file in files.items()
     }
     log_notes([note for part in by_task.values() for note in part.notes])
-    reading = reading_of(template, lengths, candidates, compute)
     questions = {name: part.questions for name, part in by_task.items()}
     world = init_process_group()
     try:
-        scored = score_tasks(model, questions, world, head=model if head else None, reading=reading)
+        scored = score_tasks(model, questions, world, head=model if head else None, reading=flags.reading)
     finally:
         destroy_process_group(world)
     if not world.is_main:
         return
     reports = tuple(
-        evaluate_choices(name, each.questions, left_out={**by_task[name].left_out, **each.left_out})
-        for name, each in scored.items()
+        evaluate_choices(name, scores.questions, left_out={**by_task[name].left_out, **scores.left_out})
+        for name, scores in scored.items()
     )
     report = ChoicesReport(reports, None if suite is None else evaluate_suite(SUITES[suite], reports))
     print_result(report.to_json(), as_json, render(report))
@@ -207,5 +197,5 @@ def named_files(arguments: tuple[str, ...]) -> dict[str, str]:
             )
         files[name] = file
     if not files:
-        raise ConfigError("no task is named", where="--task", fix="--task openbookqa=test.jsonl")
+        raise ConfigError("no task is given", where="--task", fix="--task openbookqa=test.jsonl")
     return files

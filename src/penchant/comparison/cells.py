@@ -1,4 +1,4 @@
-"""The cells of a comparison: each an ordinary run, in a folder of its own, that `penchant train` reproduces alone."""
+"""The cells of a comparison: ordinary runs in their own folders, which `penchant train` can reproduce."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Variant:
     """A method with its hyper-parameters.
 
     Attributes:
-        settings: those that vary within the method.
+        settings: the hyper-parameters that vary within the method.
     """
 
     method: Method
@@ -36,7 +36,7 @@ class Variant:
 
     @property
     def name(self) -> str:
-        """A folder's name: the label and the settings, in letters, digits, dots and dashes."""
+        """The name for folders: label and settings, in letters, digits, dots and dashes."""
         settings = [f"{key.rsplit('.', 1)[-1]}-{value}" for key, value in self.settings.items()]
         return re.sub(r"[^A-Za-z0-9.]+", "-", " ".join([self.method.label, *settings])).strip("-").lower()
 
@@ -46,8 +46,8 @@ class Planned:
     """One cell to train and measure.
 
     Attributes:
-        size: training groups.
-        config: the run.
+        size: number of training groups.
+        config: configuration of the run.
     """
 
     variant: Variant
@@ -62,14 +62,13 @@ class Planned:
 
 @dataclass(frozen=True)
 class Shared:
-    """The data all cells share, on files.
+    """The data that all cells share, as files.
 
     Attributes:
-        train: (groups, file) of each size; the smaller is contained in the larger.
-        held_out: groups every model is measured on.
-        reference_held_out_file: groups that reference weights are fitted to, and nothing else; None where there are
-            none.
-        base: the base of all cells, as a run of SFT; for what is not the method's.
+        train: (number of groups, file) of every size; a larger set contains the smaller ones.
+        held_out: groups that every model is measured on.
+        base: the base of all cells, as a run of SFT.
+        reference_held_out_file: groups that only reference weights are fitted to; None where there are none.
     """
 
     train: list[tuple[int, Path]]
@@ -81,18 +80,21 @@ class Shared:
 
     @property
     def files(self) -> dict[str, str]:
-        """The files that are the same for every cell, by their key of a run's data."""
+        """Key of a run's data -> the file that all cells share."""
         files = {"held_out": self.held_out_file, "reference_held_out": self.reference_held_out_file}
         return {key: str(file) for key, file in files.items() if file is not None}
 
 
 def variants(bench: Bench) -> list[Variant]:
-    """Every method with each combination of its grid, and of the sweep's parameters."""
-    found = []
+    """Every method with every combination of its grid and of the search's parameters."""
+    all_variants = []
     for method in bench.methods:
         for settings in _grid(method.grid):
-            found += [Variant(method, {**settings, **searched}) for searched in _searched(bench.search)]
-    return found
+            all_variants += [
+                Variant(method, {**settings, **searched_settings})
+                for searched_settings in _search_settings(bench.search)
+            ]
+    return all_variants
 
 
 def _grid(values: dict[str, list[Any]]) -> Iterator[dict[str, Any]]:
@@ -100,27 +102,29 @@ def _grid(values: dict[str, list[Any]]) -> Iterator[dict[str, Any]]:
         yield dict(zip(values, combination, strict=True))
 
 
-def _searched(search: Search | None) -> list[dict[str, Any]]:
+def _search_settings(search: Search | None) -> list[dict[str, Any]]:
     if search is None:
         return [{}]
     if search.method == "grid":
         return list(_grid({key: list(values) for key, values in search.parameters.items() if isinstance(values, list)}))
     draw = random.Random(search.seed)
-    drawn = [{key: _drawn(values, draw) for key, values in search.parameters.items()} for _ in range(search.trials)]
-    return list({repr(settings): settings for settings in drawn}.values())
+    draws = [
+        {key: _draw_value(values, draw) for key, values in search.parameters.items()} for _ in range(search.trials)
+    ]
+    return list({repr(settings): settings for settings in draws}.values())
 
 
 def repeats(bench: Bench) -> list[str]:
-    """A line where a random search drew variants more than once."""
+    """A note where a random search drew a variant more than once."""
     search = bench.search
     if search is None or search.method == "grid":
         return []
-    distinct = len(_searched(search))
+    distinct = len(_search_settings(search))
     line = f"search: {distinct} distinct variants of each method, for {search.trials} draws repeat some"
     return [f"{line}; name more values or a range, or use method: grid"] if distinct < search.trials else []
 
 
-def _drawn(values: list[Any] | Range, draw: random.Random) -> Any:
+def _draw_value(values: list[Any] | Range, draw: random.Random) -> Any:
     if isinstance(values, list):
         return draw.choice(values)
     share = draw.random()
@@ -130,26 +134,26 @@ def _drawn(values: list[Any] | Range, draw: random.Random) -> Any:
 
 
 def prepare(bench: Bench, where: str) -> tuple[Shared, list[Planned]]:
-    """Check every cell's run, also against the data, then write the data they share.
+    """Check every cell's run and its data, then write the shared data.
 
     Raises:
-        ConfigError: all that is wrong with any method, each named by its label; nothing has been written then.
+        ConfigError: all errors in the methods, by label; nothing is written then.
     """
     folder = Path(bench.output)
     base = _run(bench, {"objective": {"name": "sft"}}, folder, where)
-    every = variants(bench)
-    configs = _configs(bench, every, where)
+    all_variants = variants(bench)
+    configs = _configs(bench, all_variants, where)
     data = _read_data(base)
     parts, notes = _parts(bench, data.train, base.training.seed), data.notes
-    _refuse(_unfit(configs, parts, data.held_out), where)
-    for name in (name for name, config in configs.items() if config.method.needs.head):
+    _refuse(_data_problems(configs, parts, data.held_out), where)
+    for name in (name for name, config in configs.items() if config.built_objective.needs.head):
         notes.append(f"{name}: its language model is compared; its preference head by: penchant rank RUN --by head")
     shared = _share(base, parts, data, folder / "data")
     cells = []
     for size, file in shared.train:
         for seed in bench.seeds:
-            for variant in every:
-                # The size also where it is the only one: another may be asked for later.
+            for variant in all_variants:
+                # The size also where it is the only one: another may be added later.
                 name = f"{variant.name}-n{size}-seed{seed}"
                 values = _values(variant, seed)
                 values.setdefault("data", {}).update(shared.files, train=str(file))
@@ -158,46 +162,46 @@ def prepare(bench: Bench, where: str) -> tuple[Shared, list[Planned]]:
 
 
 def configurations(bench: Bench, where: str) -> list[RunConfig]:
-    """The base's run and each variant's, on the base's own data.
+    """The runs of the base and of every variant, on the base's data.
 
     Raises:
-        ConfigError: all that is wrong with any method.
+        ConfigError: all errors in the methods.
     """
     base = _run(bench, {"objective": {"name": "sft"}}, Path(bench.output), where)
     return [base, *_configs(bench, variants(bench), where).values()]
 
 
-def _configs(bench: Bench, every: Sequence[Variant], where: str) -> dict[str, RunConfig]:
-    """Each variant's run on the base's own data, by the variant's name."""
-    names = [variant.name for variant in every]
+def _configs(bench: Bench, all_variants: Sequence[Variant], where: str) -> dict[str, RunConfig]:
+    """Name of a variant -> its run on the base's data."""
+    names = [variant.name for variant in all_variants]
     problems = [f"{name}: two variants have this name" for name in sorted(set(names)) if names.count(name) > 1]
     configs = {}
-    for variant in every:
+    for variant in all_variants:
         try:
             config = _run(bench, _values(variant, bench.seeds[0]), Path(bench.output), where)
         except ConfigError as error:
             problems.append(f"{variant.name}: {error.what}")
             continue
-        if config.method.needs.trains == "rewards":
-            what = f"{config.method.name} trains a reward model, which is no policy to compare"
-            problems.append(f"{variant.name}: {what}")
+        if config.built_objective.needs.trains == "rewards":
+            problem = f"{config.built_objective.name} trains a reward model, which is no policy to compare"
+            problems.append(f"{variant.name}: {problem}")
         configs[variant.name] = config
     _refuse(problems, where)
     return configs
 
 
-def _unfit(
+def _data_problems(
     configs: dict[str, RunConfig], parts: Sequence[list[PreferenceGroup]], held_out: list[PreferenceGroup]
 ) -> list[str]:
-    """What each variant lacks in any size of the data, or in the held-out part."""
+    """Messages on variants that cannot learn from some size of the data, or from the held-out part."""
     problems = []
     for name, config in configs.items():
         try:
             for part in parts:
                 check_inputs(config, part, held_out)
         except PenchantError as error:
-            place = f" ({error.where})" if error.where else ""
-            problems.append(f"{name}: {error.what}{place}" + (f"; {error.fix}" if error.fix else ""))
+            location = f" ({error.where})" if error.where else ""
+            problems.append(f"{name}: {error.what}{location}" + (f"; {error.fix}" if error.fix else ""))
     return problems
 
 
@@ -218,13 +222,13 @@ def _values(variant: Variant, seed: int) -> dict[str, Any]:
 
 
 def _run(bench: Bench, values: dict[str, Any], output: Path, where: str) -> RunConfig:
-    """A run of the base's keys with these in their place; data that is named anew is read as our own format."""
+    """The run of the base's keys updated by these values; new data files are in Penchant's own format."""
     merged = copy.deepcopy(bench.base)
     data = merged.get("data", {})
     if isinstance(data, str):
         merged["data"] = {"train": data}
     if "train" in values.get("data", {}):
-        # How groups become tokens, whatever file they are in.
+        # Only the keys that decide how groups become tokens.
         merged["data"] = {key: value for key, value in merged["data"].items() if key in ReadingConfig.model_fields}
     _merge(merged, values)
     merged.setdefault("evaluation", {}).setdefault("samples", 0)
@@ -250,7 +254,7 @@ def _read_data(base: RunConfig) -> DataParts:
 
 
 def _parts(bench: Bench, groups: Sequence[PreferenceGroup], seed: int) -> list[list[PreferenceGroup]]:
-    """The training groups of each size, the smallest first."""
+    """The training groups of every size, smallest first."""
     sizes = sorted(bench.sizes, key=lambda size: size if isinstance(size, int) else size * len(groups))
     parts = [subset(groups, size, seed) for size in sizes]
     for smaller, larger in itertools.pairwise(parts):
@@ -278,7 +282,7 @@ def _share(
 
 
 def _write(groups: Sequence[PreferenceGroup], file: Path) -> None:
-    """Write groups to a file, or see that it holds them."""
+    """Write groups to a file, or check that an existing file has the same."""
     aside = file.with_name(f"new-{file.name}")
     aside.unlink(missing_ok=True)
     write_groups(groups, aside)
@@ -291,23 +295,25 @@ def _write(groups: Sequence[PreferenceGroup], file: Path) -> None:
 
 
 def subset(groups: Sequence[PreferenceGroup], size: int | float, seed: int) -> list[PreferenceGroup]:
-    """Whole prompts up to a count of groups or a share of them, in the order of the data.
+    """A subset of the groups, of whole prompts, in the order of the data.
 
-    The prompts come in an order drawn from the seed, and a larger subset only takes more of them: it contains every
-    smaller one.
+    Prompts are taken in a random order of the seed, so that a larger subset contains every smaller one.
+
+    Args:
+        size: number of groups, or a share of them.
 
     Raises:
-        ConfigError: there are fewer groups than that.
+        ConfigError: there are fewer groups.
     """
-    wanted = size if isinstance(size, int) else max(1, round(size * len(groups)))
-    if wanted > len(groups):
+    count = size if isinstance(size, int) else max(1, round(size * len(groups)))
+    if count > len(groups):
         raise ConfigError(
             f"sizes: {size} groups are asked for, and the data has {len(groups)}", fix="use fewer, or 1.0"
         )
     prompts = list(dict.fromkeys(as_text(group.prompt) for group in groups))
-    place = {prompts[i]: rank for rank, i in enumerate(np.random.default_rng(seed).permutation(len(prompts)))}
-    by_turn = sorted(range(len(groups)), key=lambda i: (place[as_text(groups[i].prompt)], i))
-    taken, last = set(by_turn[:wanted]), as_text(groups[by_turn[wanted - 1]].prompt)
+    rank_of_prompt = {prompts[i]: rank for rank, i in enumerate(np.random.default_rng(seed).permutation(len(prompts)))}
+    by_turn = sorted(range(len(groups)), key=lambda i: (rank_of_prompt[as_text(groups[i].prompt)], i))
+    chosen, last_prompt = set(by_turn[:count]), as_text(groups[by_turn[count - 1]].prompt)
     # A prompt is never cut in two.
-    taken |= {i for i in by_turn[wanted:] if as_text(groups[i].prompt) == last}
-    return [group for i, group in enumerate(groups) if i in taken]
+    chosen |= {i for i in by_turn[count:] if as_text(groups[i].prompt) == last_prompt}
+    return [group for i, group in enumerate(groups) if i in chosen]

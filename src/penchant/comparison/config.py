@@ -15,7 +15,7 @@ from penchant.config.run import load_section
 from penchant.config.section import Section, nearest
 
 START = "start"
-"""The starting model's own row, which may be the baseline."""
+"""The name of the starting model's row, which may be the baseline."""
 
 
 SHARED = {
@@ -25,7 +25,7 @@ SHARED = {
     **{f"data.{key}": "base.data" for key in ("train", "held_out", "split", "held_out_split", "format", "columns")},
     "data.reference_held_out": "base.data",
 }
-"""Keys of a run that are the same for all methods (data a file of our own by then): where each is set."""
+"""Keys of a run that are the same for all methods -> the key that sets them."""
 
 
 NO_VERDICT = {
@@ -34,16 +34,16 @@ NO_VERDICT = {
     "words": "longer is neither better nor worse",
     "length_accuracy": "it is the data's own, the same for every model",
 }
-"""Metrics without a better and a worse: why."""
+"""Metric on which there is no verdict -> reason."""
 
 
 class Method(Section):
-    """One method; with a grid, one variant for each combination."""
+    """One method; with a grid, one variant for every combination."""
 
-    label: str = Field(description="its name in tables", min_length=1)
-    objective: dict[str, Any] = Field(description="as in a run")
-    set: dict[str, Any] = Field({}, description="other keys of the run, dotted, for this method alone")
-    grid: dict[str, list[Any]] = Field({}, description="dotted key: the values to try")
+    label: str = Field(description="name in tables", min_length=1)
+    objective: dict[str, Any] = Field(description="objective, as in a run")
+    set: dict[str, Any] = Field({}, description="further keys of the run, dotted, for this method only")
+    grid: dict[str, list[Any]] = Field({}, description="dotted key: values to try")
 
     @model_validator(mode="before")
     @classmethod
@@ -56,31 +56,33 @@ class Method(Section):
 
     @field_validator("set")
     @classmethod
-    def _own(cls, value: dict[str, Any]) -> dict[str, Any]:
+    def _refuse_shared_set(cls, value: dict[str, Any]) -> dict[str, Any]:
         _refuse_shared(value)
         return value
 
     @field_validator("grid")
     @classmethod
-    def _some(cls, value: dict[str, list[Any]]) -> dict[str, list[Any]]:
+    def _check_grid(cls, value: dict[str, list[Any]]) -> dict[str, list[Any]]:
         for key, values in value.items():
             if not values:
                 raise ValueError(f"{key} has no values")
-            for each in values:
-                _refuse_shared({key: each})
+            for item in values:
+                _refuse_shared({key: item})
         return value
 
 
 class Measure(Section):
-    """What is measured of every trained model, besides its held-out preferences."""
+    """Measurements of every trained model besides its held-out preferences."""
 
-    samples: int = Field(64, ge=0, description="held-out prompts answered by a fresh sample each; 0 samples nothing")
+    samples: int = Field(64, ge=0, description="number of held-out prompts to sample a response to; 0: no samples")
     max_new_tokens: int = Field(128, ge=1)
     temperature: float = Field(1.0, gt=0)
-    reward: RewardConfig | None = Field(None, description="what a sample is worth")
-    judge: RewardConfig | None = Field(None, description="compares a sample with the other model's, in both orders")
-    against: Literal["start", "baseline"] = Field("start", description="whose samples the judge compares with")
-    primary: str = Field("accuracy", description="the metric of the verdict")
+    reward: RewardConfig | None = Field(None, description="reward of a sample")
+    judge: RewardConfig | None = Field(
+        None, description="judge that compares a sample with the other model's, in both orders"
+    )
+    against: Literal["start", "baseline"] = Field("start", description="model whose samples the judge compares with")
+    primary: str = Field("accuracy", description="metric of the verdict")
 
     @field_validator("primary")
     @classmethod
@@ -92,7 +94,7 @@ class Measure(Section):
 
 
 class Range(Section):
-    """Numbers to draw from."""
+    """A range of numbers to draw from."""
 
     low: float
     high: float
@@ -106,24 +108,24 @@ class Range(Section):
 
 
 class Budget(Section):
-    """When no new cell is begun; what is begun is finished."""
+    """The budget after which no new cell is started; a started cell is finished."""
 
-    trials: int | None = Field(None, ge=1, description="variants, each with all seeds and sizes")
-    tokens: float | None = Field(None, gt=0, description="trained on, over all cells")
+    trials: int | None = Field(None, ge=1, description="maximum number of variants, each with all seeds and sizes")
+    tokens: float | None = Field(None, gt=0, description="maximum trained tokens over all cells")
     hours: float | None = Field(None, gt=0)
 
 
 class Search(Section):
-    """Of a sweep: how each method's variants are found."""
+    """The search for every method's variants in a sweep."""
 
     method: Literal["grid", "random"] = "grid"
     parameters: dict[str, list[Any] | Range] = Field(description="dotted key: values, or a range to draw from")
-    trials: int = Field(20, ge=1, description="variants drawn for each method, where it is random")
+    trials: int = Field(20, ge=1, description="variants drawn per method, for a random search")
     seed: int = Field(0, ge=0)
     budget: Budget = Budget()
 
     @model_validator(mode="after")
-    def _listed(self) -> Search:
+    def _check_parameters(self) -> Search:
         ranged = [key for key, values in self.parameters.items() if isinstance(values, Range)]
         if self.method == "grid" and ranged:
             raise ValueError(f"a grid takes lists of values, and {ranged[0]} is a range; or use method: random")
@@ -137,15 +139,15 @@ class Search(Section):
 class Bench(Section):
     """One comparison."""
 
-    output: str = Field(description="the comparison's folder")
-    base: dict[str, Any] = Field(description="keys of a run, as every cell starts from them")
+    output: str = Field(description="folder of the comparison")
+    base: dict[str, Any] = Field(description="keys of a run that all cells share")
     methods: list[Method] = Field(min_length=1)
-    baseline: str = Field(description="a method's label (its first variant), or start: the starting model")
+    baseline: str = Field(description="label of a method (its first variant), or start: the starting model")
     seeds: list[int] = Field([0, 1, 2, 3, 4], min_length=1)
     sizes: list[int | float] = Field([1.0], min_length=1, description="shares (up to 1.0) or counts of training groups")
     measure: Measure = Measure()
     search: Search | None = None
-    keep_weights: bool = Field(True, description="false deletes each model once it is measured")
+    keep_weights: bool = Field(True, description="false: every model is deleted once it is measured")
 
     @field_validator("sizes")
     @classmethod
@@ -178,35 +180,35 @@ class Bench(Section):
 
 
 def _check_win_rate(bench: Bench) -> None:
-    """Refuse a verdict on win rates where the baseline could have none."""
+    """Refuse a verdict on win rates where the baseline has no win rate."""
     if bench.measure.judge is None or not bench.measure.samples:
         raise ValueError("measure.primary is win_rate, which needs measure.judge and measure.samples above 0")
     if bench.baseline == START or bench.measure.against == "baseline":
-        whom = "the start" if bench.baseline == START else "the baseline"
+        opponent = "the start" if bench.baseline == START else "the baseline"
         raise ValueError(
-            f"measure.primary is win_rate, and the judge compares with {whom}, which has no win rate against itself "
-            "to differ from; use measure.against: start and a method as baseline"
+            f"measure.primary is win_rate, and the judge compares with {opponent}, which has no win rate against "
+            "itself to differ from; use measure.against: start and a method as baseline"
         )
 
 
 def load_bench(file: Path, overrides: Sequence[str] = ()) -> Bench:
-    """Read a comparison's YAML, apply ``key=value`` overrides, and check all of it but the runs themselves.
+    """Read a comparison's YAML, apply ``key=value`` overrides, and check all of it except the runs.
 
     Raises:
-        ConfigError: everything that is wrong, at once.
+        ConfigError: all errors at once.
     """
     return load_section(Bench, file, overrides)
 
 
 def dump_bench(bench: Bench) -> str:
-    """The resolved configuration as YAML."""
+    """The configuration as YAML, with all default values."""
     return yaml.safe_dump(bench.model_dump(), sort_keys=False, allow_unicode=True)
 
 
-def _refuse_shared(values: dict[str, Any], above: str = "") -> None:
-    """Refuse keys, dotted or nested, that would give a method another start or other data than its rivals."""
+def _refuse_shared(values: dict[str, Any], prefix: str = "") -> None:
+    """Refuse keys, dotted or nested, that would give a method another starting model or other data than the others."""
     for key, value in values.items():
-        path = f"{above}{key}"
+        path = f"{prefix}{key}"
         if path in SHARED or (path == "data" and not isinstance(value, dict)):
             raise ValueError(f"{path} is the same for all methods; set it once: {SHARED.get(path, 'base.data')}")
         if isinstance(value, dict):
@@ -214,5 +216,5 @@ def _refuse_shared(values: dict[str, Any], above: str = "") -> None:
 
 
 def log_uniform(low: float, high: float, share: float) -> float:
-    """The number a share of the way from low to high, in logarithms."""
+    """The number at a share of the way from low to high on a log scale."""
     return math.exp(math.log(low) + share * (math.log(high) - math.log(low)))

@@ -1,16 +1,11 @@
-"""What is measured of a trained model: held-out preferences and fresh samples, against one fixed reference.
+"""Measurement of a trained model: held-out preferences and fresh samples, against one fixed reference.
 
 The reference is the model the comparison starts from, whatever the method's own references, so that every model is
 measured by the same yardstick.
-
-Also in this module:
-
-- The prompts fresh samples answer: those of measured groups, with room for an answer in the model's context.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import math
@@ -36,6 +31,7 @@ from penchant.evaluation.held_out import Reading, ScoredGroup, read_held_out, sc
 from penchant.evaluation.orders import ORDER_METRICS, ORDERED
 from penchant.models.loading import adapter_base, context_length, load_config, load_tokenizer
 from penchant.progress import Progress
+from penchant.storage.fingerprints import hash_text
 
 if TYPE_CHECKING:
     from penchant.evaluation.judges import Judge
@@ -44,21 +40,23 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-def asked_prompts(model: str, held_out: Sequence[PreferenceGroup], reading: Reading, settings: Measure) -> list[Text]:
-    """The first `settings.samples` of them, in the order of the data; reads the model's tokenizer, not its weights.
+def prompts_to_sample(
+    model: str, held_out: Sequence[PreferenceGroup], reading: Reading, settings: Measure
+) -> list[Text]:
+    """The first `settings.samples` prompts to sample from, in the order of the data; reads no weights.
 
-    Left out, and told, are prompts whose groups are all dropped (as too long, most often), and those that with
-    `max_new_tokens` are longer than the context.
+    Prompts whose groups are all dropped (mostly as too long), and those that with `max_new_tokens` are longer than the
+    context, are left out with a message.
 
     Raises:
-        ConfigError: samples are asked for, and no prompt is left.
+        ConfigError: no prompt is left to sample from.
     """
-    every = distinct_prompts(held_out)
-    if not settings.samples or not every:
+    all_prompts = distinct_prompts(held_out)
+    if not settings.samples or not all_prompts:
         return []
     tokenizer = load_tokenizer(model, chat_template=reading.chat_template)
     context = context_length(load_config(adapter_base(model) or model)) or NO_LIMIT
-    kept, _ = tokenize_groups(
+    tokenized, _ = tokenize_groups(
         held_out,
         tokenizer,
         max_length=reading.max_length or context,
@@ -67,28 +65,31 @@ def asked_prompts(model: str, held_out: Sequence[PreferenceGroup], reading: Read
         empty=reading.empty,
         identical=reading.identical,
     )
-    measured = distinct_prompts([each.group for each in kept])
-    lengths = [len(ids) for ids in tokenize_prompts(measured, tokenizer, reading.rendering)]
+    measured_prompts = distinct_prompts([entry.group for entry in tokenized])
+    lengths = [len(ids) for ids in tokenize_prompts(measured_prompts, tokenizer, reading.rendering)]
     new = settings.max_new_tokens
-    found = [prompt for prompt, length in zip(measured, lengths, strict=True) if length + new <= context]
-    if not found:
+    fitting = [prompt for prompt, length in zip(measured_prompts, lengths, strict=True) if length + new <= context]
+    if not fitting:
         raise ConfigError(
             f"no held-out prompt leaves room for a sample of measure.max_new_tokens={new}: the shortest has "
             f"{min(lengths, default=0)} tokens, the model's context is {context}",
             where=model,
             fix="lower measure.max_new_tokens, or sample nothing: measure.samples=0",
         )
-    for left, why in (
-        (len(every) - len(measured), "their groups are dropped"),
-        (len(measured) - len(found), f"with max_new_tokens={new} they are longer than the context of {context} tokens"),
+    for count, reason in (
+        (len(all_prompts) - len(measured_prompts), "their groups are dropped"),
+        (
+            len(measured_prompts) - len(fitting),
+            f"with max_new_tokens={new} they are longer than the context of {context} tokens",
+        ),
     ):
-        if left:
-            logger.info(f"{left} of {len(every)} held-out prompts are not sampled from: {why}")
-    return found[: settings.samples]
+        if count:
+            logger.info(f"{count} of {len(all_prompts)} held-out prompts are not sampled from: {reason}")
+    return fitting[: settings.samples]
 
 
 RATIO_METRICS = ("accuracy", "margin", "auc", *ORDER_METRICS)
-"""Of log pi - log start, which the start has none of."""
+"""Metrics of log pi - log start, which the start does not have."""
 
 _SCORE_NAMES = {"": "log pi - log start", "log_prob_": "summed log-prob", "mean_log_prob_": "log-prob per token"}
 
@@ -115,20 +116,20 @@ DEFINITIONS = {
     "words": "mean words of a fresh sample",
     "win_rate": "share of prompts where the judge prefers this model's sample (a tie is half), asked in both orders",
 }
-"""Each metric in one line; pair metrics are a mean over a group's pairs, then over groups."""
+"""Metric -> its definition in one line; pair metrics are a mean over a group's pairs, then over groups."""
 
 
 @dataclass(frozen=True)
 class Measured:
-    """One model's numbers.
+    """The results of one model.
 
     Attributes:
         metrics: name -> value over all prompts.
-        values: name -> "group 7" or "sample 7" -> value; numbers are places in the held-out data and among its prompts.
+        values: name -> "group 7" or "sample 7" -> value, by index in the held-out data and among its prompts.
         samples: prompt number -> the model's fresh response.
-        judge: what the judge said, counted; empty without one.
-        by: what the numbers were measured by, as `Yardstick.by`.
-        asked: who judged against which samples; empty where nobody did.
+        judge: counts of the judge's verdicts; empty without a judge.
+        by: settings of the measurement, as `Measurement.by`.
+        asked: the judge and the samples that it compared with; empty without a judge.
     """
 
     metrics: dict[str, float]
@@ -140,25 +141,24 @@ class Measured:
 
 
 @dataclass(frozen=True)
-class Rival:
-    """Whose samples the judge compares with: `name` is the start's or a cell's folder's."""
+class JudgeOpponent:
+    """The model whose samples the judge compares with: `name` is ``start`` or that of a cell's folder."""
 
     name: str
     samples: dict[str, str]
 
     @property
     def fingerprint(self) -> str:
-        text = json.dumps(self.samples, sort_keys=True)
-        return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+        return hash_text(json.dumps(self.samples, sort_keys=True))
 
 
 @dataclass(frozen=True)
-class Yardstick:
-    """How every model of a comparison is measured.
+class Measurement:
+    """The measurement of every model of a comparison.
 
     Attributes:
-        base: the run all cells start from: its model is the reference.
-        held_out: the groups.
+        base: the run that all cells start from; its model is the reference.
+        held_out: the measured groups.
     """
 
     base: RunConfig
@@ -167,15 +167,14 @@ class Yardstick:
 
     @cached_property
     def by(self) -> dict[str, Any]:
-        """What a model's numbers come from besides the model and the data: under another, they are others."""
+        """The settings that decide a model's results besides the model and the data."""
         settings = self.settings
         numbers = {name: getattr(settings, name) for name in ("samples", "max_new_tokens", "temperature")}
-        texts = json.dumps([as_text(prompt) for prompt in self.prompts])
-        prompts = hashlib.blake2b(texts.encode(), digest_size=8).hexdigest()
+        prompts = hash_text(json.dumps([as_text(prompt) for prompt in self.prompts]), 8)
         return {**numbers, "prompts": prompts, "reward": None if self._reward is None else self._reward.name}
 
     def open(self) -> None:
-        """Load the reward, read the judge's template and the prompts; what is wrong is told before any training."""
+        """Load the reward, the judge's template and the prompts, so that errors come before any training."""
         _ = self.by, self.judge_name
 
     @cached_property
@@ -184,68 +183,69 @@ class Yardstick:
 
     @cached_property
     def prompts(self) -> list[Text]:
-        """What fresh samples answer."""
-        return asked_prompts(self.base.model, self.held_out, self._reading, self.settings)
+        """The prompts of the fresh samples."""
+        return prompts_to_sample(self.base.model, self.held_out, self._reading, self.settings)
 
     def measure(self, model: str, seed: int) -> Measured:
-        """Measure a model but for its win rate.
+        """The results of a model without its win rate.
 
         Args:
-            model: its folder.
-            seed: of the samples: the same for all models of a seed.
+            model: the model's folder.
+            seed: seed of the samples.
         """
-        own, fresh = self._score(model, seed)
-        metrics, values = pair_values(names(self.held_out, [each.group for each in own]), own)
+        held_out, fresh = self._score(model, seed)
+        metrics, values = pair_values(names(self.held_out, [entry.group for entry in held_out]), held_out)
         if model == self.base.model:
             # The reference has no log-ratio to itself.
             for name in RATIO_METRICS:
                 metrics.pop(name, None)
                 values.pop(name, None)
         values.update(self._of_samples(fresh))
-        metrics.update({name: _mean(of) for name, of in values.items() if of})
+        metrics.update({name: _mean(numbers) for name, numbers in values.items() if numbers})
         if values.get("kl"):
             kl = np.array(list(values["kl"].values()))
             metrics["kl_error"] = float(kl.std(ddof=1) / math.sqrt(len(kl))) if len(kl) > 1 else math.nan
-        samples = {str(i): _text(each) for i, each in enumerate(fresh)}
+        samples = {str(i): _text(entry) for i, entry in enumerate(fresh)}
         return Measured(metrics, values, samples, by=self.by)
 
-    def judged(self, measured: Measured, rival: Rival | None) -> Measured:
-        """The same with its win rate against the rival's samples, or with none where nobody is to be compared with.
+    def judged(self, result: Measured, opponent: JudgeOpponent | None) -> Measured:
+        """The result with its win rate against the opponent's samples; without one where there is no opponent.
 
-        What was answered before is not asked again: where all was, the very same object is returned.
+        Earlier verdicts are reused: where all are there, the same object is returned.
         """
-        asked: dict[str, str] = {}
-        if self._judge is not None and rival is not None and measured.samples:
-            asked = {"judge": str(self.judge_name), "rival": rival.name, "samples": rival.fingerprint}
-        if measured.asked == asked and not measured.judge.get("failed"):
-            return measured
-        metrics = {name: value for name, value in measured.metrics.items() if name != "win_rate"}
-        values = {name: of for name, of in measured.values.items() if name != "win_rate"}
+        question: dict[str, str] = {}
+        if self._judge is not None and opponent is not None and result.samples:
+            question = {"judge": str(self.judge_name), "rival": opponent.name, "samples": opponent.fingerprint}
+        if result.asked == question and not result.judge.get("failed"):
+            return result
+        metrics = {name: value for name, value in result.metrics.items() if name != "win_rate"}
+        values = {name: numbers for name, numbers in result.values.items() if name != "win_rate"}
         judge: dict[str, Any] = {}
-        if rival is not None and asked:
-            values["win_rate"], judge = self._compare(measured.samples, rival.samples)
+        if opponent is not None and question:
+            values["win_rate"], judge = self._compare(result.samples, opponent.samples)
             metrics["win_rate"] = _mean(values["win_rate"])
-        return replace(measured, metrics=metrics, values=values, judge=judge, asked=asked)
+        return replace(result, metrics=metrics, values=values, judge=judge, asked=question)
 
     def _score(self, model: str, seed: int) -> tuple[list[ScoredGroup], list[ScoredGroup]]:
-        """The held-out groups and fresh samples, under the model and under the start; one in memory at a time."""
-        reading, world = self._reading, World(0, 1, local_device())
+        """Held-out groups and fresh samples scored by the model and by the start, one of them in memory at a time."""
+        reading, world = self._reading, World.single()
         policy = FrozenModel.load(model, world, reading.dtype, reading.chat_template, reading.rendering)
         fresh = self._draw(policy, seed)
-        own, row_notes = read_held_out(policy, model, self.held_out, reading)
+        held_out, row_notes = read_held_out(policy, model, self.held_out, reading)
         budget = (world, reading.token_budget, reading.dtype)
-        log_probs, model_notes = policy.log_probs([*own, *fresh], *budget)
+        log_probs, model_notes = policy.log_probs([*held_out, *fresh], *budget)
         del policy
         start = FrozenModel.load(self.base.model, world, reading.dtype, reading.chat_template, reading.rendering)
-        # The very tokens that were drawn: a text tokenized again may be others, and one that was cut has no end.
-        theirs, start_notes = start.log_probs([*start.retokenize(own, reading.truncation)[0], *fresh], *budget)
+        # The sampled token ids: a text tokenized again may give others, and a cut one has no end.
+        start_groups, _ = start.retokenize(held_out, reading.truncation)
+        start_log_probs, start_notes = start.log_probs([*start_groups, *fresh], *budget)
         for note in [*row_notes, *model_notes, *start_notes]:
             logger.info(note)
-        scored = scored_groups([*own, *fresh], log_probs, theirs)
-        return scored[: len(own)], scored[len(own) :]
+        scored = scored_groups([*held_out, *fresh], log_probs, start_log_probs)
+        return scored[: len(held_out)], scored[len(held_out) :]
 
     def _draw(self, policy: FrozenModel, seed: int) -> list[TokenizedGroup]:
-        """A fresh response to each prompt, as a group of its own."""
+        """A group with one fresh response for each prompt."""
         settings, tokenizer = self.settings, policy.tokenizer
         if not self.prompts:
             return []
@@ -255,9 +255,9 @@ class Yardstick:
         prompt_ids = tokenize_prompts(self.prompts, tokenizer, policy.rendering)
         with Progress("generating", len(prompt_ids), "prompts") as progress:
             ends = ends_of(policy.model, tokenizer)
-            drawn = sample(policy.model, prompt_ids, draw, ends=ends, advance=progress.advance)
+            responses = sample(policy.model, prompt_ids, draw, ends=ends, advance=progress.advance)
         groups = []
-        for prompt, ids, (response,) in zip(self.prompts, prompt_ids, drawn, strict=True):
+        for prompt, ids, (response,) in zip(self.prompts, prompt_ids, responses, strict=True):
             text = text_after(tokenizer, ids, response.content)
             groups.append(TokenizedGroup(ids, (response.ids,), PreferenceGroup(prompt, (text,))))
         return groups
@@ -265,24 +265,26 @@ class Yardstick:
     def _of_samples(self, fresh: Sequence[ScoredGroup]) -> Values:
         if not fresh:
             return {}
-        numbers = {"words": [float(len(_text(each).split())) for each in fresh]}
-        if self.settings.temperature == 1:  # Else the samples are of another distribution than pi.
-            numbers["kl"] = [each.log_probs[0] - (each.reference_log_probs or (0.0,))[0] for each in fresh]
+        numbers = {"words": [float(len(_text(entry).split())) for entry in fresh]}
+        if self.settings.temperature == 1:  # Otherwise the samples are not from pi.
+            numbers["kl"] = [entry.log_probs[0] - (entry.reference_log_probs or (0.0,))[0] for entry in fresh]
         if self._reward is not None:
-            rewards = self._reward(self.prompts, [[_text(each)] for each in fresh])
-            numbers["reward"] = [given for (given,) in rewards]
-        return {name: {f"sample {i}": number for i, number in enumerate(of)} for name, of in numbers.items()}
+            rewards = self._reward(self.prompts, [[_text(entry)] for entry in fresh])
+            numbers["reward"] = [reward for (reward,) in rewards]
+        return {name: {f"sample {i}": number for i, number in enumerate(values)} for name, values in numbers.items()}
 
-    def _compare(self, samples: dict[str, str], others: dict[str, str]) -> tuple[dict[str, float], dict[str, Any]]:
+    def _compare(
+        self, samples: dict[str, str], opponent_samples: dict[str, str]
+    ) -> tuple[dict[str, float], dict[str, Any]]:
         from penchant.evaluation.win_rate import win_rate
 
         assert self._judge is not None
-        both = [i for i in samples if i in others]
+        both = [i for i in samples if i in opponent_samples]
         result = win_rate(
             self._judge,
             [self.prompts[int(i)] for i in both],
             [samples[i] for i in both],
-            [others[i] for i in both],
+            [opponent_samples[i] for i in both],
         )
         return {f"sample {i}": value for i, value in zip(both, result.values, strict=True)}, result.to_json()
 

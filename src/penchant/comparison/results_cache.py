@@ -1,10 +1,4 @@
-"""measured.json: a model's numbers in its folder, good for as long as what they were measured by is the same.
-
-Also in this module:
-
-- What a comparison comes to.
-- What a comparison's models and files hold, recorded by their hashes, and refused where they are others now.
-"""
+"""measured.json: a model's metrics in its folder, valid while the hashes of their inputs are the same."""
 
 from __future__ import annotations
 
@@ -18,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from penchant.comparison.cells import Planned
-from penchant.comparison.measure import Measured, Rival, Yardstick
+from penchant.comparison.measure import JudgeOpponent, Measured, Measurement
 from penchant.config.run import RunConfig
 from penchant.errors import ConfigError
 from penchant.storage.files import read_record, write_atomically
@@ -29,38 +23,38 @@ logger = logging.getLogger(__name__)
 HASHES_FILE = "origins.json"
 
 START = ("model", "data.chat_template")
-"""What the start and its numbers come from; all else is a cell's own."""
+"""Keys of the starting model's inputs; other keys belong to a cell."""
 
 
 @dataclass
-class Origins:
-    """A comparison's record of them.
+class InputHashes:
+    """The recorded hashes of a comparison's models and files.
 
     Attributes:
-        hashes: taken so far, by key and path; a reference is often that of many cells.
+        hashes: (key, path) -> hash taken so far; many cells may share a reference.
     """
 
     folder: Path
     hashes: dict[tuple[str, str], Input] = field(default_factory=dict)
 
     def check(self, base: RunConfig, cells: Sequence[Planned]) -> None:
-        """Refuse where the start, or what a begun cell was trained with, is another now; else record the start.
+        """Check the recorded hashes of the start and of started cells, and record the start.
 
         Raises:
-            ConfigError: it is.
+            ConfigError: the start, or an input of a started cell, has changed.
         """
         record, start = self._record(), self._hashes(base, START)
-        if changed := changed_inputs(record["start"], start):
+        if changes := changed_inputs(record["start"], start):
             raise ConfigError(
-                f"this comparison was begun with another {', '.join(changed)} under the same path",
+                f"this comparison was begun with another {', '.join(changes)} under the same path",
                 where=base.model,
                 fix="put it back as it was, or name a new folder: output=DIR",
             )
-        for planned in filter(_begun, cells):
+        for planned in filter(_is_started, cells):
             hashes = self._of_cell(planned)
-            if changed := changed_inputs(record["cells"].setdefault(planned.folder.name, hashes), hashes):
+            if changes := changed_inputs(record["cells"].setdefault(planned.folder.name, hashes), hashes):
                 raise ConfigError(
-                    f"{planned.folder.name} was trained with another {', '.join(changed)} under the same path",
+                    f"{planned.folder.name} was trained with another {', '.join(changes)} under the same path",
                     where=str(planned.folder),
                     fix="put it back as it was, or delete that cell's folder (it is trained again), or name a new one: "
                     "output=DIR",
@@ -68,8 +62,8 @@ class Origins:
         self._write({**record, "start": start})
 
     def note(self, planned: Planned) -> None:
-        """Record what a cell comes from, where it is only begun now."""
-        if not _begun(planned):
+        """Record the hashes of a cell's inputs before it is started."""
+        if not _is_started(planned):
             record = self._record()
             record["cells"][planned.folder.name] = self._of_cell(planned)
             self._write(record)
@@ -78,7 +72,7 @@ class Origins:
         file = self.folder / HASHES_FILE
         fix = "put the whole file back, or name a new folder: output=DIR"
         record = read_record(file, (), fix) if file.exists() else {}
-        # What an older Penchant recorded is hashed otherwise, and says nothing here.
+        # Records of an older Penchant were hashed differently and cannot be compared.
         return record if record.get("scheme") == SCHEME else {"scheme": SCHEME, "start": {}, "cells": {}}
 
     def _write(self, record: dict[str, Any]) -> None:
@@ -98,7 +92,7 @@ class Origins:
         return self.hashes[key, path]
 
 
-def _begun(planned: Planned) -> bool:
+def _is_started(planned: Planned) -> bool:
     return (planned.folder / "run.json").exists()
 
 
@@ -108,9 +102,9 @@ class Cell:
 
     Attributes:
         values: metric -> held-out group or fresh sample -> value.
-        sources: held-out group -> where the data says it comes from.
+        sources: held-out group -> its source in the data.
         samples: prompt number -> the model's fresh response.
-        judge: what the judge said of them, counted.
+        judge: counts of the judge's verdicts on them.
     """
 
     method: str
@@ -130,7 +124,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Comparison:
-    """All cells, and how to read them.
+    """All cells of a comparison, with what is needed to report them.
 
     Attributes:
         prompts: held-out group -> the first group of the same prompt.
@@ -152,55 +146,65 @@ class Comparison:
 RESULTS_FILE = "measured.json"
 
 
-def check_kept(folders: Iterable[Path], yardstick: Yardstick) -> None:
-    """Refuse numbers that were measured otherwise and cannot be measured again, for want of their weights."""
-    yardstick.open()
-    stale = [(folder, changed) for folder in folders if (changed := _changed(folder, yardstick)) and not _whole(folder)]
+def check_cached_results(folders: Iterable[Path], measurement: Measurement) -> None:
+    """Refuse results of other settings that cannot be measured again because the weights were deleted."""
+    measurement.open()
+    stale = [
+        (folder, changes)
+        for folder in folders
+        if (changes := _changed_settings(folder, measurement)) and not _has_weights(folder)
+    ]
     if stale:
-        folder, changed = stale[0]
+        folder, changes = stale[0]
         raise ConfigError(
-            f"{len(stale)} cell(s) were measured with another {changed}, and their weights were not kept",
+            f"{len(stale)} cell(s) were measured with another {changes}, and their weights were not kept",
             where=str(folder),
             fix="put it back as it was, or name a new folder: output=DIR",
         )
 
 
-def measured(folder: Path, yardstick: Yardstick, model: str, seed: int, rival: Rival | None) -> Measured:
-    """From its file, measured or judged again where that was done otherwise, and written there."""
+def load_or_measure(
+    folder: Path, measurement: Measurement, model: str, seed: int, opponent: JudgeOpponent | None
+) -> Measured:
+    """A model's results from its file, measured or judged again where the settings differ, and written there."""
     file = folder / RESULTS_FILE
-    changed = _changed(folder, yardstick)
-    if changed:
-        logger.info(f"{folder.name} is measured again: it was with another {changed}")
-    if changed or not file.exists():
-        before = yardstick.measure(model, seed)
-        _write(file, before)
+    changes = _changed_settings(folder, measurement)
+    if changes:
+        logger.info(f"{folder.name} is measured again: it was with another {changes}")
+    if changes or not file.exists():
+        current = measurement.measure(model, seed)
+        _write(file, current)
     else:
-        before = Measured(**_read(file))
-    result = yardstick.judged(before, rival)
-    if result is not before:
+        current = Measured(**_read(file))
+    result = measurement.judged(current, opponent)
+    if result is not current:
         _write(file, result)
     gc.collect()
     return result
 
 
 def throw_away_weights(folder: Path) -> None:
-    """Delete all of a run's weights: the last, the best, and the checkpoints'."""
+    """Delete all weights of a run: final, best, and checkpoints."""
     for file in folder.rglob("*.safetensors"):
         file.unlink()
-    # A checkpoint without its weights would be a damaged one.
+    # A checkpoint without its weights would be reported as damaged.
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
 
 
-def _changed(folder: Path, yardstick: Yardstick) -> str:
-    """What a folder's numbers were measured with that is another now, in words; empty where there is nothing."""
+def _changed_settings(folder: Path, measurement: Measurement) -> str:
+    """The settings that differ from those of a folder's results, as text; empty where none does."""
     file = folder / RESULTS_FILE
     if not file.exists():
         return ""
-    before, now = _read(file).get("by", {}), yardstick.by
-    return ", ".join(f"{key} (was {before.get(key)}, is {now[key]})" for key in now if before.get(key, "?") != now[key])
+    recorded, current = _read(file).get("by", {}), measurement.by
+    return ", ".join(
+        f"{key} (was {recorded.get(key)}, is {current[key]})"
+        for key in current
+        if recorded.get(key, "?") != current[key]
+    )
 
 
-def _whole(folder: Path) -> bool:
+def _has_weights(folder: Path) -> bool:
     return any(folder.glob("*.safetensors"))
 
 

@@ -1,9 +1,4 @@
-"""A comparison, cell by cell: train what is not trained, measure what is not measured, and put it together.
-
-Also in this module:
-
-- The day that chat templates write as today's in all cells of a comparison, also those that are added later.
-"""
+"""A comparison, cell by cell: train what is not trained, measure what is not measured, and put it together."""
 
 from __future__ import annotations
 
@@ -19,15 +14,15 @@ from typing import Any
 from penchant.comparison.cells import Planned, Shared, configurations, prepare, repeats, variants
 from penchant.comparison.config import NO_VERDICT, START, Bench, dump_bench
 from penchant.comparison.design import cost_of, curves_of, design_notes, reset_peak
-from penchant.comparison.measure import DEFINITIONS, RATIO_METRICS, Measured, Rival, Yardstick
+from penchant.comparison.measure import DEFINITIONS, RATIO_METRICS, JudgeOpponent, Measured, Measurement
 from penchant.comparison.pair_values import first_of_prompt, name_of_group
 from penchant.comparison.results_cache import (
     RESULTS_FILE,
     Cell,
     Comparison,
-    Origins,
-    check_kept,
-    measured,
+    InputHashes,
+    check_cached_results,
+    load_or_measure,
     throw_away_weights,
 )
 from penchant.comparison.summary import name_of
@@ -45,7 +40,7 @@ logger = logging.getLogger(__name__)
 
 
 def same_but_for_no_day(earlier: dict[str, Any], current: dict[str, Any]) -> bool:
-    """Whether two runs have the same keys, but for the date where one of them names none."""
+    """Whether two runs have the same keys, except for a date that only one of them sets."""
     days = {_data(values).get("date") for values in (earlier, current)} - {None}
     undated = [{**values, "data": {**_data(values), "date": None}} for values in (earlier, current)]
     return undated[0] == undated[1] and len(days) < 2
@@ -57,13 +52,13 @@ def _data(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def on_one_day(bench: Bench, where: str) -> Bench:
-    """The comparison with `base.data.date`: its own, else that it was begun with, else today where a template needs it.
+    """The comparison with `base.data.date` set: as configured, else as recorded, else today where a template writes it.
 
     Args:
         where: the configuration's file, for errors.
 
     Raises:
-        ConfigError: what is wrong with any method.
+        ConfigError: all errors in the methods.
     """
     configs = configurations(bench, where)
     if configs[0].data.date is not None:
@@ -79,13 +74,13 @@ def on_one_day(bench: Bench, where: str) -> Bench:
 
 
 def compare(bench: Bench, where: str) -> Comparison:
-    """Run a comparison into its folder; one that was interrupted goes on where it stopped.
+    """Run a comparison; running an interrupted one again resumes where it stopped.
 
     Args:
         where: the configuration's file, for errors.
 
     Raises:
-        PenchantError: the configuration, data or model is at fault; every cell is checked before the first is trained.
+        PenchantError: the configuration, data or model is invalid; all cells are checked before any is trained.
         Interrupted: on Ctrl-C, SIGTERM or SIGHUP, after saving.
     """
     if not is_single_process():
@@ -100,95 +95,95 @@ def _compare(bench: Bench, where: str, log: RunLog) -> Comparison:
     folder = Path(bench.output)
     bench = on_one_day(bench, where)
     shared, cells = prepare(bench, where)
-    _take(folder, bench, where)
+    _record_config(folder, bench, where)
     log.open(folder)
-    origins = Origins(folder)
-    origins.check(shared.base, cells)
+    hashes = InputHashes(folder)
+    hashes.check(shared.base, cells)
     for note in [*shared.notes, *day_note(shared.base), *repeats(bench), *design_notes(bench, shared.held_out)]:
         logger.info(note)
     counts = f"{len(variants(bench))} variants, {len(bench.seeds)} seeds, {len(shared.train)} sizes"
     logger.info(f"{len(cells)} cells: {counts}")
-    yardstick = Yardstick(shared.base, shared.held_out, bench.measure)
-    check_kept([planned.folder for planned in cells], yardstick)
+    measurement = Measurement(shared.base, shared.held_out, bench.measure)
+    check_cached_results([planned.folder for planned in cells], measurement)
     starts = {
-        seed: measured(folder / "start" / f"seed{seed}", yardstick, shared.base.model, seed, None)
+        seed: load_or_measure(folder / "start" / f"seed{seed}", measurement, shared.base.model, seed, None)
         for seed in bench.seeds
     }
     _check_primary(bench, next(iter(starts.values())))
-    ran = _Ran(bench, yardstick, starts, origins)
+    ran = _Ran(bench, measurement, starts, hashes)
     ran.all(cells)
-    return _put_together(bench, shared, cells, ran)
+    return _assemble(bench, shared, cells, ran)
 
 
 @dataclass
 class _Ran:
-    """The cells that were trained and measured so far.
+    """The progress of a comparison.
 
     Attributes:
         starts: the starting model's numbers by seed.
-        done: cells by their folder.
-        baselines: whom the judge compares with, by size and seed, once it is known.
+        cells_by_folder: trained and measured cells.
+        baselines: (size, seed) -> the baseline's samples, which the judge compares with, once they are there.
     """
 
     bench: Bench
-    yardstick: Yardstick
+    measurement: Measurement
     starts: dict[int, Measured]
-    origins: Origins
-    done: dict[Path, Cell] = field(default_factory=dict)
-    baselines: dict[tuple[int, int], Rival] = field(default_factory=dict)
+    hashes: InputHashes
+    cells_by_folder: dict[Path, Cell] = field(default_factory=dict)
+    baselines: dict[tuple[int, int], JudgeOpponent] = field(default_factory=dict)
     notices: list[str] = field(default_factory=list)
 
     def all(self, cells: Sequence[Planned]) -> None:
-        """The baseline's first, for the judge compares the others with them."""
+        """Train and measure all cells, the baseline's first: the judge compares the others with them."""
         label = self.bench.baseline
         ordered = sorted(cells, key=lambda cell: cell.variant.method.label != label)
         # The baseline is the first variant of its method.
         baseline = next((cell.variant.name for cell in ordered if cell.variant.method.label == label), None)
         ordered = self._within_trials(ordered)
-        began, tokens = time.monotonic(), 0.0
+        start_time, tokens = time.monotonic(), 0.0
         with Progress("cells", len(ordered), "cells") as progress:
             for number, planned in enumerate(ordered):
-                if reason := _spent(self.bench, tokens, began):
+                if reason := _budget_spent(self.bench, tokens, start_time):
                     self.notices.append(f"{reason}: {len(ordered) - number} of {len(ordered)} cells were not begun")
                     break
                 logger.info(f"{number + 1} of {len(ordered)}: {planned.folder.name}")
-                self.origins.note(planned)
-                own = planned.variant.name == baseline
-                cell = _cell(planned, self.yardstick, self._rival(planned, own), self.bench.keep_weights)
-                self.done[planned.folder] = cell
-                if own:
+                self.hashes.note(planned)
+                is_baseline = planned.variant.name == baseline
+                cell = _cell(planned, self.measurement, self._opponent(planned, is_baseline), self.bench.keep_weights)
+                self.cells_by_folder[planned.folder] = cell
+                if is_baseline:
                     self._remember(planned, cell)
                 tokens += cell.cost.get("tokens", 0.0)
                 progress.advance(1, planned.folder.name)
 
     def _within_trials(self, ordered: Sequence[Planned]) -> list[Planned]:
-        """The cells of as many variants as the budget has trials: a variant is tried with all its seeds and sizes."""
+        """The cells of as many variants as the budget has trials; a trial is a variant with all seeds and sizes."""
         trials = None if self.bench.search is None else self.bench.search.budget.trials
-        tried = list(dict.fromkeys(cell.variant.name for cell in ordered))[:trials]
-        within = [cell for cell in ordered if cell.variant.name in tried]
-        if left := len(ordered) - len(within):
-            spent = f"the budget of {trials} trials is spent"
-            self.notices.append(f"{spent}: {left} of {len(ordered)} cells were not begun")
-        return within
+        trial_names = list(dict.fromkeys(cell.variant.name for cell in ordered))[:trials]
+        trial_cells = [cell for cell in ordered if cell.variant.name in trial_names]
+        if left := len(ordered) - len(trial_cells):
+            reason = f"the budget of {trials} trials is spent"
+            self.notices.append(f"{reason}: {left} of {len(ordered)} cells were not begun")
+        return trial_cells
 
     def _remember(self, planned: Planned, baseline: Cell) -> None:
         if baseline.failed is None:
-            self.baselines[planned.size, planned.seed] = Rival(planned.folder.name, baseline.samples)
-        elif self.yardstick.judge_name is not None and self.bench.measure.against == "baseline":
-            place = f"at {planned.size} groups, seed {planned.seed}"
-            self.notices.append(f"no win rates {place}: the baseline's cell failed")
+            self.baselines[planned.size, planned.seed] = JudgeOpponent(planned.folder.name, baseline.samples)
+        elif self.measurement.judge_name is not None and self.bench.measure.against == "baseline":
+            cell_text = f"at {planned.size} groups, seed {planned.seed}"
+            self.notices.append(f"no win rates {cell_text}: the baseline's cell failed")
 
-    def _rival(self, planned: Planned, own: bool) -> Rival | None:
-        """Whose samples the judge compares this cell's with; None for the baseline's own, and where that has failed."""
+    def _opponent(self, planned: Planned, is_baseline: bool) -> JudgeOpponent | None:
+        """The samples that the judge compares a cell's with; None for the baseline itself, and where that failed."""
         if self.bench.measure.against == START or self.bench.baseline == START:
-            return Rival(START, self.starts[planned.seed].samples)
-        return None if own else self.baselines.get((planned.size, planned.seed))
+            return JudgeOpponent(START, self.starts[planned.seed].samples)
+        return None if is_baseline else self.baselines.get((planned.size, planned.seed))
 
 
-def _put_together(bench: Bench, shared: Shared, cells: Sequence[Planned], ran: _Ran) -> Comparison:
+def _assemble(bench: Bench, shared: Shared, cells: Sequence[Planned], ran: _Ran) -> Comparison:
     folder, sizes = Path(bench.output), [size for size, _ in shared.train]
     rows = [_start_cell(result, seed, size, folder) for size in sizes for seed, result in ran.starts.items()]
-    rows += [ran.done[planned.folder] for planned in cells if planned.folder in ran.done]
+    rows += [ran.cells_by_folder[planned.folder] for planned in cells if planned.folder in ran.cells_by_folder]
     return Comparison(
         title=folder.name,
         baseline=bench.baseline,
@@ -200,12 +195,16 @@ def _put_together(bench: Bench, shared: Shared, cells: Sequence[Planned], ran: _
         primary=bench.measure.primary,
         notices=[*ran.notices, *_notices(bench, rows)],
         config_yaml=dump_bench(bench),
-        judge=_judged(rows),
+        judge=_judge_results(rows),
     )
 
 
-def _take(folder: Path, bench: Bench, where: str) -> None:
-    """The folder is this comparison's; more methods, seeds or sizes, or other measures, may be asked for later."""
+def _record_config(folder: Path, bench: Bench, where: str) -> None:
+    """Write compare.yaml; methods, seeds, sizes and measures may be added to a recorded comparison.
+
+    Raises:
+        ConfigError: the folder holds a comparison with another base.
+    """
     file = folder / "compare.yaml"
     if file.exists():
         recorded = read_yaml(file)
@@ -218,7 +217,7 @@ def _take(folder: Path, bench: Bench, where: str) -> None:
     write_atomically(file, dump_bench(bench))
 
 
-def _cell(planned: Planned, yardstick: Yardstick, rival: Rival | None, keep_weights: bool) -> Cell:
+def _cell(planned: Planned, measurement: Measurement, opponent: JudgeOpponent | None, keep_weights: bool) -> Cell:
     folder, failed, result = planned.folder, None, None
     if (folder / RESULTS_FILE).exists():
         _same_run(planned)
@@ -228,14 +227,14 @@ def _cell(planned: Planned, yardstick: Yardstick, rival: Rival | None, keep_weig
             train(planned.config, resume=(folder / "run.json").exists())
             write_atomically(folder / "cost.json", json.dumps(cost_of(folder)))
         except DiskFullError:
-            # Every further cell would fail of it, and none of them for a reason of its method's.
+            # Every further cell would fail too, and not because of its method.
             raise
         except TrainingError as error:
             failed = error.what
             logger.warning(f"{folder.name} failed: {failed}")
         gc.collect()
     if failed is None:
-        result = measured(folder, yardstick, str(folder), planned.seed, rival)
+        result = load_or_measure(folder, measurement, str(folder), planned.seed, opponent)
         if not keep_weights:
             throw_away_weights(folder)
     fix = f"delete {folder}: the cell is trained again"
@@ -248,7 +247,7 @@ def _cell(planned: Planned, yardstick: Yardstick, rival: Rival | None, keep_weig
         folder=str(folder),
         metrics={} if result is None else result.metrics,
         values={} if result is None else result.values,
-        sources=_sources(yardstick),
+        sources=_sources(measurement),
         curves=curves_of(folder),
         cost=cost,
         failed=failed,
@@ -258,7 +257,7 @@ def _cell(planned: Planned, yardstick: Yardstick, rival: Rival | None, keep_weig
 
 
 def _same_run(planned: Planned) -> None:
-    """Refuse numbers that another configuration was measured with; the comparison's folder may have been moved."""
+    """Refuse a cell that was trained with another configuration; the comparison's folder may have been moved."""
 
     def content(values: dict[str, Any]) -> dict[str, Any]:
         paths = {key: values["data"].get(key) for key in ("train", "held_out", "reference_held_out")}
@@ -270,10 +269,10 @@ def _same_run(planned: Planned) -> None:
     current = content(parse_yaml(dump_config(planned.config)))
     if same_but_for_no_day(recorded, current):
         return
-    changed = sorted(key for key in recorded.keys() | current.keys() if recorded.get(key) != current.get(key))
-    if changed:
+    changes = sorted(key for key in recorded.keys() | current.keys() if recorded.get(key) != current.get(key))
+    if changes:
         raise ConfigError(
-            f"{planned.folder.name} was trained with another {', '.join(changed)}",
+            f"{planned.folder.name} was trained with another {', '.join(changes)}",
             where=str(file),
             fix="give the method another label, or name a new folder: output=DIR",
         )
@@ -297,14 +296,14 @@ def _start_cell(result: Measured, seed: int, size: int, folder: Path) -> Cell:
 
 
 def _check_primary(bench: Bench, start: Measured) -> None:
-    # Of orders, what the start has of its log-probs the others have of their log-ratios.
+    # Metrics of log-ratios: the start has those of its log-probs instead.
     ratios = {name for name in RATIO_METRICS if f"log_prob_{name}" in start.metrics}
     judged = ["win_rate"] if bench.measure.judge and bench.measure.samples else []
-    known = {*start.metrics, *ratios, *judged} - NO_VERDICT.keys()
-    if bench.measure.primary not in known:
+    names = {*start.metrics, *ratios, *judged} - NO_VERDICT.keys()
+    if bench.measure.primary not in names:
         raise ConfigError(
             f"measure.primary is {bench.measure.primary!r}, which is not measured",
-            fix=f"one of: {', '.join(sorted(known))}; reward needs measure.reward",
+            fix=f"one of: {', '.join(sorted(names))}; reward needs measure.reward",
         )
     if bench.baseline == START and bench.measure.primary not in start.metrics:
         raise ConfigError(
@@ -313,39 +312,39 @@ def _check_primary(bench: Bench, start: Measured) -> None:
         )
 
 
-def _spent(bench: Bench, tokens: float, began: float) -> str | None:
-    """Why no new cell is begun, if so."""
+def _budget_spent(bench: Bench, tokens: float, start_time: float) -> str | None:
+    """The reason to start no further cell; None within the budget."""
     if bench.search is None:
         return None
     budget = bench.search.budget
     if budget.tokens is not None and tokens >= budget.tokens:
         return f"the budget of {budget.tokens:g} tokens is spent"
-    if budget.hours is not None and time.monotonic() - began >= budget.hours * 3600:
+    if budget.hours is not None and time.monotonic() - start_time >= budget.hours * 3600:
         return f"the budget of {budget.hours:g} hours is spent"
     return None
 
 
-def _sources(yardstick: Yardstick) -> dict[str, str]:
-    groups = enumerate(yardstick.held_out)
-    return {name_of_group(place): group.source for place, group in groups if group.source is not None}
+def _sources(measurement: Measurement) -> dict[str, str]:
+    groups = enumerate(measurement.held_out)
+    return {name_of_group(index): group.source for index, group in groups if group.source is not None}
 
 
-def _judged(cells: Sequence[Cell]) -> dict[str, Any] | None:
-    found = {f"{name_of(cell)}, n {cell.size}, seed {cell.seed}": cell.judge for cell in cells if cell.judge}
-    return found or None
+def _judge_results(cells: Sequence[Cell]) -> dict[str, Any] | None:
+    results = {f"{name_of(cell)}, n {cell.size}, seed {cell.seed}": cell.judge for cell in cells if cell.judge}
+    return results or None
 
 
 def _notices(bench: Bench, cells: Sequence[Cell]) -> list[str]:
-    """What went wrong or was left out, a line each."""
+    """Lines on failed cells, repeated variants, and metrics that were not measured."""
     measure = bench.measure
     lines = repeats(bench) + [f"{cell.method}, seed {cell.seed}: {cell.failed}" for cell in cells if cell.failed]
     if measure.samples and measure.temperature != 1:
-        what = (
+        reason = (
             f"measure.temperature is {measure.temperature:g}, so the samples are not drawn from the models themselves"
         )
-        lines.append(f"kl is not measured: {what}")
-    asked = sum(2 * cell.judge["n"] for cell in cells if cell.judge)
-    unanswered = sum(cell.judge["failed"] for cell in cells if cell.judge)
-    if unanswered:
-        lines.append(f"judge: {unanswered} of {asked} questions were never answered and count as ties")
+        lines.append(f"kl is not measured: {reason}")
+    question_count = sum(2 * cell.judge["n"] for cell in cells if cell.judge)
+    unanswered_count = sum(cell.judge["failed"] for cell in cells if cell.judge)
+    if unanswered_count:
+        lines.append(f"judge: {unanswered_count} of {question_count} questions were never answered and count as ties")
     return lines

@@ -1,4 +1,4 @@
-"""From cells to what may be said: each variant's means over seeds and prompts, and its difference from the baseline."""
+"""The summary of a comparison: means over seeds and prompts, and differences from the baseline."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ MAIN = (
     "words",
     "win_rate",
 )
-"""What tables show, in this order, where it was measured."""
+"""The metrics of tables, in this order, where they were measured."""
 
 _UNBOUNDED = ("kl", "words")
-"""Never a share, even where all values happen to lie between 0 and 1; nor is a margin or Kendall's tau."""
+"""Metrics that are no shares, even where all values lie between 0 and 1; nor are margins and Kendall's tau."""
 
 
 @dataclass(frozen=True)
@@ -46,11 +46,11 @@ class Row:
     """One variant at one size.
 
     Attributes:
-        variant: label and varying hyper-parameters, as people read them.
-        cells: those that were measured, by seed.
-        failed: seed -> why.
-        metrics: mean over seeds and prompts with a 95 % interval for new ones of both; n is the seeds.
-        verdict: on the primary metric against the baseline; None for the baseline itself.
+        variant: label and varying hyper-parameters.
+        cells: seed -> measured cell.
+        failed: seed -> reason.
+        metrics: mean over seeds and prompts with a 95 % interval for new seeds and prompts; n is the number of seeds.
+        verdict: verdict on the primary metric against the baseline; None for the baseline itself.
     """
 
     variant: str
@@ -63,14 +63,15 @@ class Row:
     verdict: Verdict | None
 
     @property
-    def said(self) -> str:
-        """The verdict in words."""
+    def verdict_text(self) -> str:
+        """The verdict as text."""
         if self.verdict is None:
             return "baseline"
-        of = self.verdict.difference
-        if of.n_seeds > 1 and of.n_prompts == 0 and of.variances is None and not math.isnan(of.value):
-            found = "the two are equal" if of.value == 0 else "seeds change nothing: no interval"
-            return f"{self.verdict.outcome}: {found}"
+        difference = self.verdict.difference
+        is_constant = difference.n_seeds > 1 and difference.n_prompts == 0 and difference.variances is None
+        if is_constant and not math.isnan(difference.value):
+            reason = "the two are equal" if difference.value == 0 else "seeds change nothing: no interval"
+            return f"{self.verdict.outcome}: {reason}"
         return self.verdict.text
 
     def to_json(self) -> dict[str, Any]:
@@ -80,21 +81,21 @@ class Row:
             "settings": self.settings,
             "size": self.size,
             "seeds": sorted(self.cells),
-            "failed": {str(seed): why for seed, why in self.failed.items()},
+            "failed": {str(seed): reason for seed, reason in self.failed.items()},
             "metrics": {name: estimate.to_json() for name, estimate in self.metrics.items()},
             "cost": cost(self.cells.values()),
-            "verdict": self.said,
+            "verdict": self.verdict_text,
         }
         if self.verdict is not None:
-            of = self.verdict.difference
+            difference = self.verdict.difference
             document["difference"] = {
-                "value": _plain(of.value),
-                "low": _plain(of.low),
-                "high": _plain(of.high),
-                "p": _plain(of.p),
-                "n": of.n_prompts,
-                "seeds": of.n_seeds,
-                "prompts_left_out": of.left_out,
+                "value": _plain(difference.value),
+                "low": _plain(difference.low),
+                "high": _plain(difference.high),
+                "p": _plain(difference.p),
+                "n": difference.n_prompts,
+                "seeds": difference.n_seeds,
+                "prompts_left_out": difference.left_out,
             }
             document["corrected"] = {
                 "low": _plain(self.verdict.low),
@@ -108,7 +109,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Summary:
-    """All rows, and the comparison they are of."""
+    """All rows of a comparison."""
 
     comparison: Comparison
     rows: tuple[Row, ...]
@@ -118,25 +119,25 @@ class Summary:
         return sorted({row.size for row in self.rows})
 
     @property
-    def shown(self) -> list[str]:
-        """The metrics tables show: the primary one first, and those that were measured."""
-        measured = [name for name in MAIN if any(name in row.metrics for row in self.rows)]
+    def table_metrics(self) -> list[str]:
+        """The metrics of the tables: the primary one first, then the others that were measured."""
+        names = [name for name in MAIN if any(name in row.metrics for row in self.rows)]
         primary = self.comparison.primary
-        return [primary, *(name for name in measured if name != primary)]
+        return [primary, *(name for name in names if name != primary)]
 
     def to_json(self) -> dict[str, Any]:
-        """One document: metrics as ``{"value", "low", "high", "n"}``, n counting seeds."""
-        of = self.comparison
+        """The JSON document: metrics as ``{"value", "low", "high", "n"}``, n is the number of seeds."""
+        comparison = self.comparison
         return {
-            "title": of.title,
-            "model": of.model,
-            "data": of.data,
-            "baseline": of.baseline,
-            "primary": of.primary,
+            "title": comparison.title,
+            "model": comparison.model,
+            "data": comparison.data,
+            "baseline": comparison.baseline,
+            "primary": comparison.primary,
             "variants": [row.to_json() for row in self.rows],
-            "definitions": of.definitions,
-            "notices": list(of.notices),
-            "judge": of.judge,
+            "definitions": comparison.definitions,
+            "notices": list(comparison.notices),
+            "judge": comparison.judge,
             "cells": [
                 {
                     "method": cell.method,
@@ -147,13 +148,13 @@ class Summary:
                     "metrics": {name: _plain(value) for name, value in cell.metrics.items()},
                     "failed": cell.failed,
                 }
-                for cell in of.cells
+                for cell in comparison.cells
             ],
         }
 
 
 def summarise(comparison: Comparison) -> Summary:
-    """Rows in the comparison's order, each size's with its own baseline and its own Holm correction."""
+    """Rows in the comparison's order, with one baseline and one Holm correction for each size."""
     sizes = sorted({cell.size for cell in comparison.cells})
     return Summary(comparison, tuple(row for size in sizes for row in _rows(comparison, size)))
 
@@ -163,30 +164,30 @@ def _rows(comparison: Comparison, size: int) -> list[Row]:
     for cell in comparison.cells:
         if cell.size == size:
             cells.setdefault(name_of(cell), []).append(cell)
-    baseline = next((name for name, of in cells.items() if of[0].method == comparison.baseline), None)
-    others = [name for name in cells if name != baseline and (name != START or comparison.baseline == START)]
+    baseline = next((name for name, row_cells in cells.items() if row_cells[0].method == comparison.baseline), None)
+    compared_names = [name for name in cells if name != baseline and (name != START or comparison.baseline == START)]
     verdicts: dict[str, Verdict] = {}
     if baseline is not None:
-        # The starting model's own row is no method: it does not count in the correction.
-        compared = [name for name in others if name != START]
+        # The starting model is no method: it does not count in the correction.
+        compared = [name for name in compared_names if name != START]
         differences = [difference(cells[name], cells[baseline], comparison) for name in compared]
         verdicts = dict(zip(compared, holm(differences), strict=True))
         if baseline != START and START in cells:
             verdicts[START] = holm([difference(cells[START], cells[baseline], comparison)])[0]
-    return [_row(name, of, verdicts.get(name), comparison.prompts) for name, of in cells.items()]
+    return [_row(name, row_cells, verdicts.get(name), comparison.prompts) for name, row_cells in cells.items()]
 
 
 def _row(name: str, cells: Sequence[Cell], verdict: Verdict | None, prompts: Mapping[str, str]) -> Row:
-    measured = {cell.seed: cell for cell in cells if cell.failed is None}
-    names = dict.fromkeys(metric for cell in measured.values() for metric in cell.metrics)
-    metrics = {metric: _estimate(metric, list(measured.values()), prompts) for metric in names}
-    first = cells[0]
+    measured_cells = {cell.seed: cell for cell in cells if cell.failed is None}
+    names = dict.fromkeys(metric for cell in measured_cells.values() for metric in cell.metrics)
+    metrics = {metric: _estimate(metric, list(measured_cells.values()), prompts) for metric in names}
+    first_cell = cells[0]
     failed = {cell.seed: cell.failed for cell in cells if cell.failed is not None}
-    return Row(name, first.method, first.settings, first.size, measured, failed, metrics, verdict)
+    return Row(name, first_cell.method, first_cell.settings, first_cell.size, measured_cells, failed, metrics, verdict)
 
 
 def _estimate(metric: str, cells: Sequence[Cell], prompts: Mapping[str, str]) -> Estimate:
-    """The mean of the cells' values, with an interval over seeds and prompts; of what is pooled, over seeds alone."""
+    """The mean of the cells' values, with an interval over seeds and prompts; over seeds alone for a pooled metric."""
     cells = [cell for cell in cells if metric in cell.metrics]
     over_seeds = across_seeds([cell.metrics[metric] for cell in cells])
     if is_pooled(metric):
@@ -198,26 +199,26 @@ def _estimate(metric: str, cells: Sequence[Cell], prompts: Mapping[str, str]) ->
     groups = [prompts.get(name, name) for name in names]
     unbounded = metric in _UNBOUNDED or metric.endswith(("margin", "kendall_tau"))
     estimate = (unbounded_mean_over_seeds if unbounded else mean_over_seeds)(table, groups)
-    # A group that some seed did not measure is in the mean alone. NumPy's functions keep NaN: no interval.
+    # A group that is missing for some seed counts only in the mean. NumPy's functions keep NaN: no interval.
     low, high = np.minimum(over_seeds.value, estimate.low), np.maximum(over_seeds.value, estimate.high)
     return replace(over_seeds, low=float(low), high=float(high))
 
 
 def _table(metric: str, cells: Sequence[Cell], names: Sequence[str]) -> Floats:
-    """[S, G] values of groups or fresh samples; NaN where one was not measured."""
+    """[S, G] values of groups or fresh samples by seed; NaN where one was not measured."""
     rows = [[cell.values[metric].get(name, math.nan) for name in names] for cell in cells]
     return np.array(rows, dtype=np.float64).reshape(len(cells), len(names))
 
 
 def name_of(cell: Cell) -> str:
-    """A variant as people read it, as in ``dpo, beta 0.1``."""
+    """The text of a variant, as in ``dpo, beta 0.1``."""
     return ", ".join([cell.method, *(f"{key.rsplit('.', 1)[-1]} {value}" for key, value in cell.settings.items())])
 
 
 def difference(ours: Sequence[Cell], baseline: Sequence[Cell], comparison: Comparison) -> Difference:
-    """Ours minus the baseline on the primary metric over the seeds both have.
+    """A variant minus the baseline on the primary metric, over the seeds that both have.
 
-    Paired by group where the metric is a mean over groups, and then by prompt.
+    Values are paired by group where the metric is a mean over groups, and then by prompt.
     """
     metric = comparison.primary
     left = {cell.seed: cell for cell in ours if metric in cell.metrics}
@@ -232,17 +233,17 @@ def difference(ours: Sequence[Cell], baseline: Sequence[Cell], comparison: Compa
 
 
 def _pooled(differences: Sequence[float]) -> Difference:
-    found = paired_seeds(differences, [0.0] * len(differences))
+    difference = paired_seeds(differences, [0.0] * len(differences))
     if len(differences) > 1 and np.ptp(differences) < 1e-12:
-        # Such seeds are no sample: an error of zero would call any difference, however small, better or worse.
-        return replace(found, low=math.nan, high=math.nan, variances=None)
-    return found
+        # Equal seeds have an error of zero, which would call any difference, however small, better or worse.
+        return replace(difference, low=math.nan, high=math.nan, variances=None)
+    return difference
 
 
 def cost(cells: Iterable[Cell]) -> dict[str, float]:
-    """Means over a variant's cells."""
-    found = [cell.cost for cell in cells if cell.cost]
-    return {name: sum(each[name] for each in found) / len(found) for name in (found[0] if found else {})}
+    """Mean costs of a variant's cells."""
+    costs = [cell.cost for cell in cells if cell.cost]
+    return {name: sum(cell_cost[name] for cell_cost in costs) / len(costs) for name in (costs[0] if costs else {})}
 
 
 def _plain(value: float) -> float | None:

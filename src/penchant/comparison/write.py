@@ -1,9 +1,4 @@
-"""A comparison's files: compare.json, compare.md, compare.tex, compare.html; and the table people see.
-
-Also in this module:
-
-- A comparison's pictures: reward against KL, the primary metric by data size, training curves.
-"""
+"""A comparison's files (compare.json, compare.md, compare.tex, compare.html), charts, and table in the terminal."""
 
 from __future__ import annotations
 
@@ -31,12 +26,12 @@ logger = logging.getLogger(__name__)
 
 
 def figures(summary: Summary) -> list[Figure]:
-    """Those that there is something to show for."""
+    """The figures for which there are values."""
     return [*_frontier(summary), *_sizes(summary), *_curves(summary)]
 
 
 def _frontier(summary: Summary) -> list[Figure]:
-    """At the largest size: a line joins a method's variants, as in a sweep of beta."""
+    """Reward against KL at the largest size; a line joins a method's variants, as in a sweep of beta."""
     points: dict[str, list[FrontierPoint]] = {}
     for row in _largest(summary):
         reward, kl = row.metrics.get("reward"), row.metrics.get("kl")
@@ -65,15 +60,15 @@ def _sizes(summary: Summary) -> list[Figure]:
 
 
 def _curves(summary: Summary) -> list[Figure]:
-    """Means over the seeds that have a step, at the largest size."""
-    found = []
+    """Training curves at the largest size: means over the seeds that have a step."""
+    figures = []
     units = {"loss": "nats", "rewards/margins": "nats", "eval_rewards/accuracies": "share of pairs"}
     for name, unit in units.items():
         series: Series = {row.variant: curve for row in _largest(summary) if (curve := _mean_curve(row, name))[0]}
         if series:
             note = "Means over seeds. Losses of different methods are not comparable." if name == "loss" else ""
-            found.append(Figure(f"{name} while training", line_chart(name, "step", unit, series), note))
-    return found
+            figures.append(Figure(f"{name} while training", line_chart(name, "step", unit, series), note))
+    return figures
 
 
 def _mean_curve(row: Row, name: str) -> tuple[list[float], list[float | None]]:
@@ -117,30 +112,33 @@ def write_comparison(comparison: Comparison, folder: Path) -> tuple[dict[str, An
 
 
 def render(summary: Summary) -> RichTable:
-    """Variants as rows: the main metrics, and the verdict."""
+    """The terminal's table: variants as rows, the main metrics and the verdict as columns."""
     from rich.table import Table as RichTable
     from rich.text import Text
 
-    names = summary.shown[:4]
+    names = summary.table_metrics[:4]
     table = RichTable("variant", "groups", "seeds", *names, "verdict", title=summary.comparison.title, show_lines=False)
     for row in summary.rows:
-        cells = [shown(row.metrics.get(name)) for name in names]
-        table.add_row(Text(row.variant), str(row.size), str(len(row.cells)), *cells, Text(row.said))
-    table.caption = Text("\n".join([how(summary), *summary.comparison.notices]))
+        cells = [estimate_text(row.metrics.get(name)) for name in names]
+        table.add_row(Text(row.variant), str(row.size), str(len(row.cells)), *cells, Text(row.verdict_text))
+    table.caption = Text("\n".join([reading_note(summary), *summary.comparison.notices]))
     return table
 
 
-def how(summary: Summary) -> str:
-    """How to read the table."""
-    of = summary.comparison
-    baseline = "the starting model" if of.baseline == START else of.baseline
+def reading_note(summary: Summary) -> str:
+    """The note on how to read the table."""
+    comparison = summary.comparison
+    baseline = "the starting model" if comparison.baseline == START else comparison.baseline
     return HOW.format(
-        means=MEANS, primary=of.primary, baseline=baseline, parts=POOLED if is_pooled(of.primary) else PARTS
+        means=MEANS,
+        primary=comparison.primary,
+        baseline=baseline,
+        parts=POOLED if is_pooled(comparison.primary) else PARTS,
     )
 
 
-def shown(estimate: Estimate | None) -> str:
-    """Value and interval, for people."""
+def estimate_text(estimate: Estimate | None) -> str:
+    """An estimate's value and interval as text."""
     if estimate is None or math.isnan(estimate.value):
         return ""
     if math.isnan(estimate.low):
@@ -148,14 +146,14 @@ def shown(estimate: Estimate | None) -> str:
     return f"{estimate.value:.3f} [{estimate.low:.3f}, {estimate.high:.3f}]"
 
 
-def change(row: Row) -> str:
-    """The difference from the baseline with its corrected interval."""
+def difference_text(row: Row) -> str:
+    """The difference from the baseline with its corrected interval as text."""
     if row.verdict is None or math.isnan(row.verdict.difference.value):
         return ""
-    of = row.verdict
-    if math.isnan(of.low):
-        return f"{of.difference.value:+.3f}"
-    return f"{of.difference.value:+.3f} [{of.low:+.3f}, {of.high:+.3f}]"
+    verdict = row.verdict
+    if math.isnan(verdict.low):
+        return f"{verdict.difference.value:+.3f}"
+    return f"{verdict.difference.value:+.3f} [{verdict.low:+.3f}, {verdict.high:+.3f}]"
 
 
 def _cells(summary: Summary, names: Sequence[str]) -> list[list[str]]:
@@ -164,37 +162,42 @@ def _cells(summary: Summary, names: Sequence[str]) -> list[list[str]]:
             row.variant,
             str(row.size),
             str(len(row.cells)),
-            *(shown(row.metrics.get(name)) for name in names),
-            change(row),
-            row.said,
+            *(estimate_text(row.metrics.get(name)) for name in names),
+            difference_text(row),
+            row.verdict_text,
         ]
         for row in summary.rows
     ]
 
 
 def to_markdown(summary: Summary) -> str:
-    """A pipe table, how to read it, and every metric's definition."""
-    of = summary.comparison
-    against = f"{of.primary} against {escape_markdown(of.baseline)}"
-    columns = ["variant", "groups", "seeds", *summary.shown, against, "verdict"]
-    lines = [f"# {escape_markdown(of.title)}", "", "| " + " | ".join(columns) + " |", "|" + " --- |" * len(columns)]
-    for variant, *numbers, verdict in _cells(summary, summary.shown):
+    """A Markdown table, with a note on how to read it and every metric's definition."""
+    comparison = summary.comparison
+    against = f"{comparison.primary} against {escape_markdown(comparison.baseline)}"
+    columns = ["variant", "groups", "seeds", *summary.table_metrics, against, "verdict"]
+    lines = [
+        f"# {escape_markdown(comparison.title)}",
+        "",
+        "| " + " | ".join(columns) + " |",
+        "|" + " --- |" * len(columns),
+    ]
+    for variant, *numbers, verdict in _cells(summary, summary.table_metrics):
         cells = [escape_markdown(variant), *numbers, escape_markdown(verdict)]
         lines.append("| " + " | ".join(cells) + " |")
-    lines += ["", escape_markdown(how(summary)), ""]
-    lines += [f"- **{name}**: {definition}" for name, definition in of.definitions.items()]
-    lines += ["", *(f"- {escape_markdown(notice)}" for notice in of.notices)] if of.notices else []
+    lines += ["", escape_markdown(reading_note(summary)), ""]
+    lines += [f"- **{name}**: {definition}" for name, definition in comparison.definitions.items()]
+    lines += ["", *(f"- {escape_markdown(notice)}" for notice in comparison.notices)] if comparison.notices else []
     return "\n".join(lines) + "\n"
 
 
 def escape_markdown(text: str) -> str:
-    """Text as Markdown shows it: on one line, and neither table, link, code nor HTML."""
+    """Text escaped for Markdown: on one line, and neither table, link, code nor HTML."""
     return re.sub(r"([\\`*\[\]<>|])", r"\\\1", " ".join(text.split()))
 
 
 def to_latex(summary: Summary) -> str:
-    """A booktabs table."""
-    names = summary.shown[:5]
+    """A LaTeX table for the booktabs package."""
+    names = summary.table_metrics[:5]
     columns = ["variant", "groups", "seeds", *names, "difference", "verdict"]
     lines = [
         r"\begin{tabular}{l" + "r" * (len(columns) - 2) + "l}",
@@ -205,53 +208,54 @@ def to_latex(summary: Summary) -> str:
         r"\bottomrule",
         r"\end{tabular}",
     ]
-    return "\n".join([f"% {line}" for line in (summary.comparison.title, how(summary))] + lines) + "\n"
+    return "\n".join([f"% {line}" for line in (summary.comparison.title, reading_note(summary))] + lines) + "\n"
 
 
 def escape(text: str) -> str:
-    """Text as LaTeX takes it."""
+    """Text escaped for LaTeX."""
     special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
     return "".join(special.get(c, f"\\{c}" if c in "&%$#_{}" else c) for c in text)
 
 
 def write_page(path: Path, summary: Summary) -> None:
-    """One HTML file that needs nothing else."""
-    of = summary.comparison
-    verdicts = ("variant", "groups", "seeds", of.primary, f"against {of.baseline}", "verdict")
-    every = ("variant", "groups", *summary.shown)
+    """Write one self-contained HTML file."""
+    comparison = summary.comparison
+    verdicts = ("variant", "groups", "seeds", comparison.primary, f"against {comparison.baseline}", "verdict")
+    columns = ("variant", "groups", *summary.table_metrics)
     metrics = [
-        [row.variant, str(row.size), *(shown(row.metrics.get(n)) for n in summary.shown)] for row in summary.rows
+        [row.variant, str(row.size), *(estimate_text(row.metrics.get(n)) for n in summary.table_metrics)]
+        for row in summary.rows
     ]
-    definitions = [(name, definition) for name, definition in of.definitions.items()]
+    definitions = [(name, definition) for name, definition in comparison.definitions.items()]
     details = [
-        Table("Every metric", every, metrics, MEANS),
+        Table("Every metric", columns, metrics, MEANS),
         *_sources(summary),
         _costs(summary),
-        *([_judged(of.judge)] if of.judge else []),
+        *([_judge_table(comparison.judge)] if comparison.judge else []),
         Table("What each metric is", ("metric", "definition"), definitions, ""),
     ]
     write_report(
         path,
         RunReport(
-            title=of.title,
+            title=comparison.title,
             summary=[
-                ("starting model, and the reference of all metrics", of.model),
-                ("data", of.data),
-                ("baseline", of.baseline),
-                ("primary metric", of.primary),
-                ("cells", str(len([cell for cell in of.cells if cell.method != START]))),
+                ("starting model, and the reference of all metrics", comparison.model),
+                ("data", comparison.data),
+                ("baseline", comparison.baseline),
+                ("primary metric", comparison.primary),
+                ("cells", str(len([cell for cell in comparison.cells if cell.method != START]))),
             ],
-            tables=[Table("What the methods came to", verdicts, _cells(summary, [of.primary]), how(summary))],
+            tables=[Table("Results by method", verdicts, _cells(summary, [comparison.primary]), reading_note(summary))],
             figures=figures(summary),
             details=details,
-            notices=list(of.notices),
-            config_yaml=of.config_yaml,
+            notices=list(comparison.notices),
+            config_yaml=comparison.config_yaml,
         ),
     )
 
 
 def _sources(summary: Summary) -> list[Table]:
-    """The primary metric for each source, where the data names several."""
+    """The primary metric by source, where the data has several."""
     primary = summary.comparison.primary
     sources = {group: source for cell in summary.comparison.cells for group, source in cell.sources.items()}
     names = sorted(set(sources.values()))
@@ -276,28 +280,34 @@ def _sources(summary: Summary) -> list[Table]:
 def _costs(summary: Summary) -> Table:
     rows = []
     for row in summary.rows:
-        of = cost(row.cells.values())
-        if of:
+        row_cost = cost(row.cells.values())
+        if row_cost:
             rows.append(
                 [
                     row.variant,
                     str(row.size),
-                    f"{of['tokens']:,.0f}",
-                    f"{of['seconds']:.1f}",
-                    f"{of['peak_memory_mb']:,.0f}",
+                    f"{row_cost['tokens']:,.0f}",
+                    f"{row_cost['seconds']:.1f}",
+                    f"{row_cost['peak_memory_mb']:,.0f}",
                 ]
             )
     note = (
         "Means over seeds. Seconds are those of training steps alone. On a CPU the peak memory is the whole process's "
     )
     note += "so far, which never falls: compare only a lower row with a higher one."
-    return Table("What it cost", ("variant", "groups", "tokens trained on", "seconds", "peak memory, MB"), rows, note)
+    return Table(
+        "Cost of training", ("variant", "groups", "tokens trained on", "seconds", "peak memory, MB"), rows, note
+    )
 
 
-def _judged(judge: dict[str, Any]) -> Table:
+def _judge_table(judge: dict[str, Any]) -> Table:
     columns = ("cell", "wins", "losses", "ties", "agreement of the two orders", "no verdict")
     rows = []
-    for name, of in judge.items():
-        agreement = "none judged" if of["agreement"] is None else f"{of['agreement']:.3f}"
-        rows.append([name, str(of["wins"]), str(of["losses"]), str(of["ties"]), agreement, str(of["failed"])])
-    return Table("What the judge said", columns, rows, "Each pair was judged in both orders; a disagreement is a tie.")
+    for name, counts in judge.items():
+        agreement = "none judged" if counts["agreement"] is None else f"{counts['agreement']:.3f}"
+        rows.append(
+            [name, str(counts["wins"]), str(counts["losses"]), str(counts["ties"]), agreement, str(counts["failed"])]
+        )
+    return Table(
+        "Verdicts of the judge", columns, rows, "Each pair was judged in both orders; a disagreement is a tie."
+    )

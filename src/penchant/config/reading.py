@@ -1,4 +1,4 @@
-"""How rows become tokens: the keys that a run and a recipe share below `data`."""
+"""Settings of tokenization, which are keys of `data` in runs and recipes."""
 
 from __future__ import annotations
 
@@ -13,15 +13,16 @@ from penchant.data.tokenized import Truncation
 
 
 class ReadingConfig(Section):
-    """How rows become tokens, and what happens to those that do not fit."""
+    """How rows are tokenized, and what happens to rows that break a limit."""
 
     chat_template: str | None = Field(None, description="file with a Jinja chat template")
     chat_template_kwargs: dict[str, Any] = Field(
         {},
-        description="variables for the chat template, as in {enable_thinking: false}; a row's own come on top",
+        description="variables for the chat template, as in {enable_thinking: false}; a row's variables override them",
     )
     date: str | None = Field(
-        None, description="the day a chat template writes as today's, as in 2026-11-30; null: the day the run starts"
+        None,
+        description="the date that the chat template uses as today's, as in 2026-11-30; null: the day the run starts",
     )
     as_chat: AsChat = Field(
         "auto",
@@ -29,56 +30,61 @@ class ReadingConfig(Section):
         "them plain and warns where the model has a chat template",
     )
     control_text: ControlText = Field(
-        "text", description="what a control token written inside a message becomes: plain text, the token, or an error"
+        "text",
+        description="treatment of control tokens inside messages: read as plain text, as the token, or an error",
     )
     learn: Learn | None = Field(
         None,
-        description="assistant turns to learn from: last, the response; all, those of the prompt too; null: all "
-        "for sft, last for preferences",
+        description="assistant turns to train on; last: the response; all: also those in the prompt; null: all for "
+        "sft, last for preferences",
     )
-    max_length: int | None = Field(None, ge=2, description="tokens of prompt + response; null: the model's context")
-    truncation: Truncation = Field("error", description="what to do with longer rows")
-    empty: Literal["error", "drop"] = Field("error", description="what to do with empty candidates")
-    identical: Literal["error", "drop"] = Field("error", description="what to do where chosen equals rejected")
+    max_length: int | None = Field(
+        None, ge=2, description="maximum tokens of prompt + response; null: the model's context length"
+    )
+    truncation: Truncation = Field("error", description="what to do with rows longer than max_length")
+    empty: Literal["error", "drop"] = Field("error", description="what to do with groups that have an empty candidate")
+    identical: Literal["error", "drop"] = Field(
+        "error", description="what to do with groups whose chosen and rejected response are equal"
+    )
     refused: Refused = Field(
-        "error", description="what to do with rows that the chat template refuses or the tokenizer cannot read"
+        "error", description="what to do with rows that the chat template rejects or the tokenizer cannot read"
     )
 
     @field_validator("chat_template_kwargs")
     @classmethod
-    def _not_reserved(cls, value: dict[str, Any]) -> dict[str, Any]:
+    def _check_reserved_names(cls, value: dict[str, Any]) -> dict[str, Any]:
         for name in value:
             if name in RESERVED:
-                raise ValueError(f"{name!r} is no variable to set: it {RESERVED[name]}")
+                raise ValueError(f"{name!r} cannot be set as a variable: it {RESERVED[name]}")
         return value
 
     @field_validator("date", mode="before")
     @classmethod
-    def _day(cls, value: object) -> object:
-        # YAML makes a date of 2026-11-30 itself.
+    def _date_as_text(cls, value: object) -> object:
+        # YAML reads 2026-11-30 as a date.
         if isinstance(value, datetime.date) and not isinstance(value, datetime.datetime):
             return value.isoformat()
         return value
 
     @field_validator("date")
     @classmethod
-    def _iso(cls, value: str | None) -> str | None:
+    def _check_date(cls, value: str | None) -> str | None:
         try:
             return None if value is None else datetime.date.fromisoformat(value).isoformat()
         except ValueError as error:
-            raise ValueError(f"{value!r} is no day, as 2026-11-30 is") from error
+            raise ValueError(f"{value!r} is not a date; expected one as in 2026-11-30") from error
 
     @field_validator("as_chat", mode="before")
     @classmethod
-    def _word(cls, value: object) -> object:
+    def _bool_as_text(cls, value: object) -> object:
         # YAML reads true as a bool.
         return str(value).lower() if isinstance(value, bool) else value
 
     def rendering(self, learn: Learn) -> Rendering:
-        """How rows become text.
+        """How rows are rendered as text.
 
         Args:
-            learn: which turns are learnt where `learn` is null.
+            learn: the assistant turns to train on where the key `learn` is null.
         """
         return Rendering(
             self.chat_template_kwargs, self.date, self.as_chat, self.control_text, self.learn or learn, self.refused

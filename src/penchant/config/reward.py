@@ -1,4 +1,4 @@
-"""Where the scores of candidates come from: a reward model, a function of the user's, or a judge."""
+"""The source of candidates' scores: a reward model, a Python function, or a judge model behind an endpoint."""
 
 from __future__ import annotations
 
@@ -12,24 +12,32 @@ from penchant.config.section import SECRET, Section
 
 
 class JudgeConfig(Section):
-    """A language model behind an OpenAI-compatible endpoint."""
+    """A judge: a language model behind an OpenAI-compatible endpoint."""
 
-    url: str = Field(description="up to /chat/completions, as in http://localhost:8000/v1")
-    model: str = Field(description="the name the endpoint knows it by")
-    api_key_env: str = Field("OPENAI_API_KEY", description="environment variable that holds the key; it may be unset")
-    prompt: str | None = Field(None, description="file with a template of {prompt}, {first} and {second}")
-    timeout_s: float = Field(60, gt=0, description="seconds to wait for one answer")
-    retries: int = Field(4, ge=0, description="after time-outs, 429, 5xx and answers without a verdict")
-    parallel: int = Field(4, ge=1, description="requests at a time")
+    url: str = Field(
+        description="the endpoint's base address, without /chat/completions, as in http://localhost:8000/v1"
+    )
+    model: str = Field(description="the model's name at the endpoint")
+    api_key_env: str = Field(
+        "OPENAI_API_KEY", description="environment variable that contains the API key; it may be unset"
+    )
+    prompt: str | None = Field(
+        None, description="file with the judge's prompt, a template with {prompt}, {first} and {second}"
+    )
+    timeout_s: float = Field(60, gt=0, description="seconds to wait for an answer")
+    retries: int = Field(
+        4, ge=0, description="number of retries after a time-out, status 429 or 5xx, or an answer without a verdict"
+    )
+    parallel: int = Field(4, ge=1, description="number of concurrent requests")
 
     @field_validator("url")
     @classmethod
-    def _address(cls, value: str) -> str:
+    def _check_url(cls, value: str) -> str:
         if any(mark in value for mark in "@?#"):
             raise PydanticCustomError(
                 SECRET,
-                "expected no user, password or query in the address; it stands in logs and reports. A key belongs into "
-                "the environment variable that api_key_env names",
+                "expected no user, password or query in the address, which is written to logs and reports. Put the key "
+                "into the environment variable that api_key_env names",
             )
         try:
             parts = urlsplit(value)
@@ -42,7 +50,7 @@ class JudgeConfig(Section):
 
     @field_validator("api_key_env")
     @classmethod
-    def _variable(cls, value: str) -> str:
+    def _check_variable_name(cls, value: str) -> str:
         if not re.fullmatch(r"[A-Za-z_]\w*", value, re.ASCII):
             raise PydanticCustomError(
                 SECRET, "expected the name of an environment variable, as in OPENAI_API_KEY, and not a key itself"
@@ -51,20 +59,24 @@ class JudgeConfig(Section):
 
 
 class RewardConfig(Section):
-    """Exactly one of model, function and judge."""
+    """The source of scores: exactly one of model, function and judge."""
 
     model: str | None = Field(None, description="folder or hub id of a sequence-classification model")
-    label: int | None = Field(None, ge=0, description="which of the model's outputs, where it has several")
+    label: int | None = Field(
+        None, ge=0, description="index of the output that is the reward, for a model with several outputs"
+    )
     function: str | None = Field(
-        None, description="package.module:name or file.py:name; called with a prompt and its responses, returns numbers"
+        None,
+        description="package.module:name or file.py:name of a function that takes a prompt and its responses and "
+        "returns numbers",
     )
     judge: JudgeConfig | None = None
 
     @model_validator(mode="after")
-    def _one(self) -> RewardConfig:
-        given = [name for name in ("model", "function", "judge") if getattr(self, name) is not None]
-        if len(given) != 1:
-            raise ValueError(f"expected one of model, function and judge, found {' and '.join(given) or 'none'}")
+    def _check_one_source(self) -> RewardConfig:
+        sources = [name for name in ("model", "function", "judge") if getattr(self, name) is not None]
+        if len(sources) != 1:
+            raise ValueError(f"expected one of model, function and judge, found {' and '.join(sources) or 'none'}")
         if self.label is not None and self.model is None:
-            raise ValueError("label goes with model")
+            raise ValueError("label is a setting of model, which is not set")
         return self

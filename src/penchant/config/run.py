@@ -1,8 +1,9 @@
-"""A run's configuration: one YAML file <-> one typed object. Every default lives here and nowhere else."""
+"""The configuration of a run as a typed object, read from one YAML file; the only place with default values."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -21,146 +22,159 @@ from penchant.objectives import MultiReference, Objective
 
 
 class SourceConfig(Section):
-    """Where the preferences are: the keys of `data` that come first where a configuration is written."""
+    """The source of the preferences: the first keys of `data` in a saved configuration."""
 
     train: str = Field(description="file, `datasets` folder or hub id")
     held_out: str | float | None = Field(
-        None, description="another file; or the share of prompts to hold out of `train` (0 < share < 1)"
+        None, description="another file, or the share of the prompts of `train` to hold out (0 < share < 1)"
     )
     reference_held_out: str | float | None = Field(
         None,
-        description="another file, or the share of the prompts of `train`, neither trained on nor tested on: "
-        "multi_reference fits its validation weights to these pairs",
+        description="another file, or the share of the prompts of `train`, used neither for training nor for "
+        "evaluation: multi_reference fits its validation weights to these pairs",
     )
-    format: str | None = Field(None, description="one of the formats of docs/data-formats.md; null detects it")
-    columns: dict[str, str] = Field({}, description="our column name: the file's")
+    format: str | None = Field(None, description="one of the formats of docs/data-formats.md; null: detected")
+    columns: dict[str, str] = Field({}, description="column names: {OURS: THEIRS}, as in {prompt: question}")
     split: str | None = Field(None, description="split of a `datasets` folder or hub id")
     held_out_split: str | None = Field(
         None, description="split of the file `held_out`, or of `train`'s source where `held_out` is null"
     )
-    max_bytes: int = Field(MAX_BYTES, ge=1, description="what a compressed file may unpack to, in bytes")
+    max_bytes: int = Field(MAX_BYTES, ge=1, description="maximum size of a decompressed file, in bytes")
 
     @field_validator("held_out", "reference_held_out")
     @classmethod
-    def _share(cls, value: str | float | None) -> str | float | None:
+    def _check_share(cls, value: str | float | None) -> str | float | None:
         if isinstance(value, float) and not 0 < value < 1:
-            raise ValueError("a share of prompts lies between 0 and 1")
+            raise ValueError("a share of prompts must lie between 0 and 1")
         return value
 
 
 class DataConfig(ReadingConfig, SourceConfig):
-    """Where the preferences are, and how they are read."""
+    """The source of the preferences, and how they are read."""
 
 
 class LoraConfig(Section):
     """Low-rank adapters instead of all weights (through PEFT)."""
 
-    rank: int = Field(16, ge=1)
-    alpha: float = Field(32, gt=0)
-    dropout: float = Field(0.0, ge=0, lt=1)
+    rank: int = Field(16, ge=1, description="rank of the update of each matrix")
+    alpha: float = Field(32, gt=0, description="scale of the update: alpha / rank")
+    dropout: float = Field(0.0, ge=0, lt=1, description="dropout on the input of the adapters while training")
     targets: str | list[str] = Field(
         "all-linear",
-        description="module names (the output head and the embedding too), a regular expression, or all-linear",
+        description="module names (including the output head and the embedding), a regular expression, or all-linear",
     )
 
 
 class TrainingConfig(Section):
-    """The loop."""
+    """Optimization: steps, batches, learning rate and precision."""
 
-    epochs: float = Field(1, gt=0, description="passes over the training groups; unused where max_steps is set")
-    max_steps: int | None = Field(None, ge=1, description="optimizer steps")
-    batch_size: int = Field(32, ge=1, description="groups in an optimizer step, over all processes")
-    token_budget: int = Field(8192, ge=1, description="tokens in a micro-batch")
-    learning_rate: float = Field(1e-6, gt=0)
-    schedule: Literal["cosine", "linear", "constant"] = "linear"
-    warmup: float = Field(0.1, ge=0, description="below 1: share of the steps; else steps")
-    weight_decay: float = Field(0.0, ge=0)
+    epochs: float = Field(1, gt=0, description="passes over the training groups; without effect where max_steps is set")
+    max_steps: int | None = Field(None, ge=1, description="number of optimizer steps; null: by epochs")
+    batch_size: int = Field(32, ge=1, description="groups per optimizer step, over all processes")
+    token_budget: int = Field(8192, ge=1, description="maximum tokens of a micro-batch")
+    learning_rate: float = Field(1e-6, gt=0, description="peak learning rate of AdamW")
+    schedule: Literal["cosine", "linear", "constant"] = Field(
+        "linear", description="decay of the learning rate after the warm-up"
+    )
+    warmup: float = Field(0.1, ge=0, description="below 1: share of the steps; otherwise number of steps")
+    weight_decay: float = Field(0.0, ge=0, description="AdamW's decoupled weight decay")
     decay_towards: Literal["zero", "start"] = Field(
         "zero",
-        description="what weight_decay pulls the weights to: zero, or those that training starts from (a copy of them "
-        "stays in memory)",
+        description="the values to which weight_decay pulls the weights: zero, or those that training starts from (a "
+        "copy of them stays in memory)",
     )
-    betas: tuple[float, float] = Field((0.9, 0.999), description="of AdamW's moving averages, each in [0, 1)")
-    epsilon: float = Field(1e-8, gt=0)
-    max_grad_norm: float = Field(1.0, gt=0)
+    betas: tuple[float, float] = Field(
+        (0.9, 0.999), description="decay rates of AdamW's moving averages, each in [0, 1)"
+    )
+    epsilon: float = Field(1e-8, gt=0, description="AdamW's epsilon")
+    max_grad_norm: float = Field(1.0, gt=0, description="norm to which gradients are clipped")
     dtype: Literal["float32", "bfloat16"] = Field(
-        "float32", description="of the matrix products; trained weights stay float32"
+        "float32", description="dtype of the matrix products; trained weights stay float32"
     )
     save_dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto",
-        description="of the weights on disk; auto: that of the model training starts from, float32 for adapters; "
+        description="dtype of the saved weights; auto: that of the model training starts from, float32 for adapters; "
         "checkpoints are float32",
     )
-    gradient_checkpointing: bool = Field(False, description="recompute layers in the backward, for memory")
-    shuffle: bool = Field(True, description="a new order each epoch; false keeps the file's")
-    seed: int = Field(0, ge=0)
+    gradient_checkpointing: bool = Field(False, description="recompute activations in the backward pass to save memory")
+    shuffle: bool = Field(True, description="a new order each epoch; false: the file's order")
+    seed: int = Field(
+        0, ge=0, description="seed of all randomness: held-out split, order, new weights, dropout, samples"
+    )
 
     grace_seconds: float = Field(
         25,
         gt=0,
-        description="time to finish the step and save after SIGTERM or SIGHUP; then the process leaves without saving. "
+        description="time to finish the step and save after SIGTERM or SIGHUP; then the process exits without saving. "
         "Kubernetes and Slurm kill after 30 s by default",
     )
     rank_timeout_seconds: float = Field(
         1800,
         gt=0,
-        description="of several processes: how long one may not answer, or keep the others waiting, before the run "
-        "ends with an error that names it",
+        description="with several processes: time after which the run ends with an error that names the process that "
+        "does not answer, or that the others wait for",
     )
 
     @field_validator("betas")
     @classmethod
-    def _decays(cls, value: tuple[float, float]) -> tuple[float, float]:
+    def _check_betas(cls, value: tuple[float, float]) -> tuple[float, float]:
         if not all(0 <= beta < 1 for beta in value):
-            raise ValueError("each of the two lies in [0, 1)")
+            raise ValueError("both must lie in [0, 1)")
         return value
 
 
 class EvaluationConfig(Section):
-    """Held-out evaluation during training, and what follows from it."""
+    """Held-out evaluation during training, choice of the best checkpoint, and early stopping."""
 
-    every: int | None = Field(None, ge=1, description="steps; null: before the first step and after the last")
+    every: int | None = Field(
+        None, ge=1, description="steps between evaluations; null: only before the first step and after the last"
+    )
     metric: str = Field(
         "loss",
-        description="decides which checkpoint is best, where `every` is given: loss, or an objective's metric; "
-        "docs/metrics.md says which are better lower",
+        description="metric by which the best checkpoint is chosen, where `every` is set: loss, or one of the "
+        "objective's; docs/metrics.md lists those for which lower is better",
     )
     patience: int | None = Field(
-        None, ge=1, description="stop after so many evaluations, `every` steps apart, without a better one"
+        None, ge=1, description="number of evaluations without improvement after which training stops; null: never"
     )
-    samples: int = Field(4, ge=0, description="held-out prompts answered before and after, for the report")
-    sample_tokens: int = Field(128, ge=1, description="longest sampled answer")
+    samples: int = Field(
+        4, ge=0, description="number of held-out prompts answered before and after training, for the report"
+    )
+    sample_tokens: int = Field(128, ge=1, description="maximum tokens of these answers")
 
 
 class CheckpointConfig(Section):
-    """When the run's state is saved."""
+    """Checkpoints of the run's state."""
 
-    every: int = Field(100, ge=1, description="steps")
-    keep: int = Field(2, ge=1, description="how many of the last are kept")
+    every: int = Field(100, ge=1, description="steps between checkpoints")
+    keep: int = Field(2, ge=1, description="number of latest checkpoints to keep")
 
 
 class LoggingConfig(Section):
-    """What is written to metrics.jsonl."""
+    """The frequency of lines in metrics.jsonl."""
 
-    every: int = Field(10, ge=1, description="steps; 1 logs each")
+    every: int = Field(10, ge=1, description="steps between lines; 1: every step")
 
 
 class SamplingConfig(Section):
-    """How candidates are drawn where `candidates` is ``sampled``."""
+    """Sampling of candidates where `candidates` is ``sampled``."""
 
-    samples: int = Field(4, ge=1, description="candidates for each prompt")
-    every: int = Field(1, ge=1, description="optimizer steps that use one draw; 1 is on-policy")
+    samples: int = Field(4, ge=1, description="candidates per prompt")
+    every: int = Field(1, ge=1, description="optimizer steps that reuse the same samples; 1 is on-policy")
     max_new_tokens: int = Field(
-        128, ge=1, description="longest response; with its prompt within data.max_length, or data.truncation decides"
+        128,
+        ge=1,
+        description="maximum tokens of a response; prompt + response stay within data.max_length, or data.truncation "
+        "decides",
     )
     temperature: float = Field(
-        1.0, gt=0, description="of the softmax; the log-probs that samples are learnt from by are at it too"
+        1.0, gt=0, description="temperature of sampling; the loss uses log-probs at the same temperature"
     )
     top_p: float = Field(
         1.0,
         gt=0,
         le=1,
-        description="the likeliest tokens with this much probability are drawn from; below 1 refused for rloo",
+        description="nucleus sampling: probability of the set of likeliest tokens to sample from; must be 1 for rloo",
     )
 
 
@@ -169,38 +183,41 @@ class HeadConfig(Section):
 
     pooling: Literal["identity", "tanh", "dropout_tanh", "swiglu", "swiglu_down"] = Field(
         "identity",
-        description="between the last token's hidden state and the head's weight; swiglu_down is a whole SwiGLU block, "
-        "with its down-projection",
+        description="layer between the last token's hidden state and the head's weight; swiglu_down is a whole SwiGLU "
+        "block, with its down-projection",
     )
-    dropout: float = Field(0.0, ge=0, lt=1)
+    dropout: float = Field(0.0, ge=0, lt=1, description="dropout of the pooling while training")
     freeze_backbone: bool = Field(
-        False, description="train the head alone, without lora; the language model cannot change"
+        False, description="train only the head, without lora; the language model stays as it is"
     )
-    weight_decay: float = Field(0.1, ge=0, description="of the head's weights")
+    weight_decay: float = Field(0.1, ge=0, description="weight decay of the head")
 
 
 class RunConfig(Section):
     """One training run."""
 
-    model: str = Field(description="folder or hub id; training starts from it")
-    reference: str | None = Field(None, description="folder or hub id; null: the model training starts from")
+    model: str = Field(description="folder or hub id of the model that training starts from")
+    reference: str | None = Field(
+        None, description="folder or hub id of the reference model; null: the model that training starts from"
+    )
     references: list[str] = Field(
-        [], description="folders or hub ids, the first is the primary, for objectives of several references"
+        [], description="folders or hub ids, the primary reference first, for objectives with several references"
     )
     reference_update: Literal["never", "best"] = Field(
         "never",
-        description="best: at each evaluation while training that is the best so far, the policy becomes the primary "
-        "reference; never: it stays the one that is named",
+        description="best: after each evaluation that is the best so far, the policy becomes the primary reference; "
+        "never: the reference stays fixed",
     )
     data: DataConfig
-    output: str = Field(description="the run's folder")
-    objective: dict[str, Any] = Field(description="name, and the hyper-parameters of that objective")
+    output: str = Field(description="the run's output folder")
+    objective: dict[str, Any] = Field(description="name and hyper-parameters of the objective")
     candidates: Literal["given", "sampled"] = Field(
-        "given", description="the data's, or fresh ones drawn from the policy while it trains"
+        "given", description="given: candidates of the data; sampled: responses sampled from the policy during training"
     )
     sampling: SamplingConfig = SamplingConfig()
     reward: RewardConfig | None = Field(
-        None, description="gives scores to candidates: a reward model, a function or a judge; null: the data's scores"
+        None,
+        description="source of candidates' scores: a reward model, a function or a judge; null: the scores in the data",
     )
     head: HeadConfig = HeadConfig()
     lora: LoraConfig | None = None
@@ -211,28 +228,46 @@ class RunConfig(Section):
 
     @field_validator("data", mode="before")
     @classmethod
-    def _path(cls, value: object) -> object:
+    def _path_as_section(cls, value: object) -> object:
         return {"train": value} if isinstance(value, str) else value
 
     @model_validator(mode="after")
-    def _agrees(self) -> RunConfig:
+    def _check_references_and_reward(self) -> RunConfig:
         if self.reference is not None and self.references:
-            raise ValueError("reference and references are both given; references alone names them all")
+            raise ValueError("reference and references are both set; list all of them in references")
         if self.candidates == "sampled" and self.reward is None:
             raise ValueError("candidates: sampled needs a reward, as in reward: {function: my_reward.py:score}")
         return self
 
     @property
     def rendering(self) -> Rendering:
-        """How the run's rows become text."""
+        """How the run's rows are rendered as text."""
         return self.data.rendering("all" if self.objective.get("name") == "sft" else "last")
 
     @property
-    def method(self) -> Objective:
-        """The objective with its hyper-parameters."""
-        if not code_runs() and names_code(self.objective) and len(self.references) > 1:
-            return MultiReference()
-        return build_objective(self.objective)
+    def built_objective(self) -> Objective:
+        """The objective with its hyper-parameters, built once for a configuration and its copies.
+
+        Inside `without_code` a stand-in takes the place of an objective of the user's own.
+        """
+        key = code_runs(), repr(self.objective), len(self.references) > 1
+        if key not in self._objectives:
+            runs_code, _, has_many_references = key
+            stands_in = not runs_code and names_code(self.objective) and has_many_references
+            self._objectives[key] = MultiReference() if stands_in else build_objective(self.objective)
+        return self._objectives[key]
+
+    @property
+    def reference_sources(self) -> list[str | None]:
+        """The references' folders or hub ids, in order; None is the model training starts from."""
+        if not self.built_objective.needs.references:
+            return []
+        return list(self.references) or [self.reference]
+
+    @cached_property
+    def _objectives(self) -> dict[tuple[bool, str, bool], Objective]:
+        """What was built so far; `model_copy` hands it on, so that its keys hold all that decides."""
+        return {}
 
 
 Loaded = TypeVar("Loaded", bound=Section)
@@ -242,36 +277,36 @@ def load_config(file: Path, overrides: Sequence[str] = ()) -> RunConfig:
     """Read a run's YAML, apply ``key=value`` overrides (dotted keys, YAML values), and check all of it.
 
     Raises:
-        ConfigError: everything that is wrong, at once, each with its key and the nearest valid name.
+        ConfigError: all problems at once, each with its key and the nearest valid name.
     """
     return parse_config(_read(file, overrides), str(file))
 
 
 def load_section(kind: type[Loaded], file: Path, overrides: Sequence[str] = ()) -> Loaded:
-    """`load_config` for another kind of file: a comparison, a recipe.
+    """`load_config` for a comparison or a recipe.
 
     Raises:
-        ConfigError: everything that is wrong, at once, each with its key and the nearest valid name.
+        ConfigError: all problems at once, each with its key and the nearest valid name.
     """
     return validated(kind, _read(file, overrides), str(file))
 
 
 def _read(file: Path, overrides: Sequence[str]) -> dict[str, Any]:
     values = read_yaml(file)
-    for each in overrides:
-        override(values, each)
+    for assignment in overrides:
+        override(values, assignment)
     return values
 
 
 def read_yaml(file: Path) -> dict[str, Any]:
-    """The keys of a YAML file; everything that can be wrong with it as one ConfigError."""
+    """The keys and values of a YAML file; a ConfigError where it cannot be read."""
     try:
         text = file.read_text(encoding="utf-8")
     except FileNotFoundError as error:
         raise ConfigError("there is no such file", where=str(file), fix="name the run's YAML file") from error
     except IsADirectoryError as error:
         raise ConfigError(
-            "this is a folder", where=str(file), fix=f"to go on with a run, type: penchant train --resume {file}"
+            "this is a folder", where=str(file), fix=f"to resume a run, type: penchant train --resume {file}"
         ) from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"byte {error.start} is not UTF-8", where=str(file), fix="save it as UTF-8") from error
@@ -281,15 +316,15 @@ def read_yaml(file: Path) -> dict[str, Any]:
         raise ConfigError(
             f"this is not YAML: {' '.join(str(error).split())}",
             where=str(file),
-            fix="correct the line named; a text that holds a colon or a bracket stands in quotes",
+            fix="correct the named line; a text with a colon or a bracket needs quotes",
         ) from error
     if not isinstance(values, dict):
-        raise ConfigError("the file holds no keys", where=str(file), fix="see examples/dpo.yaml for the least it needs")
+        raise ConfigError("the file has no keys", where=str(file), fix="see examples/dpo.yaml for the needed keys")
     return values
 
 
 def parse_config(values: dict[str, Any], where: str) -> RunConfig:
-    """Check a configuration given as a dictionary; see `load_config`."""
+    """The configuration that a dictionary describes; errors as in `load_config`."""
     problems: list[str] = []
     config: RunConfig | None = None
     try:
@@ -297,18 +332,20 @@ def parse_config(values: dict[str, Any], where: str) -> RunConfig:
         problems += _without_effect(config)
     except ValidationError as error:
         problems += [explain(dict(problem), RunConfig) for problem in error.errors()]
-    if isinstance(values.get("objective"), dict):
-        try:
+    try:
+        if config is not None:
+            _ = config.built_objective
+        elif isinstance(values.get("objective"), dict):
             build_objective(values["objective"])
-        except ConfigError as error:
-            problems.append(str(error).replace("\n  what to do: ", "; "))
+    except ConfigError as error:
+        problems.append(str(error).replace("\n  what to do: ", "; "))
     if problems or config is None:
         raise refusal(problems, where)
     return config
 
 
 def _without_effect(config: RunConfig) -> list[str]:
-    """Settings that others make void."""
+    """Messages about settings that have no effect because of other settings."""
     problems, data, evaluation = [], config.data, config.evaluation
     if isinstance(data.held_out, float) and data.held_out_split is not None:
         problems.append(
@@ -320,8 +357,8 @@ def _without_effect(config: RunConfig) -> list[str]:
     for name, value, default in (("patience", evaluation.patience, None), ("metric", evaluation.metric, "loss")):
         if evaluation.every is None and value != default:
             problems.append(
-                f"evaluation.{name} is {value!r}, and evaluation.every is null, so nothing is judged while training: "
-                f"give evaluation.every, or leave evaluation.{name} out"
+                f"evaluation.{name} is {value!r}, and evaluation.every is null, so there is no evaluation during "
+                f"training: give evaluation.every, or leave evaluation.{name} out"
             )
     if config.reference_update == "best" and evaluation.every is None:
         problems.append(
@@ -336,8 +373,8 @@ def _without_effect(config: RunConfig) -> list[str]:
             )
         if config.lora is not None:
             problems.append(
-                "training.decay_towards is start, and an adapter's weights are differences from it, which decay to it "
-                "by themselves: leave training.decay_towards out"
+                "training.decay_towards is start, which is what weight_decay does with adapters anyway: leave "
+                "training.decay_towards out"
             )
         if config.head.freeze_backbone:
             problems.append(
@@ -350,7 +387,7 @@ def _without_effect(config: RunConfig) -> list[str]:
 
 
 def dump_config(config: RunConfig) -> str:
-    """The resolved configuration as YAML, every default spelt out."""
+    """The configuration as YAML, with all default values."""
     values = config.model_dump()
-    values["objective"] = describe_objective(config.method, config.objective)
+    values["objective"] = describe_objective(config.built_objective, config.objective)
     return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)

@@ -1,9 +1,4 @@
-"""What the sections of every configuration share.
-
-Also in this module:
-
-- What is wrong with a configuration, in words: the key, what was found, and the nearest valid name.
-"""
+"""The base class of all configuration sections, and the description of errors in them."""
 
 from __future__ import annotations
 
@@ -17,14 +12,14 @@ from penchant.errors import ConfigError, rename_options
 
 Model = TypeVar("Model", bound=BaseModel)
 SECRET = "secret"
-"""Type of pydantic's errors whose input is not shown: it may hold a key."""
+"""Type of the pydantic errors whose input is never printed, because it may contain a key."""
 
 
 def validated(kind: type[Model], values: dict[str, Any], where: str) -> Model:
-    """A configuration given as a dictionary, checked.
+    """The configuration that a dictionary describes, after all checks.
 
     Raises:
-        ConfigError: everything that is wrong, at once.
+        ConfigError: all problems at once.
     """
     try:
         return kind.model_validate(values)
@@ -33,7 +28,7 @@ def validated(kind: type[Model], values: dict[str, Any], where: str) -> Model:
 
 
 def refusal(problems: Sequence[str], where: str) -> ConfigError:
-    """All of a configuration's problems as one error."""
+    """One error that lists all problems of a configuration."""
     return ConfigError(
         "\n  - ".join([f"{len(problems)} problem(s) in the configuration", *problems]),
         where=where,
@@ -42,10 +37,10 @@ def refusal(problems: Sequence[str], where: str) -> ConfigError:
 
 
 def explain(problem: dict[str, Any], root: type[BaseModel] | None = None) -> str:
-    """One of pydantic's errors as a line.
+    """The message for one of pydantic's errors.
 
     Args:
-        root: the model the key's path starts from, for the nearest names.
+        root: the model at which the key's path starts, for the nearest valid names.
     """
     path = [str(part) for part in problem["loc"]]
     key = ".".join(path)
@@ -60,13 +55,13 @@ def explain(problem: dict[str, Any], root: type[BaseModel] | None = None) -> str
         message = rename_options(message, {f"{name}.": f"{key}.{name}." for name in _known_keys(root, path)})
         if message.startswith(f"{key}."):
             return message
-    found = f", found {_shorten(problem['input'])}" if problem["type"] != "value_error" or path else ""
-    return f"{key}: {message[0].lower()}{message[1:]}{found}" if key else message
+    actual_value = f", found {_shorten(problem['input'])}" if problem["type"] != "value_error" or path else ""
+    return f"{key}: {message[0].lower()}{message[1:]}{actual_value}" if key else message
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
-    """`` (did you mean ...?)``, or nothing where no known name is like it."""
-    match = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+def nearest(name: str, valid_names: Iterable[str]) -> str:
+    """The text `` (did you mean ...?)`` with the nearest valid name; empty where no valid name is similar."""
+    match = difflib.get_close_matches(name, list(valid_names), n=1, cutoff=0.5)
     return f" (did you mean {match[0]}?)" if match else ""
 
 
@@ -88,6 +83,6 @@ def _shorten(value: object) -> str:
 
 
 class Section(BaseModel):
-    """Keys of a configuration's file; unknown ones are refused."""
+    """Base class of the sections of configurations; unknown keys are errors."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)

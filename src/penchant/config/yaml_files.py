@@ -1,9 +1,4 @@
-"""YAML of configurations: a key that stands twice, and aliases that unfold without end, are refused.
-
-Also in this module:
-
-- Dotted keys of a configuration that is still nested dictionaries.
-"""
+"""YAML of configurations and dotted keys; repeated keys, and aliases that unfold without end, are refused."""
 
 from __future__ import annotations
 
@@ -15,14 +10,14 @@ import yaml
 from penchant.errors import ConfigError
 
 LARGEST = 100_000
-"""Values of a configuration, with every alias as often as it is used."""
+"""Maximum number of values of a configuration; an aliased value counts each time it is used."""
 
 
 def parse_yaml(text: str) -> Any:
     """The value of one YAML document.
 
     Raises:
-        yaml.YAMLError: it is not YAML, a key stands twice in one mapping, or it unfolds to more than `LARGEST` values.
+        yaml.YAMLError: the text is not YAML, contains a key twice in a mapping, or has over `LARGEST` values.
     """
     loader = yaml.SafeLoader(text)
     try:
@@ -38,14 +33,14 @@ def parse_yaml(text: str) -> Any:
 
 
 def _check(node: yaml.Node, sizes: dict[int, int]) -> int:
-    """How many values a node unfolds to.
+    """Number of values to which a node expands.
 
     Args:
-        sizes: by the nodes' ids; 0 of one that is being counted.
+        sizes: number of values by the id of the node; 0 for a node whose count is not complete.
     """
     if (size := sizes.get(id(node))) is not None:
         if size == 0:
-            raise yaml.constructor.ConstructorError(None, None, "an alias that holds itself", node.start_mark)
+            raise yaml.constructor.ConstructorError(None, None, "an alias contains itself", node.start_mark)
         return size
     sizes[id(node)] = 0
     total = 1
@@ -56,7 +51,7 @@ def _check(node: yaml.Node, sizes: dict[int, int]) -> int:
         total += sum(_check(item, sizes) for item in node.value)
     if total > LARGEST:
         raise yaml.constructor.ConstructorError(
-            None, None, f"it unfolds to more than {LARGEST} values", node.start_mark
+            None, None, f"it expands to more than {LARGEST} values", node.start_mark
         )
     sizes[id(node)] = total
     return total
@@ -68,15 +63,15 @@ def _check_keys(node: yaml.MappingNode) -> None:
         if not isinstance(key, yaml.ScalarNode):
             continue
         line = key.start_mark.line + 1
-        if (first := lines.get((key.tag, key.value))) is not None:
+        if (earlier_line := lines.get((key.tag, key.value))) is not None:
             raise yaml.constructor.ConstructorError(
-                None, None, f"the key {key.value!r} stands twice, in lines {first} and {line}", key.start_mark
+                None, None, f"the key {key.value!r} appears twice, in lines {earlier_line} and {line}", key.start_mark
             )
         lines[key.tag, key.value] = line
 
 
 def override(values: dict[str, Any], assignment: str) -> None:
-    """Set one ``key=value`` in nested keys: a dotted path, and a YAML value."""
+    """Apply one ``key=value`` assignment: a dotted key and a YAML value."""
     key, equals, text = assignment.partition("=")
     if not equals or not key:
         raise ConfigError(f"{assignment!r} is not of the form key=value", fix="as in: training.learning_rate=1e-6")
@@ -88,7 +83,7 @@ def override(values: dict[str, Any], assignment: str) -> None:
 
 
 def set_key(values: dict[str, Any], key: str, value: Any) -> None:
-    """Set the value at a dotted path of nested keys; a list's section goes by its ``name``, as in ``methods.dpo``."""
+    """Set the value at a dotted key; sections in a list are addressed by their ``name``, as in ``methods.dpo``."""
     section: Any = values
     *parents, last = key.split(".")
     for depth, parent in enumerate(parents):
@@ -101,14 +96,16 @@ def set_key(values: dict[str, Any], key: str, value: Any) -> None:
         if inner is None:
             inner = section[parent] = {}
         if not isinstance(inner, dict) and not (isinstance(inner, list) and parents[depth + 1 :]):
-            above = ".".join(parents[: depth + 1])
-            raise ConfigError(f"{key}: {above} is {inner!r}, it has no keys below it", fix=f"as in: {above}=VALUE")
+            parent_path = ".".join(parents[: depth + 1])
+            raise ConfigError(
+                f"{key}: {parent_path} is {inner!r}, and not a section with keys", fix=f"as in: {parent_path}=VALUE"
+            )
         section = inner
     section[last] = value
 
 
 def _section_named(name: str, sections: Sequence[Any], key: str) -> dict[str, Any]:
-    """The section of a list that has this ``name``."""
+    """The section of a list with this ``name``."""
     by_name = {section["name"]: section for section in sections if isinstance(section, dict) and "name" in section}
     if name not in by_name:
         raise ConfigError(f"{key}: none of these is named {name}", fix=f"one of: {', '.join(by_name) or 'none'}")

@@ -1,9 +1,4 @@
-"""A preference group as the texts a model reads: plain concatenations, or renderings of the chat template.
-
-Also in this module:
-
-- Positions of the assistant's turns in a rendered conversation.
-"""
+"""A preference group as the texts a model reads: plain concatenations, or renderings of the chat template."""
 
 from __future__ import annotations
 

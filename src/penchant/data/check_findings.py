@@ -1,9 +1,4 @@
-"""Findings about preference data: the severity of each check's hits, their description and their fix.
-
-Also in this module:
-
-- Lengths of prompts and candidates, and how well length alone separates chosen from rejected.
-"""
+"""Findings about preference data: the severity of each check's hits, their description and their fix."""
 
 from __future__ import annotations
 

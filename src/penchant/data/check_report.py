@@ -1,9 +1,4 @@
-"""The report of a check of preference data: plain values, of which only `Finding` is a judgement.
-
-Also in this module:
-
-- Tables of a check's report for the terminal.
-"""
+"""The report of a check of preference data, of which only `Finding` is a judgement, and its tables for the terminal."""
 
 from __future__ import annotations
 

@@ -1,11 +1,6 @@
-"""Checks of preference data: counts, lengths, and everything that would stop or spoil training.
+"""Checks of preference data: counts, lengths, overlaps, chat templates, and whatever would stop or spoil training.
 
 This module counts; `check_findings` judges the counts.
-
-Also in this module:
-
-- Checks for prompts, candidates and conversations that are both in the training and in the held-out groups.
-- Checks of a tokenizer's chat template: its faults, groups to which it is not applied, control tokens in messages.
 """
 
 from __future__ import annotations

@@ -3,10 +3,6 @@
 Before a template renders a message, each control token in it is replaced by a code that occurs in no data, so that the
 only control tokens of the rendering are those of the template. `encode` turns the codes back into text, with the ids of
 a tokenizer that does not know these tokens. Texts without codes are tokenized directly.
-
-Also in this module:
-
-- Escaping of control tokens inside the messages of a conversation before the chat template renders it.
 """
 
 from __future__ import annotations

@@ -1,9 +1,4 @@
-"""Readers of a conversation's messages, and of the boundary between its prompt and its response.
-
-Also in this module:
-
-- Readers of tool calls, and of the columns for the chat template (tools, documents, variables), in several forms.
-"""
+"""Readers of a conversation: its messages, tool calls and template columns, and where its response begins."""
 
 from __future__ import annotations
 

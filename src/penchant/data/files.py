@@ -1,10 +1,4 @@
-"""Rows of a source: a file, a folder of files, a folder saved by `datasets`, or a data set of the hub.
-
-Also in this module:
-
-- Rows of Parquet files, folders saved by `datasets`, and hub data sets.
-- A row's columns for the chat template: a system text, tools, documents and variables.
-"""
+"""Rows of a source: a file, a folder of files, a folder saved by `datasets`, or a data set of the hub."""
 
 from __future__ import annotations
 

@@ -1,10 +1,4 @@
-"""The registry of formats, and the detection of a source's format.
-
-Also in this module:
-
-- Formats with a list of candidates and their comparisons, scores, ranks or labels.
-- Recommendation data in the format of S-DPO's authors: a user's history, the offered items, and the selected item.
-"""
+"""The registry of formats, the detection of a source's format, and the formats with a list of candidates."""
 
 from __future__ import annotations
 

@@ -1,9 +1,4 @@
-"""Formats with a column for each response: pairs, transcripts, yes/no labels, examples to imitate, plain text.
-
-Also in this module:
-
-- Formats of other tools: LLaMA-Factory, ms-swift, Label Studio.
-"""
+"""Formats with a column for each response, among them those of LLaMA-Factory, ms-swift and Label Studio."""
 
 from __future__ import annotations
 

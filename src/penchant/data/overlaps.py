@@ -2,10 +2,6 @@
 
 A group of K candidates has up to K (K - 1) / 2 pairs. They are listed one group at a time, and only for groups whose
 pairs may occur in other groups.
-
-Also in this module:
-
-- Comparison of prompts by their turns, from messages or from a transcript.
 """
 
 from __future__ import annotations

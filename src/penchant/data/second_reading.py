@@ -1,9 +1,4 @@
-"""Tokenization of a model's groups for a second model with another tokenizer, such as a reference.
-
-Also in this module:
-
-- Mismatched responses (responses to another prompt) for methods that estimate a KL divergence from them (KTO).
-"""
+"""Tokenization for a second model with another tokenizer, and mismatched responses for methods like KTO."""
 
 from __future__ import annotations
 

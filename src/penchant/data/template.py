@@ -1,10 +1,4 @@
-"""The input that a chat template accepts, determined by rendering samples: variables, forms of contents, the date.
-
-Also in this module:
-
-- The tokens that a chat template writes around messages: end-of-turn tokens and other control tokens.
-- A cache of values that are computed once per tokenizer, and again when its tokens or its chat template change.
-"""
+"""What a chat template accepts and writes, determined by rendering samples, and cached for each tokenizer."""
 
 from __future__ import annotations
 

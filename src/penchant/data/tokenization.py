@@ -2,11 +2,6 @@
 
 A prompt and its candidate are tokenized as one text, because that is what the model reads; the responses begin where
 any candidate's ids first differ from the prompt's ids. Everything that is cut, dropped or added is counted.
-
-Also in this module:
-
-- Problems of groups during tokenization: counted where such groups may be dropped, otherwise one error for all.
-- Loss masks: the turns of `data.assistant_turns` as positions in the token ids of a sequence.
 """
 
 from __future__ import annotations

@@ -1,9 +1,4 @@
-"""The result of tokenization: token ids, and the group that the objectives read.
-
-Also in this module:
-
-- Common prefixes of texts, and of token ids.
-"""
+"""The result of tokenization: token ids, their common prefixes, and the group that the objectives read."""
 
 from __future__ import annotations
 

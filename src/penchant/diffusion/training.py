@@ -24,9 +24,25 @@ from penchant.errors import ConfigError, TrainingError
 from penchant.models.lora import add_adapters, sort_modules
 from penchant.objectives import FittedObjective, Groups, Objective, State, Sum, WeightedSum
 from penchant.progress import Progress
-from penchant.training.batches import Order, group_facts
+from penchant.training.batches import Order, group_tensors
 from penchant.training.log import JsonLines
 from penchant.training.optimizer import build_optimizer, learning_rate, scale_and_clip
+
+
+@dataclass(frozen=True)
+class Draws:
+    """The random draws of a timestep and noise that a group's loss is averaged over.
+
+    Attributes:
+        number: draws for each group in a step.
+        latents: how a picture's latents are taken from the VAE's distribution; as in `Denoiser`.
+        empty_prompts: share of draws of a group in which its prompt is empty, in [0, 1); guidance needs the UNet
+            without a prompt too.
+    """
+
+    number: int
+    latents: LatentChoice = "mode"
+    empty_prompts: float = 0.0
 
 
 def tune_denoiser(
@@ -36,10 +52,8 @@ def tune_denoiser(
     objective: Objective,
     settings: TrainingConfig,
     lora: LoraConfig,
-    draws: int,
+    draws: Draws,
     folder: Path,
-    latents: LatentChoice = "mode",
-    empty_prompts: float = 0.0,
 ) -> None:
     """Tune the UNet's adapters and merge them; a run from the same arguments ends with the same bits.
 
@@ -48,11 +62,7 @@ def tune_denoiser(
         read: a named picture, [3, size, size] in [-1, 1].
         objective: of one reference: the UNet as it was.
         settings: `token_budget`, `dtype` and `gradient_checkpointing` are not used.
-        draws: of a timestep and noise, for each group in a step.
         folder: for the adapters, and metrics.jsonl.
-        latents: how a picture's latents are taken from the VAE's distribution; as in `Denoiser`.
-        empty_prompts: share of draws of a group in which its prompt is empty, in [0, 1); guidance needs the UNet
-            without a prompt too.
 
     Raises:
         ConfigError: the objective needs more than pairs and one reference, or the UNet lacks the adapters' layers.
@@ -60,7 +70,7 @@ def tune_denoiser(
     """
     check_objective(objective)
     torch.manual_seed(settings.seed)
-    denoiser.latent_choice = latents
+    denoiser.latent_choice = draws.latents
     targets = linear_layers(denoiser.unet) if lora.targets == "all-linear" else lora.targets
     model = denoiser.unet = add_adapters(
         denoiser.unet, rank=lora.rank, alpha=lora.alpha, dropout=lora.dropout, targets=targets
@@ -70,12 +80,13 @@ def tune_denoiser(
     optimizer, state = build_optimizer(model, settings), objective.initial_state(settings.seed)
     folder.mkdir(parents=True, exist_ok=True)
     metrics = JsonLines(folder / "metrics.jsonl")
-    metrics.cut(0)
+    metrics.truncate(0)
     with Progress("training", total, "steps") as progress:
         for step in range(total):
             members = [groups[i] for i in order.batch(step)]
-            seed = (settings.seed * 1_000_003 + step) * draws
-            batch = DrawnBatch(denoiser, members, read, empty_prompts, range(seed, seed + draws))
+            seed = (settings.seed * 1_000_003 + step) * draws.number
+            seeds = range(seed, seed + draws.number)
+            batch = DrawnBatch(denoiser, members, read, draws.empty_prompts, seeds)
             backward = _backward_of_all_draws if objective.coupled else _backward_by_draw
             sums, state = backward(batch, objective, state)
             means = {name: (value.total / value.count).item() for name, value in sums.items()}
@@ -152,7 +163,7 @@ def _backward_of_all_draws(batch: DrawnBatch, objective: Objective, state: State
 
 
 def _facts(groups: Sequence[PreferenceGroup], policy: Tensor) -> Groups:
-    return group_facts(groups, [[1] * len(group.candidates) for group in groups]).to(policy.device)
+    return group_tensors(groups, [[1] * len(group.candidates) for group in groups]).to(policy.device)
 
 
 def _totals(values: Sequence[Sum]) -> tuple[Tensor, Tensor]:
@@ -164,8 +175,8 @@ def check_objective(objective: Objective) -> None:
     """Refuse what has no meaning for pictures."""
     needs = objective.needs
     fine = needs.pairs and needs.references == 1 and needs.trains == "log_probs"
-    more = needs.many_references or needs.scores or needs.labels or needs.mismatched or needs.head
-    if not fine or more or _is_fitted(objective):
+    further_needs = needs.many_references or needs.scores or needs.labels or needs.mismatched or needs.head
+    if not fine or further_needs or _is_fitted(objective):
         raise ConfigError(
             f"the objective {objective.name} does not tune pictures",
             fix="use one of pairs and one reference, as dpo, ipo, hinge or s_dpo, or a weighted_sum of one and sft",
@@ -194,11 +205,11 @@ def _log_probs(
     encoded = denoiser.encode_prompts([str(group.prompt) for group in groups])
     timesteps = torch.randint(denoiser.schedule.config.num_train_timesteps, (len(groups),))
     noise = torch.randn(len(groups), *latents.shape[1:])
-    row = torch.tensor([place for place, size in enumerate(sizes) for _ in range(size)])
-    arguments = latents, encoded[row], timesteps[row].to(denoiser.device), noise[row].to(denoiser.device)
+    row = torch.tensor([index for index, size in enumerate(sizes) for _ in range(size)])
+    inputs = latents, encoded[row], timesteps[row].to(denoiser.device), noise[row].to(denoiser.device)
     with torch.no_grad(), denoiser.unet.disable_adapter():
-        reference = -denoiser.noise_errors(*arguments)
-    policy = -denoiser.noise_errors(*arguments)
-    column = torch.tensor([place for size in sizes for place in range(size)])
+        reference = -denoiser.noise_errors(*inputs)
+    policy = -denoiser.noise_errors(*inputs)
+    column = torch.tensor([index for size in sizes for index in range(size)])
     shape = len(groups), max(sizes)
-    return tuple(said.new_zeros(shape).index_put((row, column), said) for said in (policy, reference))  # type: ignore[return-value]
+    return tuple(values.new_zeros(shape).index_put((row, column), values) for values in (policy, reference))  # type: ignore[return-value]

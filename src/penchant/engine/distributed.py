@@ -2,10 +2,6 @@
 
 Started by ``torchrun``, a run is sharded with FSDP2 over all its processes; otherwise its world has one process, and
 every call here is the identity.
-
-Also in this module:
-
-- A monitor that names the process of a run that no longer answers, for which the others would wait in silence.
 """
 
 from __future__ import annotations
@@ -40,6 +36,11 @@ class World:
     size: int
     device: torch.device
 
+    @classmethod
+    def single(cls) -> World:
+        """The world of one process, on this process's device."""
+        return cls(0, 1, local_device())
+
     @property
     def is_main(self) -> bool:
         """Whether this process writes files and prints."""
@@ -56,7 +57,7 @@ class World:
         return [(items[min(i, len(items) - 1)], i < len(items)) for i in indices]
 
     def sum(self, values: Tensor) -> Tensor:
-        """The sum over ranks, in place; in float64 counts and totals are exact."""
+        """The sum over ranks of values of any shape, in place; in float64 counts and totals are exact."""
         if self.size > 1:
             dist.all_reduce(values)
         return values

@@ -19,8 +19,6 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from penchant.engine.heap import Block, Heap
-
 _DEVICE = torch.ops.prim.device.default
 _GROUPED_PRODUCT = torch.ops.aten._grouped_mm.default
 
@@ -37,13 +35,11 @@ class MemoryTracker(TorchDispatchMode):
     Attributes:
         live: bytes of the tensors alive now.
         peak: most bytes alive at any moment since the start, or since `reset`.
-        peak_resident: most bytes that the allocator held, where one is modelled.
     """
 
-    def __init__(self, heap: Heap | None = None) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.live = self.peak = self.peak_resident = 0
-        self._heap = heap
+        self.live = self.peak = 0
         self._known_storages: weakref.WeakSet[Any] = weakref.WeakSet()
 
     def reset(self) -> None:
@@ -69,16 +65,10 @@ class MemoryTracker(TorchDispatchMode):
         size = storage.nbytes()
         self.live += size
         self.peak = max(self.peak, self.live)
-        block = None
-        if self._heap is not None:
-            block = self._heap.take(size)
-            self.peak_resident = max(self.peak_resident, self._heap.resident)
-        weakref.finalize(storage, self._forget, size, block)
+        weakref.finalize(storage, self._forget, size)
 
-    def _forget(self, size: int, block: Block | None) -> None:
+    def _forget(self, size: int) -> None:
         self.live -= size
-        if self._heap is not None and block is not None:
-            self._heap.give(block)
 
 
 def _grouped_product(rows: Tensor, weights: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -88,11 +78,11 @@ def _grouped_product(rows: Tensor, weights: Tensor, *args: Any, **kwargs: Any) -
 
 
 @contextmanager
-def track_memory(heap: Heap | None = None) -> Iterator[MemoryTracker]:
+def track_memory() -> Iterator[MemoryTracker]:
     """A tracker of all tensors made inside the context; they are fake tensors, without data."""
     from torch._subclasses.fake_tensor import FakeTensorMode
 
-    tracker = MemoryTracker(heap)
+    tracker = MemoryTracker()
     with FakeTensorMode(), tracker:
         yield tracker
 

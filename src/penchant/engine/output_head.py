@@ -16,6 +16,7 @@ from penchant.engine.kernels.compiled import capped
 from penchant.engine.kernels.linear_log_probs import compute_dtype, linear_log_probs
 from penchant.engine.kernels.output_layer import LowRank
 from penchant.engine.kernels.tied_embedding import SharedGradient
+from penchant.engine.memory import track_memory
 
 
 def head_log_probs(
@@ -68,6 +69,29 @@ def lora_rank(head: nn.Module) -> int:
     if any(name in layer.lora_variant or layer.lora_bias[name] for name in names):
         return 0
     return sum(layer.r[name] for name in names)
+
+
+def linear_head_memory(head: nn.Module, targets: int, device: torch.device, dtype: str) -> int:
+    """The most bytes that a linear head works with, forward and backward, beside its inputs and its weight's gradient.
+
+    Args:
+        head: on any device; only its shape and the rank of its adapter are looked at.
+        targets: number of target tokens N.
+        dtype: of the matrix products.
+    """
+    like: Any = head.weight
+    rank, compute = lora_rank(head), torch.bfloat16 if dtype == "bfloat16" else like.dtype
+    with track_memory() as tracker:
+        weight = torch.empty(like.shape, dtype=like.dtype, device=device, requires_grad=like.requires_grad)
+        ids = torch.empty(targets, dtype=torch.int64, device=device)
+        hidden = torch.empty(targets, like.shape[1], dtype=compute, device=device, requires_grad=True)
+        low, up = (torch.empty(n, rank, dtype=compute, device=device, requires_grad=True) for n in (targets, len(like)))
+        adapter = LowRank(low, up) if rank else None
+        tracker.reset()
+        inputs = tracker.live
+        linear_log_probs(hidden, weight, None, ids, adapter=adapter).sum().backward()
+        gradients = sum(parameter.grad.nbytes for parameter in (weight, up) if parameter.grad is not None)
+        return max(0, tracker.peak - inputs - gradients)
 
 
 def _low_rank(layer: Any, hidden: Tensor) -> LowRank:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from penchant.data.tokenized import TokenizedGroup
 from penchant.data.trees import TreeBatch
@@ -53,8 +55,8 @@ class PaddedScorer(nn.Module):
         return batch.to_group_matrix(torch.stack(sums))
 
 
-def pad_right(sequences: list[Tensor]) -> dict[str, Tensor]:
-    """A model's inputs, padded on the right: ids and mask [N, longest]."""
+def pad_right(sequences: Sequence[Tensor]) -> dict[str, Tensor]:
+    """A model's inputs, padded on the right: ids and mask [N, longest] of N sequences."""
     longest = max(map(len, sequences))
     ids = torch.zeros(len(sequences), longest, dtype=torch.int64, device=sequences[0].device)
     mask = torch.zeros_like(ids)
@@ -64,8 +66,18 @@ def pad_right(sequences: list[Tensor]) -> dict[str, Tensor]:
     return {"input_ids": ids, "attention_mask": mask}
 
 
+def pad_left(x: Tensor, length: int, dim: int = -1) -> Tensor:
+    """The tensor [..., length, ...] with zeros on the left of one dimension; itself where it has this length already.
+
+    Args:
+        dim: counted from the last, which is -1.
+    """
+    missing = length - x.shape[dim]
+    return pad(x, (0, 0) * (-1 - dim) + (missing, 0)) if missing else x
+
+
 def unpack(batch: TreeBatch) -> tuple[list[Tensor], list[int]]:
-    """Each candidate's whole sequence (prompt + response), and its prompt's length, from a packed row."""
+    """Sequences [T], prompt and response, of a packed row's candidates, and their prompts' lengths in tokens."""
     sequences, prompts = [], []
     start = 0
     for branch in batch.branches:

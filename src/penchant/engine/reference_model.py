@@ -15,7 +15,8 @@ from penchant.engine.distributed import World, shard
 from penchant.engine.scoring import Scorer, choose_scorer, sample_groups, score_groups
 from penchant.models.loading import check_vocabulary, context_length, load_model, load_tokenizer
 from penchant.progress import Progress
-from penchant.storage.caches import ReferenceCache, cache_folder, model_fingerprint
+from penchant.storage.caches import LogProbCache, cache_folder
+from penchant.storage.fingerprints import model_fingerprint
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -41,7 +42,7 @@ class FrozenModel:
         chat_template: str | None = None,
         rendering: Rendering = PLAIN,
     ) -> FrozenModel:
-        """Load a model and its tokenizer onto this process's device; errors as in `engine.loading`."""
+        """Load a model and its tokenizer onto this process's device; errors as in `models.loading`."""
         tokenizer = load_tokenizer(source, chat_template=chat_template)
         weights = torch.bfloat16 if dtype == "bfloat16" else torch.float32
         model = load_model(source, dtype=weights).to(world.device).requires_grad_(False)
@@ -84,7 +85,7 @@ def cached_log_probs(
     scorer: Scorer, fingerprint: str, groups: Sequence[TokenizedGroup], world: World, budget: int, dtype: str
 ) -> list[list[float]]:
     """Summed log-probs of every candidate by a model whose weights have this fingerprint, through the cache."""
-    cache = ReferenceCache(fingerprint, f"{type(scorer).__name__} {dtype} {world.device.type}", cache_folder())
+    cache = LogProbCache(fingerprint, f"{type(scorer).__name__} {dtype} {world.device.type}", cache_folder())
     with Progress("log-probs", len(groups), "groups", visible=world.is_main) as progress:
         log_probs = score_groups(
             scorer, groups, world=world, budget=budget, dtype=dtype, cache=cache, advance=progress.advance

@@ -1,10 +1,6 @@
 """Sampling K responses to each prompt: the prompt is read once, and all K share its keys and values.
 
 Shapes: P prompts at a time, K samples of each, V vocabulary.
-
-Also in this module:
-
-- Rows that generate a token at a time; rows can be removed and added between any two tokens.
 """
 
 from __future__ import annotations
@@ -19,10 +15,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
 from penchant.data.tokenized import Ids
 from penchant.engine.attention import TREE
+from penchant.engine.padded import pad_left
 from penchant.models.multimodal import set_attention
 
 if TYPE_CHECKING:
@@ -70,8 +66,7 @@ class CachedRows:
         width = max(self.mask.shape[1], newcomers.mask.shape[1])
         for layer, addition in zip(self.cache.layers, newcomers.cache.layers, strict=True):
             _join_layers(layer, addition, width)
-        masks = (pad(mask, (width - mask.shape[1], 0)) for mask in (self.mask, newcomers.mask))
-        self.mask = torch.cat(list(masks))
+        self.mask = torch.cat([pad_left(mask, width) for mask in (self.mask, newcomers.mask)])
         self.positions = torch.cat([self.positions, newcomers.positions])
         self.logits = torch.cat([self.logits, newcomers.logits])
 
@@ -137,12 +132,9 @@ def read_prompts(model: PreTrainedModel, prompts: Sequence[Ids], cache: Any = No
         cache: the cache to fill; by default the one that the model makes.
     """
     width = max(map(len, prompts))
-    ids = torch.zeros(len(prompts), width, dtype=torch.int64)
-    mask = torch.zeros_like(ids)
-    for row, prompt in enumerate(prompts):
-        ids[row, width - len(prompt) :] = torch.from_numpy(prompt)
-        mask[row, width - len(prompt) :] = 1
-    ids, mask = ids.to(model.device), mask.to(model.device)
+    rows = [torch.from_numpy(prompt) for prompt in prompts]
+    ids = torch.stack([pad_left(row, width) for row in rows]).to(model.device)
+    mask = torch.stack([pad_left(torch.ones_like(row), width) for row in rows]).to(model.device)
     positions = (mask.cumsum(1) - 1).clamp(min=0)
     out = model(
         input_ids=ids,
@@ -218,8 +210,7 @@ def _join_layers(layer: Any, addition: Any, width: int) -> None:
     if getattr(layer, "keys", None) is not None:
         for name in ("keys", "values"):
             tensors = (getattr(part, name) for part in (layer, addition))
-            padded = [pad(tensor, (0, 0, width - tensor.shape[-2], 0)) for tensor in tensors]
-            setattr(layer, name, torch.cat(padded))
+            setattr(layer, name, torch.cat([pad_left(tensor, width, dim=-2) for tensor in tensors]))
     for name in ("conv_states", "recurrent_states"):
         states = getattr(layer, name, {})
         for index, state in states.items():

@@ -1,10 +1,4 @@
-"""The choice of a model's scorer, and log-probs of many groups by it.
-
-Also in this module:
-
-- Rewards of candidates by a sequence-classification model: its head at the token that transformers reads.
-- Scores of preference heads on the hidden states of a scorer.
-"""
+"""The choice of a model's scorer; log-probs, rewards and head scores of many groups by it."""
 
 from __future__ import annotations
 
@@ -18,7 +12,6 @@ from torch import Tensor, nn
 
 from penchant.data.tokenized import TokenizedGroup
 from penchant.data.trees import TreeBatch, pack, split_into_micro_batches
-from penchant.engine.attention import TREE, tree_attention
 from penchant.engine.distributed import World, reshard
 from penchant.engine.padded import PaddedScorer, pad_right, unpack
 from penchant.engine.tree import TreeScorer, last_hidden
@@ -27,7 +20,7 @@ from penchant.errors import DataError
 from penchant.models.multimodal import language_model, set_attention
 from penchant.models.preference_head import PreferenceHead
 from penchant.models.special_tokens import pad_token_id
-from penchant.storage.caches import ReferenceCache
+from penchant.storage.caches import LogProbCache
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -103,12 +96,25 @@ class PaddedRewardScorer(nn.Module):
 
     def forward(self, batch: TreeBatch) -> Tensor:
         """[G, K] rewards, in float64; 0 in empty slots."""
-        sequences, _ = unpack(batch)
-        hidden = language_model(self.model)(**pad_right(sequences), use_cache=False).last_hidden_state
+        return batch.to_group_matrix(padded_rewards(self.model, unpack(batch)[0]))
+
+
+def padded_rewards(model: PreTrainedModel, sequences: Sequence[Tensor], label: int = 0) -> Tensor:
+    """Rewards [N] of N sequences of ids, in float64, from one padded batch.
+
+    Args:
+        label: which of the model's outputs.
+    """
+    inputs = pad_right(sequences)
+    if hasattr(model, "score"):
+        hidden = language_model(model)(**inputs, use_cache=False).last_hidden_state
         # Not the model's own pooling: these rows are padded with another token.
-        pad = pad_token_id(self.model)
+        pad = pad_token_id(model)
         positions = torch.tensor([reward_position(sequence, pad) for sequence in sequences])
-        return batch.to_group_matrix(self.model.score(hidden[torch.arange(len(positions)), positions])[:, 0].double())
+        outputs: Tensor = model.score(hidden[torch.arange(len(positions)), positions])
+    else:  # a bidirectional classifier, whose head reads the first token
+        outputs = model(**inputs).logits
+    return outputs[:, label].double()
 
 
 def reward_position(sequence: Tensor, pad: int | None) -> int:
@@ -197,14 +203,11 @@ def choose_reward_scorer(
 def _choose(
     model: PreTrainedModel, tree: ScorerType, padded: ScorerType, sample: Sequence[TokenizedGroup], dtype: str
 ) -> ScorerChoice[ScorerType]:
-    from transformers import AttentionInterface
-
     half = is_half(model.dtype, dtype)
     check = TreeCheck(model, tree, padded, lambda: precision(model.device, dtype), half)
     implementation = model.config._attn_implementation
     training = model.training
     model.eval()
-    AttentionInterface.register(TREE, tree_attention)
     try:
         with torch.no_grad():
             verdict = check.verdict(sample)
@@ -287,7 +290,7 @@ def score_groups(
     world: World,
     budget: int,
     dtype: str,
-    cache: ReferenceCache | None = None,
+    cache: LogProbCache | None = None,
     temperature: float = 1.0,
     advance: Callable[[int], None] = lambda groups: None,
 ) -> list[list[float]]:

@@ -1,4 +1,4 @@
-"""The fast path: candidates' log-probs from one packed row, each prompt computed once."""
+"""The fast path: candidates' log-probs from one packed row, each prompt computed once, by a model put on the tree."""
 
 from __future__ import annotations
 
@@ -9,14 +9,25 @@ from torch import Tensor, nn
 
 from penchant.data.tokenized import TokenizedGroup
 from penchant.data.trees import TreeBatch
+from penchant.engine.attention import TREE, tree_attention
+from penchant.engine.kernels.layer_fusion import fuse_layers
 from penchant.engine.kernels.linear_log_probs import compute_dtype, row_multiple
 from penchant.engine.kernels.tied_embedding import SharedGradient, embed, is_tied
 from penchant.engine.output_head import head_log_probs
 from penchant.engine.tree_plan import TreePlan
-from penchant.models.multimodal import language_model, text_config
+from penchant.models.multimodal import language_model, set_attention, text_config
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+
+def use_tree(model: PreTrainedModel) -> None:
+    """Give a model the tree's attention and fused layers; it then computes packed rows only."""
+    from transformers import AttentionInterface
+
+    AttentionInterface.register(TREE, tree_attention)
+    set_attention(model, TREE)
+    fuse_layers(model)
 
 
 class TreeScorer(nn.Module):

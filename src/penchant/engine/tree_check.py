@@ -1,10 +1,6 @@
 """Whether the packed tree is exact for a model, on real groups: as exact as the padded forward in the same dtype is.
 
 Shapes: C candidates of the sample.
-
-Also in this module:
-
-- Rounding errors of a model's numbers in half precision: from float32, or between two ways to compute them.
 """
 
 from __future__ import annotations
@@ -21,9 +17,10 @@ from torch.utils.hooks import RemovableHandle
 
 from penchant.data.tokenized import TokenizedGroup
 from penchant.data.trees import pack
-from penchant.engine.attention import TREE, UnsupportedAttention
-from penchant.engine.kernels.layer_fusion import fuse_layers, unfuse_layers
+from penchant.engine.attention import UnsupportedAttention
+from penchant.engine.kernels.layer_fusion import unfuse_layers
 from penchant.engine.memory import available_bytes
+from penchant.engine.tree import use_tree
 from penchant.models.multimodal import set_attention
 
 if TYPE_CHECKING:
@@ -47,7 +44,7 @@ def is_half(dtype: torch.dtype, products: str) -> bool:
 
 
 def largest(difference: Tensor) -> float:
-    """The largest absolute value; infinite where any is not a number."""
+    """The largest absolute value of a tensor of any shape; infinite where any is not a number."""
     value = float(difference.abs().max())
     return value if value == value else float("inf")
 
@@ -300,8 +297,7 @@ class TreeCheck:
 
     def _tree_scores(self, sample: Sequence[TokenizedGroup], *, exact: bool = False) -> Tensor:
         batch = pack(sample).to(self.model.device)
-        set_attention(self.model, TREE)
-        fuse_layers(self.model)
+        use_tree(self.model)
         with nullcontext() if exact else self.autocast():
             return self.tree(batch).flatten()[batch.slots]
 

@@ -1,9 +1,4 @@
-"""A model's answers to prompts, from its folder.
-
-Also in this module:
-
-- Responses as text.
-"""
+"""A model's answers to prompts, from its folder, as text."""
 
 from __future__ import annotations
 
@@ -48,20 +43,20 @@ def generate(
     numbers: Sequence[int] | None = None,
     advance: Callable[[int], None] = lambda prompts: None,
 ) -> list[list[str]]:
-    """Sample responses to tokenized prompts; text without what ends it, the prompt not repeated.
+    """Texts of sampled responses to tokenized prompts, without end tokens and without the prompt.
 
     Args:
-        prompts: ids as training sees them.
-        numbers: each prompt's, which with the seed decides its draws; by default its place.
+        prompts: [T] token ids of every prompt.
+        numbers: a number for every prompt, which with the seed decides its draws; by default its index.
         advance: called with the number of prompts done since the last call.
 
     Returns:
         For each prompt, `sampling.samples` responses.
     """
-    drawn = sample(model, prompts, sampling, ends=ends_of(model, tokenizer), numbers=numbers, advance=advance)
+    samples = sample(model, prompts, sampling, ends=ends_of(model, tokenizer), numbers=numbers, advance=advance)
     return [
         [text_after(tokenizer, prompt, response.content) for response in responses]
-        for prompt, responses in zip(prompts, drawn, strict=True)
+        for prompt, responses in zip(prompts, samples, strict=True)
     ]
 
 
@@ -78,10 +73,11 @@ def ends_of(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[
 
 
 def text_after(tokenizer: PreTrainedTokenizerBase, prompt: Ids, response: Sequence[int]) -> str:
-    """A response's text without what ends it, BOS and padding; special tokens that are content stay.
+    """A response's text without end, BOS and padding tokens; special tokens that are content stay.
 
     Args:
-        response: without an end that only the model's generation configuration knows: `SampledResponse.content`.
+        prompt: [T] token ids.
+        response: token ids as in `SampledResponse.content`.
     """
     silent = silent_ids(tokenizer)
     # Decoded together with the prompt: some tokenizers take a leading space away from whatever is decoded first.
@@ -91,18 +87,18 @@ def text_after(tokenizer: PreTrainedTokenizerBase, prompt: Ids, response: Sequen
 
 
 def silent_ids(tokenizer: PreTrainedTokenizerBase) -> set[int | None]:
-    """The ids that no response's text shows: what ends it, BOS, padding and the unknown token; None where one lacks."""
+    """Ids left out of a response's text: end, BOS, padding and unknown tokens; None stands for a missing one."""
     basic = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id, tokenizer.unk_token_id}
     return basic | TemplateTokens.from_tokenizer(tokenizer).ends
 
 
 NEW_TOKENS = 128
-"""Tokens of the longest answer, where nothing says otherwise."""
+"""Default limit on the tokens of an answer."""
 
 
 @dataclass(frozen=True)
 class Answers:
-    """Prompts, and the responses to each."""
+    """Prompts and the responses to each of them."""
 
     prompts: tuple[Text, ...]
     responses: tuple[tuple[str, ...], ...]
@@ -139,7 +135,7 @@ def names_a_file(source: str) -> bool:
 
 
 def distinct_prompts(groups: Sequence[PreferenceGroup]) -> list[Text]:
-    """The prompts of the groups, each once, in their order; empty ones left out."""
+    """Distinct prompts of the groups in their order, without empty ones."""
     return [prompt for prompt in {as_text(group.prompt): group.prompt for group in groups}.values() if prompt]
 
 
@@ -148,13 +144,13 @@ class AnswerablePrompts:
     """The prompts that a model can answer, and how many it cannot.
 
     Attributes:
-        refused: how many the chat template or the tokenizer refuses.
-        too_long: how many leave no room for an answer in the model's context.
+        refused_count: number of prompts that the chat template or the tokenizer refuses.
+        too_long_count: number of prompts that leave no room for an answer in the model's context.
     """
 
     prompts: list[Text]
-    refused: int
-    too_long: int
+    refused_count: int
+    too_long_count: int
 
 
 def answerable_prompts(
@@ -170,7 +166,7 @@ def answerable_prompts(
 
 
 def typed_rendering(model: str, prompt: str, reading: Reading) -> Reading:
-    """How a prompt typed on the command line is read: as a user's message, where the model has a chat template."""
+    """Reading of a prompt typed on the command line: as a user's message if the model has a chat template."""
     if reading.rendering.as_chat != "auto":
         return reading
     tokenizer = load_tokenizer(model, chat_template=reading.chat_template)
@@ -187,8 +183,8 @@ class FittedPrompts:
     """Prompts with room for an answer.
 
     Attributes:
-        ids: of each prompt, cut where that was asked for.
-        new_tokens: of the longest answer.
+        ids: [T] token ids of every prompt, shortened where the truncation setting says so.
+        new_tokens: limit on the tokens of an answer.
     """
 
     prompts: list[Text]
@@ -197,12 +193,12 @@ class FittedPrompts:
 
 
 def fit_prompts(model: str, prompts: Sequence[Text], new_tokens: int | None, reading: Reading) -> FittedPrompts:
-    """Prompts as the model reads them, with room for an answer; too long ones go as `reading.truncation` says.
+    """Tokenized prompts that leave room for an answer; `reading.truncation` decides about longer ones.
 
     Prompts that the chat template or the tokenizer refuses are dropped and counted where `reading.rendering` says so.
 
     Args:
-        new_tokens: of the longest answer; None is `NEW_TOKENS`, or fewer where the longest prompt leaves no more.
+        new_tokens: limit on the tokens of an answer; None means `NEW_TOKENS`, or as many as the longest prompt leaves.
 
     Raises:
         DataError: a prompt is refused, or too long and `reading.truncation` is ``error``; or no prompt is left.
@@ -211,7 +207,7 @@ def fit_prompts(model: str, prompts: Sequence[Text], new_tokens: int | None, rea
     tokenizer = load_tokenizer(model, chat_template=reading.chat_template)
     if plain := AsChat(tokenizer, reading.rendering).count_plain(prompts):
         logger.info(f"{PLAIN_TEXT.replace('_', ' ')}: {plain} of {len(prompts)} prompts; {SWITCH}")
-    prompts = _readable(prompts, tokenizer, reading)
+    prompts = _readable_prompts(prompts, tokenizer, reading)
     ids = tokenize_prompts(prompts, tokenizer, reading.rendering)
     limit = reading.max_length or context_length(load_config(adapter_base(model) or model, weights=False))
     if limit is None:
@@ -231,16 +227,16 @@ def fit_prompts(model: str, prompts: Sequence[Text], new_tokens: int | None, rea
         )
     long = [number for number, prompt in enumerate(ids) if len(prompt) > room]
     if long and reading.truncation == "error":
-        raise _too_long(longest, len(long), len(ids), new_tokens, limit)
+        raise _too_long_error(longest, len(long), len(ids), new_tokens, limit)
     if long and reading.truncation == "drop":
-        return _without(long, prompts, ids, new_tokens)
+        return _drop_long_prompts(long, prompts, ids, new_tokens)
     if long:
         logger.info(f"prompt truncated: {len(long)} of {len(prompts)} prompts")
-    cut = [prompt if len(prompt) <= room else keep_last_ids(prompt, room, special) for prompt in ids]
-    return FittedPrompts(list(prompts), cut, new_tokens)
+    fitted_ids = [prompt if len(prompt) <= room else keep_last_ids(prompt, room, special) for prompt in ids]
+    return FittedPrompts(list(prompts), fitted_ids, new_tokens)
 
 
-def _readable(prompts: Sequence[Text], tokenizer: PreTrainedTokenizerBase, reading: Reading) -> Sequence[Text]:
+def _readable_prompts(prompts: Sequence[Text], tokenizer: PreTrainedTokenizerBase, reading: Reading) -> Sequence[Text]:
     readable = readable_prompts(prompts, tokenizer, reading.rendering)
     if prompts and not readable:
         raise DataError(
@@ -252,7 +248,9 @@ def _readable(prompts: Sequence[Text], tokenizer: PreTrainedTokenizerBase, readi
     return readable
 
 
-def _without(long: Sequence[int], prompts: Sequence[Text], ids: Sequence[Ids], new_tokens: int) -> FittedPrompts:
+def _drop_long_prompts(
+    long: Sequence[int], prompts: Sequence[Text], ids: Sequence[Ids], new_tokens: int
+) -> FittedPrompts:
     logger.info(f"too long dropped: {len(long)} of {len(prompts)} prompts")
     short = sorted(set(range(len(ids))) - set(long))
     if not short:
@@ -260,8 +258,8 @@ def _without(long: Sequence[int], prompts: Sequence[Text], ids: Sequence[Ids], n
     return FittedPrompts([prompts[number] for number in short], [ids[number] for number in short], new_tokens)
 
 
-def _too_long(longest: int, count: int, prompts: int, new_tokens: int, limit: int) -> DataError:
-    """The error of prompts that are too long; fewer new tokens are advised only where they suffice."""
+def _too_long_error(longest: int, count: int, prompts: int, new_tokens: int, limit: int) -> DataError:
+    """Error for prompts that are too long; it advises fewer new tokens only where that suffices."""
     shorter = f"sampling.max_new_tokens={limit - longest}, or " if longest < limit else ""
     return DataError(
         f"the longest prompt has {longest} tokens, its answer up to {new_tokens}, and {limit} fit "
@@ -278,10 +276,10 @@ def answer(
     reading: Reading = AS_IS,
     ids: Sequence[Ids] | None = None,
 ) -> Answers:
-    """Load a model, sample its responses, and free it.
+    """Responses sampled from a model, which is loaded for this call only.
 
     Args:
-        ids: of the prompts, where they have been read already (`fit_prompts`).
+        ids: [T] token ids of every prompt if `fit_prompts` has computed them.
     """
     reading = reading.on_one_day(model)
     tokenizer = load_tokenizer(model, chat_template=reading.chat_template)

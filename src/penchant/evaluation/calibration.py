@@ -1,4 +1,4 @@
-"""Whether the probabilities that implicit rewards stand for come true.
+"""Calibration of the preference probabilities that implicit rewards imply.
 
 Legend: P pairs.
 """
@@ -16,16 +16,16 @@ from penchant.evaluation.statistics import Estimate, Floats, Ints, mean_of_share
 
 _BINS = 10
 _SIMULATIONS = 200
-"""Sets of outcomes drawn for the error of calibrated rewards; its standard error is then below a tenth of it."""
+"""Number of simulated outcome sets; the standard error of the simulated mean is then below a tenth of it."""
 
 
 @dataclass(frozen=True)
 class CalibrationBin:
-    """Pairs of like confidence.
+    """Statistics of pairs with similar predicted probability.
 
     Attributes:
         predicted: mean probability that the response with the higher reward is the preferred one.
-        observed: how often it is.
+        observed: share of pairs in which it is.
     """
 
     predicted: float
@@ -38,11 +38,11 @@ class Calibration:
 
     Attributes:
         beta: scale of the rewards.
-        bins: from the least to the most confident.
+        bins: bins in order of rising confidence.
         expected_calibration_error: mean over pairs of |predicted - observed| of the pair's bin (Guo et al. 2017,
             arXiv 1706.04599, equation 3). It has no interval: resampling biases it upwards.
-        calibrated_error: the same of as many pairs whose outcomes follow the predicted probabilities, in the mean: what
-            chance alone makes of it. NaN without pairs.
+        calibrated_error: mean of this error over simulations whose outcomes follow the predicted probabilities: the
+            error that chance alone gives. NaN without pairs.
     """
 
     beta: float
@@ -58,14 +58,14 @@ class Calibration:
         )
 
     def to_json(self) -> dict[str, Any]:
-        bins = [{"predicted": each.predicted, "observed": each.observed.to_json()} for each in self.bins]
+        bins = [{"predicted": row.predicted, "observed": row.observed.to_json()} for row in self.bins]
         error = self.expected_calibration_error.to_json()
         chance = None if math.isnan(self.calibrated_error) else self.calibrated_error
         return {"beta": self.beta, "expected_calibration_error": error, "calibrated_error": chance, "bins": bins}
 
 
 def calibrate(log_ratio_margins: Floats, clusters: Ints, beta: float, *, seed: int) -> Calibration:
-    """Calibration of sigmoid(|beta h|) as the probability that the higher-scored response is preferred.
+    """Calibration of sigmoid(|beta h|) as the probability that the response with the higher score is preferred.
 
     Args:
         log_ratio_margins: [P] h, chosen minus rejected log-ratio, nats.
@@ -97,12 +97,12 @@ def calibrate(log_ratio_margins: Floats, clusters: Ints, beta: float, *, seed: i
 
 
 def _shared_outcomes(predicted: Floats, won: Floats) -> Floats:
-    """[P] Equally confident pairs share their outcomes: it does not matter which of them a bin's edge parts."""
+    """[P] outcomes averaged over pairs of equal probability, so that a bin's edge may fall between them."""
     _, level, count = np.unique(predicted, return_inverse=True, return_counts=True)
     return (np.bincount(level, weights=won) / count)[level] if len(level) else won
 
 
 def _error(predicted: Floats, observed: Floats, parts: Sequence[Ints]) -> float:
-    """Mean over pairs of |mean predicted - mean observed| of the pair's bin; NaN without pairs."""
+    """Expected calibration error of [P] predictions and [P] outcomes in bins of pair indices; NaN without pairs."""
     gaps = [len(part) * abs(float(predicted[part].mean() - observed[part].mean())) for part in parts]
     return sum(gaps) / len(predicted) if len(predicted) else math.nan

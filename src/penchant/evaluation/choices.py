@@ -22,7 +22,7 @@ SCORES = {
     "log_sum": "summed log-prob of the option, end-of-turn token included",
     "head": "reward by the preference head",
 }
-"""What a model says of an option, by name: the highest is its choice. arXiv 2405.20053, section 4, has log and head."""
+"""Definitions of the scores; the highest-scored option is the choice. For log, head: arXiv 2405.20053, section 4."""
 
 _DEFINITIONS = {
     "ties": "questions whose highest score is shared by several options; wrong whichever of them is right",
@@ -35,14 +35,13 @@ _DEFINITIONS = {
 
 @dataclass(frozen=True)
 class Question:
-    """A prompt, K >= 2 options, and which of them is right.
+    """A prompt, K >= 2 options, and the index of the right one.
 
     Attributes:
         right: index of the right option.
         task: name of the task it belongs to.
         where: file and row; no two questions of a task have the same.
-        cue: what plain text has between the prompt and the option, as in ``"\\nAnswer:"``; a chat template says it
-            in its own way.
+        cue: text between prompt and option in plain text, as in ``"\\nAnswer:"``; not used with a chat template.
         passage: text that several questions are about; intervals are over passages, else prompts.
     """
 
@@ -78,7 +77,7 @@ def chat_group(question: Question) -> PreferenceGroup:
 
 @dataclass(frozen=True)
 class ScoredQuestion:
-    """A question, and K scores of its options for each name in `SCORES` that was asked for.
+    """A question with K scores of its options for every requested name in `SCORES`.
 
     Raises:
         ModelError: a score is not finite.
@@ -111,16 +110,16 @@ class ScoredQuestion:
 
 @dataclass(frozen=True)
 class TaskReport:
-    """How often a model is right on a task's questions, beside what needs no model.
+    """Accuracies of a model on a task's questions, and of baselines that need no model.
 
     Attributes:
-        questions: how many were scored.
-        options: K -> questions with so many options.
+        questions: number of scored questions.
+        options: K -> number of questions with K options.
         accuracy: name in `SCORES` -> share of questions answered right, with its 95 % interval.
         ties: name in `SCORES` -> how many questions were ties; see `definitions`.
         chance: mean of 1/K.
         baselines: name -> share right, with its 95 % interval.
-        left_out: why -> rows that are not among the questions.
+        left_out: reason -> number of rows that gave no scored question.
     """
 
     name: str
@@ -152,17 +151,17 @@ def evaluate_choices(
     resamples: int = 2000,
     seed: int = 0,
 ) -> TaskReport:
-    """Accuracy by every score the questions have, with 95 % intervals over passages (or prompts), and the baselines.
+    """Accuracy by every score, with 95 % intervals over passages (or prompts), and the baselines' accuracies.
 
     Args:
-        name: of the task.
+        name: name of the task.
         scored: at least one question; all with the same names of scores.
-        left_out: why -> rows left out before, for the report.
+        left_out: reason -> number of rows left out earlier, for the report.
         resamples, seed: of the bootstrap.
     """
     if not scored:
         raise ValueError("a task needs at least one question")
-    questions = [each.question for each in scored]
+    questions = [row.question for row in scored]
     texts = [question.prompt if question.passage is None else question.passage for question in questions]
     # Numbered in the order of the texts, so that the order of the questions does not change the resamples.
     number = {text: i for i, text in enumerate(sorted(set(texts)))}
@@ -175,8 +174,8 @@ def evaluate_choices(
         name=name,
         questions=len(questions),
         options=dict(sorted(Counter(len(question.options) for question in questions).items())),
-        accuracy={score: mean([each.is_right(score) for each in scored]) for score in scored[0].scores},
-        ties={score: sum(each.is_tie(score) for each in scored) for score in scored[0].scores},
+        accuracy={score: mean([row.is_right(score) for row in scored]) for score in scored[0].scores},
+        ties={score: sum(row.is_tie(score) for row in scored) for score in scored[0].scores},
         chance=math.fsum(1 / len(question.options) for question in questions) / len(questions),
         baselines={
             "majority": mean(_majority(questions)),
@@ -188,7 +187,7 @@ def evaluate_choices(
 
 
 def definitions(scores: Sequence[str]) -> dict[str, str]:
-    """One line for each number of a `TaskReport` with these scores."""
+    """Definitions of the numbers of a `TaskReport` with these scores, by name."""
     accuracies = {
         name: f"share of questions whose right option has the highest {SCORES[name]} (a tie is wrong)"
         for name in scores
@@ -198,8 +197,8 @@ def definitions(scores: Sequence[str]) -> dict[str, str]:
 
 def _majority(questions: Sequence[Question]) -> list[float]:
     counts = Counter(question.right for question in questions)
-    place = min(counts, key=lambda right: (-counts[right], right))
-    return [float(question.right == place) for question in questions]
+    majority_index = min(counts, key=lambda right: (-counts[right], right))
+    return [float(question.right == majority_index) for question in questions]
 
 
 def _credit(question: Question, pick: Callable[[list[int]], int]) -> float:

@@ -1,9 +1,4 @@
-"""Multiple-choice questions from local files, in the layouts their data sets have.
-
-Also in this module:
-
-- Multiple-choice data sets row by row: which columns each has, and the question a row asks.
-"""
+"""Multiple-choice questions from local files, in the layouts their data sets have."""
 
 from __future__ import annotations
 
@@ -29,11 +24,11 @@ MARKED = re.compile(
 
 @dataclass(frozen=True)
 class Layout:
-    """The columns a data set has, and what its rows ask.
+    """The columns of a data set and the conversion of its rows to questions.
 
     Attributes:
-        needs: columns every row has, alternatives separated by ``|``.
-        convert: the row's question of the task named, or None where it has no label.
+        needs: required columns, alternatives separated by ``|``.
+        convert: function (row, task name) -> question, or None if the row has no label.
     """
 
     name: str
@@ -41,19 +36,19 @@ class Layout:
     convert: Callable[[Row, str], Question | None]
 
     def lacks(self, columns: Sequence[str]) -> list[str]:
-        """The needs that none of these columns meets."""
+        """Required columns that are missing among these columns."""
         return [need for need in self.needs if not set(need.split("|")) & set(columns)]
 
 
 @dataclass(frozen=True)
 class Verbalised:
-    """A classification task put in words: the sentence columns in a template, a text for each label."""
+    """A classification task as questions: a template for the text columns and a text for each label."""
 
     columns: tuple[str, ...]
     template: str
     labels: tuple[str, ...]
     names: tuple[str, ...] = ()
-    """What the benchmark's own tab-separated files call the labels, in the same order."""
+    """Names of the labels in the benchmark's tab-separated files, in the same order."""
 
     def __call__(self, row: Row, task: str) -> Question | None:
         texts = {column: row.need(column).text() for column in self.columns}
@@ -102,7 +97,7 @@ GLUE = {
         ("no", "yes"),
     ),
 }
-"""Label names in the order of the data sets' labels; the words are ours."""
+"""Options are in the order of the data sets' labels; the prompts are worded by this project."""
 
 
 def hellaswag(row: Row, task: str) -> Question | None:
@@ -112,52 +107,52 @@ def hellaswag(row: Row, task: str) -> Question | None:
 
 
 def openbookqa(row: Row, task: str) -> Question | None:
-    return _keyed(row, task, row.need("question_stem").text())
+    return _question_with_labels(row, task, row.need("question_stem").text())
 
 
 def arc(row: Row, task: str) -> Question | None:
-    return _keyed(row, task, row.need("question").text())
+    return _question_with_labels(row, task, row.need("question").text())
 
 
 def instruction(row: Row, task: str) -> Question | None:
-    """Options that stand inside the instruction, as ``Answer1: ... Answer2: ...``; they are taken out of the prompt.
+    """Question whose options are listed in the instruction, as ``Answer1: ... Answer2: ...``, and taken out of it.
 
-    The answer's own text is scored: of "the correct answer is answer2" nearly all is a constant phrase.
+    The option's text is scored, because "the correct answer is answer2" is nearly all a constant phrase.
     """
     cell = row.need("instruction")
-    found = MARKED.fullmatch(cell.text())
-    if found is None:
+    match = MARKED.fullmatch(cell.text())
+    if match is None:
         raise cell.refusal("a question, then 'Answer1: ... Answer2: ...', then 'Answer format: answer1/answer2/...'")
-    word = found["word"]
-    options = [found["options"]]
+    word = match["word"]
+    options = [match["options"]]
     while len(last := re.split(rf"\s{word}{len(options) + 1}:", options[-1], maxsplit=1)) == 2:
         options[-1:] = last
     names = [f"{word}{k}".lower() for k in range(1, len(options) + 1)]
-    if found["names"].lower().split("/") != names:
-        raise cell.refusal(f"as many options as its answer format names ({found['names']}), found {len(options)}")
-    given = row.find("answer", "output")
-    if given is None or given.value == "":
+    if match["names"].lower().split("/") != names:
+        raise cell.refusal(f"as many options as its answer format names ({match['names']}), found {len(options)}")
+    answer = row.find("answer", "output")
+    if answer is None or answer.value == "":
         return None
-    said = re.fullmatch(r"(?:the correct \w+ is )?(\w+?)\.?", given.text().strip().lower())
-    if said is None or said[1] not in names:
-        raise given.refusal(f"one of {', '.join(names)}")
-    prompt = found["prompt"]
-    return _question(row, task, prompt, [text.strip() for text in options], names.index(said[1]), _cue(prompt))
+    named_option = re.fullmatch(r"(?:the correct \w+ is )?(\w+?)\.?", answer.text().strip().lower())
+    if named_option is None or named_option[1] not in names:
+        raise answer.refusal(f"one of {', '.join(names)}")
+    prompt = match["prompt"]
+    return _question(row, task, prompt, [text.strip() for text in options], names.index(named_option[1]), _cue(prompt))
 
 
 def winogrande(row: Row, task: str) -> Question | None:
-    """Options are the sentence from its blank on, filled in: two whole continuations of the same beginning."""
+    """Question whose options are the rest of the sentence with the blank filled in."""
     cell = row.need("sentence")
-    before, blank, after = cell.text().partition("_")
+    prefix, blank, suffix = cell.text().partition("_")
     if not blank:
         raise cell.refusal("a sentence with a blank, written _")
-    options = [row.need(name).text() + after for name in ("option1", "option2")]
+    options = [row.need(name).text() + suffix for name in ("option1", "option2")]
     answer = row.find("answer")
     if answer is None or answer.value in UNLABELED:
         return None
     if str(answer.value) not in ("1", "2"):
         raise answer.refusal("1 or 2")
-    prompt = f"Complete the sentence: {before}".rstrip()
+    prompt = f"Complete the sentence: {prefix}".rstrip()
     return _question(row, task, prompt, options, int(answer.value) - 1)
 
 
@@ -218,7 +213,7 @@ def _question(
 
 
 def _cue(prompt: str) -> str:
-    """What stands before the option in plain text: a whole question or sentence is answered, another is continued."""
+    """Cue before the option in plain text: ``Answer:`` after a whole question or sentence, else nothing."""
     return ANSWER if prompt.rstrip().endswith(("?", ".", "!")) else ""
 
 
@@ -231,7 +226,7 @@ def _texts(cell: Cell) -> list[str]:
 
 
 def _label(cell: Cell | None, k: int, names: Sequence[str] = ()) -> int | None:
-    """The 0-based index of the right option, a number, its text or one of the names; None where there is none."""
+    """0-based index of the right option from a label (an index, its digits or a name); None without a label."""
     if cell is None or cell.value in UNLABELED:
         return None
     if cell.value in names:
@@ -241,8 +236,8 @@ def _label(cell: Cell | None, k: int, names: Sequence[str] = ()) -> int | None:
     return cell.index(k)
 
 
-def _keyed(row: Row, task: str, prompt: str) -> Question | None:
-    """Options with a letter or digit each, and the right one named by its own."""
+def _question_with_labels(row: Row, task: str, prompt: str) -> Question | None:
+    """Question whose options have a letter or digit each and whose answer is one of these."""
     cell = row.need("choices")
     options = _texts(cell.need("text"))
     names = [item.name() for item in cell.need("label").items_for(len(options))]
@@ -255,7 +250,7 @@ def _keyed(row: Row, task: str, prompt: str) -> Question | None:
 
 
 Located = tuple[str, Mapping[str, Any]]
-"""A row and where it is."""
+"""A row's location and its values by column."""
 
 NO_LABEL = "no label"
 LIMITED = "beyond the limit"
@@ -271,7 +266,7 @@ _LAYOUT_OF = {
     "race_high": "race",
 }
 TASKS = tuple(_LAYOUT_OF)
-"""Names of tasks that say which layout their file has."""
+"""Task names that determine the layout of their file."""
 
 
 @dataclass(frozen=True)
@@ -279,9 +274,9 @@ class TaskQuestions:
     """A task's questions from one source.
 
     Attributes:
-        layout: name of the layout its rows are in.
-        left_out: why -> rows that gave no question.
-        notes: for people: what was read and what was not.
+        layout: name of the rows' layout.
+        left_out: reason -> number of rows that gave no question.
+        notes: lines for people about what was read and what was left out.
     """
 
     name: str
@@ -299,56 +294,55 @@ def read_questions(
     columns: Mapping[str, str] | None = None,
     limit: int | None = None,
 ) -> TaskQuestions:
-    """Read a task's questions.
+    """A task's questions, read from a file or folder.
 
     Args:
-        task: what to call it. One of `TASKS` has that data set's layout, or one of `ANY_NAME`; any other name takes
-            the one layout that the columns fit.
+        task: name of the task. A name in `TASKS` has that data set's layout or one of `ANY_NAME`; any other name takes
+            the only layout that fits the columns.
         source: as in `penchant.data.reading.read_groups`.
-        split: which split of a folder.
+        split: name of a folder's split.
         columns: the layout's column name -> the source's.
-        limit: only the first so many questions; the others are counted.
+        limit: maximal number of questions; further ones are counted as left out.
 
     Raises:
-        DataError: the source cannot be read, is of no layout or of several, a row is not what its layout says, or no
-            row has a label.
+        DataError: the source cannot be read, no layout or several layouts fit it, a row violates its layout, or no row
+            has a label.
     """
     name = Path(source).absolute().name
     rows = list(read_rows(source, split=split, columns=columns))
     layout = _layout(task, rows, name)
     read_log = ReadLog()
-    asked = [layout.convert(Row(values, where, number, read_log), task) for number, (where, values) in enumerate(rows)]
-    questions = [question for question in asked if question is not None]
-    unlabeled = len(asked) - len(questions)
+    converted = (layout.convert(Row(values, where, i, read_log), task) for i, (where, values) in enumerate(rows))
+    questions = [question for question in converted if question is not None]
+    unlabeled = len(rows) - len(questions)
     if not questions:
         raise DataError(
             f"none of its {len(rows)} rows has a label, as in a hidden test split; expected the right answers",
             where=name,
             fix=f"name the file of the validation split, as in --task {task}=validation.jsonl",
         )
-    kept = tuple(questions[:limit])
-    left_out = {NO_LABEL: unlabeled, LIMITED: len(questions) - len(kept)}
-    left_out = {why: count for why, count in left_out.items() if count}
-    notes = [
-        f"{name}: {len(kept)} questions, task {task}, layout {layout.name} ({', '.join(sorted(read_log.used_columns))})"
-    ]
-    notes += [f"{name}: {count} rows left out: {why}" for why, count in left_out.items()]
-    if others := unread_files(source, split):
-        notes.append(f"{name}: files not read: {', '.join(others)}")
-    if repeats := len(kept) - len({(question.prompt, question.options) for question in kept}):
+    limited = tuple(questions[:limit])
+    left_out = {NO_LABEL: unlabeled, LIMITED: len(questions) - len(limited)}
+    left_out = {reason: count for reason, count in left_out.items() if count}
+    used_columns = ", ".join(sorted(read_log.used_columns))
+    notes = [f"{name}: {len(limited)} questions, task {task}, layout {layout.name} ({used_columns})"]
+    notes += [f"{name}: {count} rows left out: {reason}" for reason, count in left_out.items()]
+    if other_files := unread_files(source, split):
+        notes.append(f"{name}: files not read: {', '.join(other_files)}")
+    if repeats := len(limited) - len({(question.prompt, question.options) for question in limited}):
         notes.append(f"{name}: {repeats} questions repeat an earlier one, options and all; they are kept")
-    return TaskQuestions(task, kept, layout.name, left_out, tuple(notes))
+    return TaskQuestions(task, limited, layout.name, left_out, tuple(notes))
 
 
 def _layout(task: str, rows: Sequence[Located], name: str) -> Layout:
-    """The one layout that every row has the columns of."""
-    own = _LAYOUT_OF.get(task)
-    allowed = list(LAYOUTS) if own is None else [_BY_NAME[layout] for layout in (own, *ANY_NAME)]
+    """The layout whose required columns every row has."""
+    expected = _LAYOUT_OF.get(task)
+    candidates = list(LAYOUTS) if expected is None else [_BY_NAME[layout] for layout in (expected, *ANY_NAME)]
     columns = list(rows[0][1])
-    fits = [layout for layout in allowed if not layout.lacks(columns)]
+    fits = [layout for layout in candidates if not layout.lacks(columns)]
     if not fits:
-        raise _unknown(task, allowed, columns, rows[0][0])
-    if own is None and len(fits) > 1:
+        raise _no_layout_error(task, candidates, columns, rows[0][0])
+    if expected is None and len(fits) > 1:
         names = [layout.name for layout in fits]
         raise DataError(
             f"its columns fit several tasks: {', '.join(names)}",
@@ -359,16 +353,16 @@ def _layout(task: str, rows: Sequence[Located], name: str) -> Layout:
     for where, values in rows:
         if lacks := layout.lacks(list(values)):
             raise DataError(
-                f"the row has no column {_named(lacks)}; the rows before it are of the layout {layout.name}",
+                f"the row has no column {_column_list(lacks)}; the rows before it are of the layout {layout.name}",
                 where=where,
                 fix="correct the row or remove it",
             )
     return layout
 
 
-def _unknown(task: str, allowed: Sequence[Layout], columns: Sequence[str], where: str) -> DataError:
-    near = sorted(allowed, key=lambda layout: len(layout.lacks(columns)) / len(layout.needs))[:3]
-    lacking = "; ".join(f"{layout.name} (lacks {_named(layout.lacks(columns))})" for layout in near)
+def _no_layout_error(task: str, candidates: Sequence[Layout], columns: Sequence[str], where: str) -> DataError:
+    near = sorted(candidates, key=lambda layout: len(layout.lacks(columns)) / len(layout.needs))[:3]
+    lacking = "; ".join(f"{layout.name} (lacks {_column_list(layout.lacks(columns))})" for layout in near)
     return DataError(
         f"no multiple-choice layout that task {task} can have (columns: {', '.join(columns) or 'none'}); "
         f"nearest are {lacking}",
@@ -377,5 +371,5 @@ def _unknown(task: str, allowed: Sequence[Layout], columns: Sequence[str], where
     )
 
 
-def _named(needs: Sequence[str]) -> str:
+def _column_list(needs: Sequence[str]) -> str:
     return ", ".join(" or ".join(f"'{name}'" for name in need.split("|")) for need in needs)

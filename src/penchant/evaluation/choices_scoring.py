@@ -1,4 +1,4 @@
-"""A model's scores of the options of multiple-choice questions, side by side."""
+"""Scores of the options of multiple-choice questions by a model's log-probs and its preference head."""
 
 from __future__ import annotations
 
@@ -10,29 +10,30 @@ from penchant.data.tokenization import tokenize_groups
 from penchant.data.tokenized import TokenizedGroup
 from penchant.engine.distributed import World, shard
 from penchant.engine.reference_model import FrozenModel, cached_log_probs
-from penchant.engine.scoring import choose_scorer, head_scorer_notes, sample_groups, score_with_head
+from penchant.engine.scoring import HeadedScorer, choose_scorer, head_scorer_notes, sample_groups, score_with_head
 from penchant.errors import ConfigError, locate_errors
 from penchant.evaluation.choices import Question, ScoredQuestion, chat_group, plain_group
 from penchant.evaluation.held_out import AS_IS, Reading
-from penchant.storage.caches import model_fingerprint
+from penchant.models.preference_head import load_head
+from penchant.storage.fingerprints import model_fingerprint
 
 logger = logging.getLogger(__name__)
 
-OfEachOption = Callable[[Sequence[TokenizedGroup]], list[list[float]]]
-"""A number for every response of every group."""
+OptionNumbers = Callable[[Sequence[TokenizedGroup]], list[list[float]]]
+"""Function from groups to a number for every response of every group."""
 
 
 @dataclass(frozen=True)
 class OptionScorer:
-    """What a model says of responses.
+    """Functions that score every response of groups by a model.
 
     Attributes:
-        log_probs: summed log-probs, nats.
-        rewards: of its preference head; None where it has none, or is not asked.
+        log_probs: summed log-probs of the responses, nats.
+        rewards: rewards by the preference head; None without a head.
     """
 
-    log_probs: OfEachOption
-    rewards: OfEachOption | None = None
+    log_probs: OptionNumbers
+    rewards: OptionNumbers | None = None
 
 
 def without_end(group: TokenizedGroup) -> TokenizedGroup:
@@ -40,12 +41,12 @@ def without_end(group: TokenizedGroup) -> TokenizedGroup:
 
     Tokenization refuses a response that is nothing but its end, so at least one token is left of each.
     """
-    learnt = None if group.loss_masks is None else tuple(mask[:-1] for mask in group.loss_masks)
-    return replace(group, responses=tuple(response[:-1] for response in group.responses), loss_masks=learnt)
+    loss_masks = None if group.loss_masks is None else tuple(mask[:-1] for mask in group.loss_masks)
+    return replace(group, responses=tuple(response[:-1] for response in group.responses), loss_masks=loss_masks)
 
 
 def score_options(groups: Sequence[TokenizedGroup], scorer: OptionScorer) -> list[dict[str, tuple[float, ...]]]:
-    """For each group, K scores of its options by each name in `choices.SCORES`; ``head`` where the scorer has one.
+    """K scores of every group's options by name, as in `choices.SCORES`; ``head`` only if the scorer has a head.
 
     The log-prob without the end-of-turn token is computed from the responses without it, not by a subtraction: the
     tokens before do not depend on it, so both sums are exact.
@@ -65,7 +66,7 @@ def score_options(groups: Sequence[TokenizedGroup], scorer: OptionScorer) -> lis
 
 @dataclass(frozen=True)
 class ScoredTask:
-    """A task's questions with their scores, and the questions that were not scored, by reason."""
+    """A task's scored questions, and the number of questions that were not scored by reason."""
 
     questions: tuple[ScoredQuestion, ...]
     left_out: Mapping[str, int]
@@ -79,14 +80,14 @@ def score_tasks(
     head: str | None = None,
     reading: Reading = AS_IS,
 ) -> dict[str, ScoredTask]:
-    """Load a model once, and score the options of every task's questions.
+    """Scored questions of every task by one model, which is loaded once.
 
     Options are the assistant's message where the tokenizer has a chat template, else they continue the prompt's text.
 
     Args:
         model: a folder or hub id.
         tasks: name -> questions.
-        head: folder of a preference head on the model; None asks for none.
+        head: folder of a preference head on the model, or None.
 
     Raises:
         DataError: a question that the model cannot read as it is.
@@ -112,18 +113,18 @@ def score_tasks(
         by_place = {question.where: question for question in questions}
         scores = score_options(tokenized[name], scorer)
         pairs = zip(tokenized[name], scores, strict=True)
-        found = tuple(ScoredQuestion(by_place[group.group.id], values) for group, values in pairs)
+        scored_questions = tuple(ScoredQuestion(by_place[group.group.id], values) for group, values in pairs)
         dropped = {event: count for event, count in left_out[name].items() if event.endswith("_dropped")}
-        scored[name] = ScoredTask(found, dropped)
+        scored[name] = ScoredTask(scored_questions, dropped)
     return scored
 
 
 def tokenize_questions(
     questions: Sequence[Question], frozen: FrozenModel, limit: int, reading: Reading
 ) -> tuple[list[TokenizedGroup], Mapping[str, int]]:
-    """Token ids of the questions, in the form that the model's tokenizer takes; and what happened to them, counted."""
+    """Token ids of the questions as messages or plain text, and counts of dropped or truncated questions by event."""
     form = chat_group if reads_messages(frozen, reading) else plain_group
-    # Which option is right is kept from the tokenizer: options of the same tokens are a tie here, not an error.
+    # Without the right option, two options of the same tokens are a tie here and no error of the tokenizer.
     groups = [replace(form(question), preferred=None) for question in questions]
     tokenized, report = tokenize_groups(
         groups,
@@ -137,7 +138,7 @@ def tokenize_questions(
 
 
 def reads_messages(frozen: FrozenModel, reading: Reading) -> bool:
-    """Whether questions, which are worded here and no text of the file, are put as messages; auto: where they can."""
+    """Whether questions become chat messages; ``auto`` means if the tokenizer has a chat template."""
     as_chat = reading.rendering.as_chat
     return as_chat == "true" or (as_chat == "auto" and frozen.tokenizer.chat_template is not None)
 
@@ -149,7 +150,7 @@ def load_scorer(
     head: str | None,
     reading: Reading,
 ) -> OptionScorer:
-    """What the model, and the head in folder `head`, say of groups like these."""
+    """Scorer of groups like these by the model and, if `head` names a folder, by the preference head in it."""
     sample = sample_groups(groups)
     choice = choose_scorer(frozen.model, sample, reading.dtype)
     for note in choice.notes:
@@ -157,20 +158,17 @@ def load_scorer(
     fingerprint = model_fingerprint(frozen.model)
     shard(choice.scorer, world)
 
-    def log_probs(asked: Sequence[TokenizedGroup]) -> list[list[float]]:
-        return cached_log_probs(choice.scorer, fingerprint, asked, world, reading.token_budget, reading.dtype)
+    def log_probs(groups_to_score: Sequence[TokenizedGroup]) -> list[list[float]]:
+        return cached_log_probs(choice.scorer, fingerprint, groups_to_score, world, reading.token_budget, reading.dtype)
 
     if head is None:
         return OptionScorer(log_probs)
-    from penchant.engine.scoring import HeadedScorer
-    from penchant.models.preference_head import load_head
-
     headed = HeadedScorer(choice.scorer, load_head(head).to(world.device))
     for note in head_scorer_notes(choice, headed, sample, reading.dtype)[-1:]:
         logger.info(f"of the head's rewards: {note}")
 
-    def rewards(asked: Sequence[TokenizedGroup]) -> list[list[float]]:
-        return score_with_head(headed, asked, world=world, budget=reading.token_budget, dtype=reading.dtype)
+    def rewards(groups_to_score: Sequence[TokenizedGroup]) -> list[list[float]]:
+        return score_with_head(headed, groups_to_score, world=world, budget=reading.token_budget, dtype=reading.dtype)
 
     return OptionScorer(log_probs, rewards)
 

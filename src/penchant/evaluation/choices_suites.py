@@ -1,9 +1,4 @@
-"""Suites of multiple-choice tasks, and a model's mean over one.
-
-Also in this module:
-
-- Multiple-choice accuracies as a person reads them.
-"""
+"""Suites of multiple-choice tasks, a model's mean over one, and tables of both."""
 
 from __future__ import annotations
 
@@ -22,11 +17,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Suite:
-    """Tasks that are summed up in one number.
+    """Tasks whose accuracies are averaged into one number.
 
     Attributes:
-        counts: what weighs the same in the mean: every task, or every question.
-        metric: what the number is, for people.
+        counts: unit of equal weight in the mean: every task or every question.
+        metric: definition of the number, for people.
     """
 
     name: str
@@ -58,7 +53,7 @@ SUITES = {
 
 @dataclass(frozen=True)
 class SuiteReport:
-    """A model's means over a suite, by score."""
+    """Mean accuracies of a model over a suite, by score."""
 
     suite: Suite
     accuracy: Mapping[str, Estimate]
@@ -77,14 +72,14 @@ class SuiteReport:
 
 @dataclass(frozen=True)
 class ChoicesReport:
-    """Every task's report, and the suite's where one was asked for."""
+    """The reports of all tasks, and of the suite if one was requested."""
 
     tasks: tuple[TaskReport, ...]
     suite: SuiteReport | None
 
     @property
     def definitions(self) -> dict[str, str]:
-        """One line for each number."""
+        """Definition of every number by name."""
         lines = definitions(list(self.tasks[0].accuracy))
         return lines if self.suite is None else {**lines, self.suite.suite.name: self.suite.suite.metric}
 
@@ -97,10 +92,10 @@ class ChoicesReport:
 
 
 def require_tasks(suite: Suite, names: Sequence[str]) -> None:
-    """Refuse a suite some of whose tasks are not there: a mean over fewer tasks is another number.
+    """Check that every task of a suite is present, since a mean over fewer tasks is another number.
 
     Raises:
-        ConfigError: it names those that are missing.
+        ConfigError: tasks are missing; the message names them.
     """
     missing = [task for task in suite.tasks if task not in names]
     if missing:
@@ -112,7 +107,7 @@ def require_tasks(suite: Suite, names: Sequence[str]) -> None:
 
 
 def evaluate_suite(suite: Suite, reports: Sequence[TaskReport]) -> SuiteReport:
-    """The suite's mean by every score, with a 95 % interval from those of its tasks.
+    """Mean accuracy over a suite by every score, with a 95 % interval from the tasks' intervals.
 
     The tasks' questions are independent samples, so the interval is that of a weighted sum of independent estimates:
     Zou and Donner 2008 (Statistics in Medicine 27:1693), equation 5.
@@ -121,8 +116,8 @@ def evaluate_suite(suite: Suite, reports: Sequence[TaskReport]) -> SuiteReport:
         ConfigError: a task of the suite has no report.
     """
     require_tasks(suite, [report.name for report in reports])
-    found = {report.name: report for report in reports}
-    members = [found[task] for task in suite.tasks]
+    report_by_name = {report.name: report for report in reports}
+    members = [report_by_name[task] for task in suite.tasks]
     sizes = [1 if suite.counts == "tasks" else member.questions for member in members]
     weights = [size / sum(sizes) for size in sizes]
     accuracy = {
@@ -133,12 +128,12 @@ def evaluate_suite(suite: Suite, reports: Sequence[TaskReport]) -> SuiteReport:
 
 
 def weighted_sum(estimates: Sequence[Estimate], weights: Sequence[float]) -> Estimate:
-    """Sum of weight x estimate, weights >= 0; the squared distances to the bounds add up. NaN bounds stay NaN."""
+    """Sum of weight x estimate, weights >= 0; squared distances to the bounds add up, and NaN bounds stay NaN."""
     terms = list(zip(weights, estimates, strict=True))
-    value = sum(weight * each.value for weight, each in terms)
-    below = math.sqrt(sum((weight * (each.value - each.low)) ** 2 for weight, each in terms))
-    above = math.sqrt(sum((weight * (each.high - each.value)) ** 2 for weight, each in terms))
-    return Estimate(value, value - below, value + above, sum(each.n for each in estimates))
+    value = sum(weight * estimate.value for weight, estimate in terms)
+    distance_below = math.sqrt(sum((weight * (estimate.value - estimate.low)) ** 2 for weight, estimate in terms))
+    distance_above = math.sqrt(sum((weight * (estimate.high - estimate.value)) ** 2 for weight, estimate in terms))
+    return Estimate(value, value - distance_below, value + distance_above, sum(estimate.n for estimate in estimates))
 
 
 def render(report: ChoicesReport) -> Group:
@@ -178,7 +173,7 @@ def _suite_cells(suite: SuiteReport, scores: list[str]) -> list[str]:
 
 
 def _left_out(task: TaskReport) -> list[str]:
-    return [f"{task.name}: {count} left out: {why.replace('_', ' ')}" for why, count in task.left_out.items()]
+    return [f"{task.name}: {count} left out: {reason.replace('_', ' ')}" for reason, count in task.left_out.items()]
 
 
 def _cell(estimate: Estimate) -> str:

@@ -10,9 +10,9 @@ percentile interval covers 75-79 % instead of 95 % with 3 seeds that differ, 85-
 variance components covers 95-97 % with 3, 5 and 10 seeds; where the residual is several times the prompts'
 variance and there are 3 seeds it covers 93.4-97.6 %.
 
-A verdict among many methods is another matter: it stands at levels of 0.05 / m, where an estimate from 3 seeds that
-came out small by chance is what makes a false "better". There the seeds' part of the error gets the quantile of its own
-few degrees of freedom (`Variances.careful_half_width`), or, where seeds differ no more than chance explains, the bound
+A verdict among many methods is held at levels of 0.05 / m, where an estimate from 3 seeds that came out small by chance
+gives a false "better". There the seeds' part of the error gets the quantile of its own few degrees of freedom
+ (`Variances.careful_half_width`), or, where seeds differ no more than chance explains, the bound
 of `evaluation.agreeing_seeds`.
 
 Legend: S seeds, N prompts.
@@ -31,16 +31,16 @@ from numpy.typing import ArrayLike
 
 from penchant.evaluation import variance_components as agreeing_seeds
 from penchant.evaluation.statistics import Estimate, Floats
-from penchant.evaluation.variance_components import Variances, components
+from penchant.evaluation.variance_components import CrossedMean, Variances, components
 from penchant.intervals.student_t import critical_value
 
 Outcome = Literal["better", "worse", "not distinguishable"]
 
 _FEW_SEEDS = 9
-"""With so many more seeds the careful interval is no wider than the bound for agreeing seeds."""
+"""Number of additional seeds at which the careful interval is no wider than the bound for agreeing seeds."""
 
 _MOST = 1 << 20
-"""Where a search for more seeds or prompts ends: what is not seen with as many is not seen with any number."""
+"""Upper limit of the search for more seeds or prompts; a difference not found with it counts as never found."""
 
 
 @dataclass(frozen=True)
@@ -50,10 +50,10 @@ class Difference:
     Attributes:
         value: NaN where nothing was measured by both.
         low, high: 95 % interval, for this difference alone; NaN with a single seed or prompt.
-        n_seeds: seeds of both.
-        n_prompts: prompts both measured with every seed; 0 where the metric is not a mean over prompts.
-        left_out: prompts that one of them did not measure with some seed.
-        variances: None where there is no interval.
+        n_seeds: number of common seeds.
+        n_prompts: number of prompts measured by both with every seed; 0 if the metric is not a mean over prompts.
+        left_out: number of prompts that one of them did not measure with some seed.
+        variances: variance components; None without an interval.
     """
 
     value: float
@@ -66,7 +66,7 @@ class Difference:
 
     @cached_property
     def p(self) -> float:
-        """Two-sided, for verdicts: the level at which `interval` ends at zero; NaN where there is none.
+        """Two-sided p-value for verdicts: the level at which `interval` ends at zero; NaN without an interval.
 
         It may be above 0.05 where `low` and `high`, for this difference alone, leave zero out.
         """
@@ -80,7 +80,7 @@ class Difference:
         return self.value - half, self.value + half
 
     def p_with(self, *, seeds: int = 0, prompts: int = 0) -> float:
-        """The p-value with so many more seeds and prompts, value and variances staying as they are."""
+        """p-value with additional seeds and prompts if value and variances stay the same."""
         if self.variances is None:
             return math.nan
         return self.variances.careful_p(self.value, self.n_seeds + seeds, max(self.n_prompts, 1) + prompts)
@@ -88,13 +88,13 @@ class Difference:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What may be said of a difference once all methods are counted.
+    """Outcome for a difference after correction for the number of methods.
 
     Attributes:
         low, high: the corrected interval; it leaves zero out exactly if the outcome is better or worse.
-        level: probability with which that interval misses, at most.
-        p: adjusted for the number of methods; below alpha exactly if the outcome is better or worse.
-        agreeing_among: how many methods were compared, where the seeds differ no more than chance explains; else 0.
+        level: upper bound of the probability that this interval misses the true difference.
+        p: p-value adjusted for the number of methods; below alpha exactly if the outcome is better or worse.
+        agreeing_among: number of compared methods if the seeds differ no more than chance explains, else 0.
         alpha: the probability of any false verdict that all methods together are held to.
     """
 
@@ -109,7 +109,7 @@ class Verdict:
 
     @property
     def text(self) -> str:
-        """The outcome, and what it would take where there is none."""
+        """The outcome, and the seeds or prompts needed if the two are not distinguishable."""
         if self.outcome != "not distinguishable":
             return self.outcome
         return f"{self.outcome}: {_what_it_takes(self)}"
@@ -141,7 +141,7 @@ def paired_difference(ours: ArrayLike, baseline: ArrayLike) -> Difference:
     Args:
         ours, baseline: [S, N]; NaN where a prompt was not measured.
     """
-    values = _pair(ours, baseline)
+    values = _paired_values(ours, baseline)
     complete = values[:, ~np.isnan(values).any(axis=0)]
     seeds, prompts = complete.shape
     value = float(complete.mean()) if complete.size else math.nan
@@ -152,19 +152,19 @@ def paired_difference(ours: ArrayLike, baseline: ArrayLike) -> Difference:
 def paired_seeds(ours: ArrayLike, baseline: ArrayLike) -> Difference:
     """Mean difference over the same seeds, for a metric that is no mean over prompts: a paired t interval.
 
-    It has nothing of how other prompts would change the metric.
+    The interval does not account for other prompts.
 
     Args:
         ours, baseline: [S].
     """
-    values = _pair(ours, baseline)
+    values = _paired_values(ours, baseline)
     value = float(values.mean()) if len(values) else math.nan
     variances = Variances(float(values.var(ddof=1)), 0.0, 0.0) if len(values) > 1 else None
     return _difference(value, len(values), 0, 0, variances)
 
 
 def holm(differences: Sequence[Difference], alpha: float = 0.05) -> list[Verdict]:
-    """A verdict on each method; all together call a method falsely better or worse with probability `alpha` at most.
+    """Verdicts on all methods; the probability of any false better or worse is `alpha` at most.
 
     Holm 1979: the k-th smallest of m p-values is held against alpha / (m - k + 1), up to the first that fails. A
     difference's interval is at the level it was held against, those after the first failure at the failure's level, so
@@ -173,18 +173,21 @@ def holm(differences: Sequence[Difference], alpha: float = 0.05) -> list[Verdict
     that is narrower. Higher is better. Differences without a p-value cannot be told and do not count in m.
     """
     verdicts = _step_down(differences, alpha)
-    shapes = {i: _shape(difference) for i, difference in enumerate(differences) if difference.variances is not None}
-    agreeing = agreeing_seeds.agreeing_methods(shapes)
-    return [_narrower(verdict, len(shapes), alpha) if i in agreeing else verdict for i, verdict in enumerate(verdicts)]
+    means = {i: _crossed_mean(difference) for i, difference in enumerate(differences) if difference.variances}
+    agreeing = agreeing_seeds.agreeing_methods(means)
+    return [
+        _narrower_verdict(verdict, len(means), alpha) if i in agreeing else verdict
+        for i, verdict in enumerate(verdicts)
+    ]
 
 
 def _step_down(differences: Sequence[Difference], alpha: float) -> list[Verdict]:
     testable = sorted(
-        (i for i, each in enumerate(differences) if not math.isnan(each.p)), key=lambda i: differences[i].p
+        (i for i, difference in enumerate(differences) if not math.isnan(difference.p)), key=lambda i: differences[i].p
     )
     verdicts = {
-        i: Verdict(each, math.nan, math.nan, alpha, math.nan, "not distinguishable")
-        for i, each in enumerate(differences)
+        i: Verdict(difference, math.nan, math.nan, alpha, math.nan, "not distinguishable")
+        for i, difference in enumerate(differences)
     }
     adjusted, stopped_at = 0.0, math.inf
     for rank, i in enumerate(testable):
@@ -199,40 +202,41 @@ def _step_down(differences: Sequence[Difference], alpha: float) -> list[Verdict]
     return [verdicts[i] for i in range(len(differences))]
 
 
-def _narrower(verdict: Verdict, methods: int, alpha: float) -> Verdict:
+def _narrower_verdict(verdict: Verdict, methods: int, alpha: float) -> Verdict:
     """The verdict by the bound for agreeing seeds where that is narrower than Holm's interval."""
-    difference, shape = verdict.difference, _shape(verdict.difference)
-    half = agreeing_seeds.half_width(shape, methods, alpha)
+    difference, mean = verdict.difference, _crossed_mean(verdict.difference)
+    half = agreeing_seeds.half_width(mean, methods, alpha)
     if half >= verdict.high - difference.value:
         return replace(verdict, agreeing_among=methods, alpha=alpha)
     low, high = difference.value - half, difference.value + half
-    level = alpha * agreeing_seeds.share_of_level(shape[1])
-    p = agreeing_seeds.adjusted_p(difference.value, shape, methods)
+    level = alpha * agreeing_seeds.share_of_level(mean.seeds)
+    p = agreeing_seeds.adjusted_p(difference.value, mean, methods)
     return Verdict(difference, low, high, level, p, _outcome(difference.value, low > 0 or high < 0), methods, alpha)
 
 
-def _shape(difference: Difference, *, seeds: int = 0) -> agreeing_seeds.Shape:
-    """With so many more seeds, which agree as these do."""
+def _crossed_mean(difference: Difference, *, seeds: int = 0) -> CrossedMean:
+    """The mean difference with additional seeds that agree as these do."""
     assert difference.variances is not None
-    return difference.variances, difference.n_seeds + seeds, difference.n_prompts
+    return CrossedMean(difference.variances, difference.n_seeds + seeds, difference.n_prompts)
 
 
 def seeds_needed(difference: Difference, level: float = 0.05) -> int | None:
-    """About how many more seeds until the interval leaves zero out, value and variances staying as they are.
+    """Approximate number of additional seeds until the interval excludes zero if value and variances stay the same.
 
-    None where no number of seeds is enough: with one seed alone, without a difference, or because of the prompts.
+    None if no number of seeds is enough: with a single seed, without a difference, or because of the prompts.
     """
-    return _fewest(lambda seeds: difference.p_with(seeds=seeds) < level)
+    return _smallest_sufficient(lambda seeds: difference.p_with(seeds=seeds) < level)
 
 
 def prompts_needed(difference: Difference, level: float = 0.05) -> int | None:
-    """About how many more prompts until the interval leaves zero out; None where no number is enough."""
+    """Approximate number of additional prompts until the interval excludes zero; None if no number is enough."""
     if not difference.n_prompts:
         return None
-    return _fewest(lambda prompts: difference.p_with(prompts=prompts) < level)
+    return _smallest_sufficient(lambda prompts: difference.p_with(prompts=prompts) < level)
 
 
-def _pair(ours: ArrayLike, baseline: ArrayLike) -> Floats:
+def _paired_values(ours: ArrayLike, baseline: ArrayLike) -> Floats:
+    """Differences of two arrays of one shape, [S] or [S, N]."""
     left, right = np.asarray(ours, dtype=np.float64), np.asarray(baseline, dtype=np.float64)
     if left.shape != right.shape:
         raise ValueError(f"values of shape {left.shape} cannot be paired with values of shape {right.shape}")
@@ -253,8 +257,8 @@ def _outcome(value: float, decided: bool) -> Outcome:
     return "better" if value > 0 else "worse"
 
 
-def _fewest(enough: Callable[[int], bool]) -> int | None:
-    """The least number from 0 that is enough, where more is never worse."""
+def _smallest_sufficient(enough: Callable[[int], bool]) -> int | None:
+    """The smallest number from 0 for which the monotone `enough` holds; None above the search limit."""
     if not enough(_MOST):
         return None
     low, high = -1, _MOST
@@ -272,7 +276,7 @@ def _what_it_takes(verdict: Verdict) -> str:
         return "one seed does not show how seeds differ; needs at least 1 more seed"
     if difference.variances is None:
         return "one prompt does not show how prompts differ; needs more prompts"
-    seeds = _seeds_for(verdict)
+    seeds = _extra_seeds_needed(verdict)
     if seeds is not None:
         return f"needs about {seeds:,} more seed{'s' if seeds > 1 else ''}"
     if difference.value == 0:
@@ -283,18 +287,21 @@ def _what_it_takes(verdict: Verdict) -> str:
     return f"more seeds alone will not do; needs about {prompts:,} more prompts"
 
 
-def _seeds_for(verdict: Verdict) -> int | None:
-    """About how many more seeds a better or worse takes, by whichever bound needs fewer."""
+def _extra_seeds_needed(verdict: Verdict) -> int | None:
+    """Approximate number of additional seeds for a better or worse, by the bound that needs fewer."""
     difference, methods = verdict.difference, verdict.agreeing_among
     seeds = seeds_needed(difference, _step_level(verdict))
     if not methods:
         return seeds
-    for more in range(1, _FEW_SEEDS if seeds is None else min(seeds, _FEW_SEEDS)):
-        if agreeing_seeds.adjusted_p(difference.value, _shape(difference, seeds=more), methods) < verdict.alpha:
-            return more
+    for extra_seeds in range(1, _FEW_SEEDS if seeds is None else min(seeds, _FEW_SEEDS)):
+        if (
+            agreeing_seeds.adjusted_p(difference.value, _crossed_mean(difference, seeds=extra_seeds), methods)
+            < verdict.alpha
+        ):
+            return extra_seeds
     return seeds
 
 
 def _step_level(verdict: Verdict) -> float:
-    """The level that the careful interval was or would be held against."""
+    """The level of the careful interval in Holm's procedure."""
     return verdict.alpha / verdict.agreeing_among if verdict.agreeing_among else verdict.level

@@ -1,4 +1,4 @@
-"""A language model behind an OpenAI-compatible endpoint: asked over HTTP, and again where it fails."""
+"""Requests to a language model behind an OpenAI-compatible HTTP endpoint, with retries."""
 
 from __future__ import annotations
 
@@ -22,24 +22,24 @@ T = TypeVar("T")
 REDIRECTS = range(300, 400)
 RETRIED = {HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS}
 FIRST_PAUSE = 0.5
-"""Seconds before the second attempt; doubled before each further one."""
+"""Pause before the second attempt in seconds; it doubles with each further attempt."""
 
 
 class Unanswered(Exception):
-    """Every attempt failed; the message says how the last did."""
+    """All attempts failed; the message describes the last failure."""
 
 
 @dataclass(frozen=True)
 class Endpoint:
-    """One model to ask."""
+    """A language model at an HTTP endpoint."""
 
     config: JudgeConfig
 
     def ask(self, question: str, read: Callable[[str], T | None]) -> T:
-        """Ask until an answer can be read.
+        """The parsed answer to a question, requested again until it can be parsed.
 
         Args:
-            read: what an answer says, or None where it says nothing that was asked for.
+            read: parser of an answer; it returns None for an unreadable one.
 
         Raises:
             Unanswered: time-outs, failures of the server or unreadable answers to the last attempt.
@@ -55,9 +55,9 @@ class Endpoint:
             except (OSError, ValueError, http.client.HTTPException) as error:
                 failure = self._explain(error)
                 continue
-            found = read(answer)
-            if found is not None:
-                return found
+            parsed = read(answer)
+            if parsed is not None:
+                return parsed
             failure = f"an answer without what was asked for: {self._without_key(answer)[:80]!r}"
         raise Unanswered(failure)
 
@@ -81,10 +81,10 @@ class Endpoint:
             raise ValueError("a reply that is no chat completion") from error
 
     def _key(self) -> str:
-        """The key, empty where none is set.
+        """The API key, empty if none is set.
 
         Raises:
-            ConfigError: it cannot be sent; http's own error would show it.
+            ConfigError: the key cannot be sent; the error of `http` would reveal it.
         """
         key = os.environ.get(self.config.api_key_env, "").strip()
         if not (key.isascii() and key.isprintable()):
@@ -96,7 +96,7 @@ class Endpoint:
         return key
 
     def _without_key(self, text: str) -> str:
-        """The text as it may be shown: servers repeat a key that they refuse."""
+        """The text with the API key masked, since servers repeat a key that they refuse."""
         key = self._key()
         return text.replace(key, "***") if key else text
 
@@ -119,7 +119,7 @@ class Endpoint:
 
 
 class _NoRedirects(urllib.request.HTTPRedirectHandler):
-    """Follows no redirect: the question would be lost on the way, and the key be sent to another host."""
+    """Handler that follows no redirect, which would lose the question and send the key to another host."""
 
     def redirect_request(self, *arguments: Any) -> None:
         return None

@@ -1,4 +1,4 @@
-"""Pictures as SVG markup that stands inside a page: text and axes take the page's colour, the background is clear."""
+"""Charts as SVG markup for an HTML page: text and axes take the page's colour, the background is transparent."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ FrontierPoint = tuple[float, float, float, float]
 # Readable on white and on near-black alike.
 _COLORS = ("#4c7fc4", "#d9762f", "#3f9b68", "#b5539c", "#8a8530", "#7d6bc4", "#c44e52", "#2f97a3")
 _STYLES = (("-", "o"), ("--", "s"), (":", "^"))
-"""Line and marker: a point alone has no line to be told apart by."""
-# Matplotlib cannot draw in the page's colour: these stand for it and are replaced in the markup.
+"""Line style and marker; the marker distinguishes series of a single point."""
+# Matplotlib cannot draw in the page's colour: this colour stands for it and is replaced in the markup.
 _INK = "#010203"
-_MARKED_UP_TO = 40
-_BESIDE = 6
-"""More series than these have their names beside the picture."""
+_MARKERS_MAX_POINTS = 40
+_LEGEND_INSIDE_MAX = 6
+"""Largest number of series whose legend is inside the axes."""
 
 
 def line_chart(title: str, x_label: str, y_label: str, series: Series) -> str:
-    """Lines over a common x axis, as SVG; the same input gives the same bytes."""
+    """SVG of lines over a common x axis; the same input gives the same bytes."""
     with _axes(title, x_label, y_label) as (figure, axes):
-        for (name, (xs, ys)), (color, style, shape) in zip(series.items(), _looks(), strict=False):
+        for (name, (xs, ys)), (color, style, shape) in zip(series.items(), _line_styles(), strict=False):
             values = [math.nan if y is None else y for y in ys]
             # A lone point draws no line.
-            marker = shape if len(values) <= _MARKED_UP_TO else ""
+            marker = shape if len(values) <= _MARKERS_MAX_POINTS else ""
             axes.plot(list(xs), values, label=name, marker=marker, color=color, linestyle=style)
         if all(float(x).is_integer() for xs, _ in series.values() for x in xs):
             axes.locator_params(axis="x", integer=True)
@@ -47,7 +47,7 @@ def line_chart(title: str, x_label: str, y_label: str, series: Series) -> str:
 
 
 def frontier_chart(points: Mapping[str, Sequence[FrontierPoint]]) -> str:
-    """What each method pays in KL for its reward, as SVG: reward over KL with intervals, a line per method.
+    """SVG of reward over KL from the reference, with intervals and a line per method.
 
     See Gao et al. 2022, arXiv 2210.10760, figure 1; Rafailov et al. 2023, arXiv 2305.18290, figure 2.
 
@@ -56,21 +56,21 @@ def frontier_chart(points: Mapping[str, Sequence[FrontierPoint]]) -> str:
     """
     title = "Reward and KL"
     with _axes(title, "KL(policy ‖ reference), nats", "reward") as (figure, axes):
-        for (name, theirs), (color, style, shape) in zip(points.items(), _looks(), strict=False):
-            ordered = sorted(theirs)
+        for (name, method_points), (color, style, shape) in zip(points.items(), _line_styles(), strict=False):
+            ordered = sorted(method_points)
             kls, rewards = [point[0] for point in ordered], [point[1] for point in ordered]
             axes.plot(kls, rewards, label=name, marker=shape, color=color, linestyle=style)
             bounded = [point for point in ordered if math.isfinite(point[2]) and math.isfinite(point[3])]
             if bounded:
-                at, _, lows, highs = zip(*bounded, strict=True)
-                axes.vlines(at, lows, highs, colors=color, linewidth=1, alpha=0.6)
+                bounded_kls, _, lows, highs = zip(*bounded, strict=True)
+                axes.vlines(bounded_kls, lows, highs, colors=color, linewidth=1, alpha=0.6)
         _legend(axes, len(points))
         return _markup(figure, title)
 
 
 @contextmanager
 def _axes(title: str, x_label: str, y_label: str) -> Iterator[tuple[Figure, Axes]]:
-    """An empty picture; pyplot and its global figures are never touched."""
+    """Context of an empty figure and its axes, without pyplot and its global figures."""
     import matplotlib
     from matplotlib.figure import Figure
 
@@ -104,15 +104,15 @@ def _axes(title: str, x_label: str, y_label: str) -> Iterator[tuple[Figure, Axes
         yield figure, axes
 
 
-def _looks() -> Iterator[tuple[str, str, str]]:
-    """(color, line, marker): all colours solid with discs, then dashed with squares, then dotted with triangles."""
+def _line_styles() -> Iterator[tuple[str, str, str]]:
+    """Endless (color, line style, marker): solid with discs, then dashed with squares, then dotted with triangles."""
     return cycle((color, *style) for style in _STYLES for color in _COLORS)
 
 
 def _legend(axes: Axes, series: int) -> None:
     from matplotlib.figure import Figure as Figure_
 
-    if series > _BESIDE:
+    if series > _LEGEND_INSIDE_MAX:
         # Beside the picture, and the picture tall enough for it.
         figure = axes.figure
         assert isinstance(figure, Figure_)

@@ -4,10 +4,6 @@
     results = simple_evaluate(model=log_prob_lm("runs/dpo"), tasks=["piqa"])
 
 The requests of one document with one context are a preference group, so the engine reads their context once.
-
-Also in this module:
-
-- The requests of lm-evaluation-harness: grouped by context, cut into windows, their settings read.
 """
 
 from __future__ import annotations
@@ -29,7 +25,7 @@ from penchant.data.special_tokens import SpecialTokens
 from penchant.data.template import Template, fixed_date
 from penchant.data.tokenization import tokenize_groups, tokenize_prompts
 from penchant.data.tokenized import Ids, TokenizedGroup
-from penchant.engine.distributed import World, local_device
+from penchant.engine.distributed import World
 from penchant.engine.reference_model import FrozenModel
 from penchant.engine.scoring import precision
 from penchant.errors import ConfigError, DataError
@@ -45,7 +41,7 @@ DEFAULT_NEW_TOKENS = 256
 
 
 class Request(Protocol):
-    """What is used of the harness's `Instance`."""
+    """The attributes of the harness's `Instance` that are used here."""
 
     task_name: str | None
     doc_id: int | None
@@ -55,7 +51,7 @@ class Request(Protocol):
 
 
 def by_context(requests: Sequence[Request]) -> list[list[int]]:
-    """Indices of the requests of each document's context, in order: these are one preference group."""
+    """Indices of the requests with one document and context, in order; each list is one preference group."""
     groups: dict[tuple[str | None, int | None, str], list[int]] = {}
     for i, request in enumerate(requests):
         groups.setdefault((request.task_name, request.doc_id, request.args[0]), []).append(i)
@@ -65,37 +61,40 @@ def by_context(requests: Sequence[Request]) -> list[list[int]]:
 def rolling_windows(ids: Ids, start: int, length: int) -> list[tuple[Ids, Ids]]:
     """(context, predicted) windows of at most `length` tokens in which each id is predicted exactly once.
 
-    The first window's context is the token `start`, that of the others the one token before; the last window, which
-    has fewer tokens to predict, has as many before them as fit.
+    The first window's context is the token `start`, the context of the others is the preceding token; the last window
+    has fewer tokens to predict, and as many context tokens as fit.
+
+    Args:
+        ids: [T] token ids of the text.
     """
     windows = []
-    done = 0
-    while done < len(ids):
-        end = min(done + length - 1, len(ids))
-        context = ids[max(0, end - length) : done] if done else np.array([start], dtype=np.int64)
-        windows.append((context, ids[done:end]))
-        done = end
+    start_index = 0
+    while start_index < len(ids):
+        end = min(start_index + length - 1, len(ids))
+        context = ids[max(0, end - length) : start_index] if start_index else np.array([start], dtype=np.int64)
+        windows.append((context, ids[start_index:end]))
+        start_index = end
     return windows
 
 
 @dataclass(frozen=True)
 class Generation:
-    """A request's settings: how to draw, and at which strings to stop."""
+    """Generation settings of a request: sampling, and strings that end the text."""
 
     sampling: Sampling
     stops: tuple[str, ...]
 
     @classmethod
-    def of(cls, settings: Mapping[str, Any], where: str) -> Generation:
-        """From the harness's dictionary.
+    def from_settings(cls, settings: Mapping[str, Any], where: str) -> Generation:
+        """Generation settings from the harness's dictionary.
 
         Raises:
-            ConfigError: it has a setting that is not known here.
+            ConfigError: a setting is not supported here.
         """
-        known = {"until", "max_gen_toks", "do_sample", "temperature", "top_p"}
-        if unknown := sorted(set(settings) - known):
+        supported = {"until", "max_gen_toks", "do_sample", "temperature", "top_p"}
+        if unknown := sorted(set(settings) - supported):
             raise ConfigError(
-                f"generation settings {', '.join(unknown)} are not known; known are {', '.join(sorted(known))}",
+                f"generation settings {', '.join(unknown)} are not known; known are {', '.join(sorted(supported))}",
                 where=where,
                 fix="take them out of the task's generation_kwargs",
             )
@@ -108,12 +107,14 @@ class Generation:
         )
         return cls(sampling, (until,) if isinstance(until, str) else tuple(until))
 
-    def cut(self, text: str) -> str:
-        """The text before the first of the strings to stop at."""
-        return text[: min((at for stop in self.stops if stop and (at := text.find(stop)) >= 0), default=len(text))]
+    def truncate(self, text: str) -> str:
+        """The text before the first stop string."""
+        ends = (position for stop in self.stops if stop and (position := text.find(stop)) >= 0)
+        return text[: min(ends, default=len(text))]
 
 
-def named(request: Request) -> str:
+def request_name(request: Request) -> str:
+    """Task and document of a request, for messages."""
     return f"{request.task_name}, document {request.doc_id}"
 
 
@@ -129,7 +130,7 @@ def log_prob_lm(model: str, *, reading: Reading = AS_IS) -> Any:
         ModelError: the model cannot be loaded.
     """
     base = _lm_class()
-    loaded = Loaded.of(model, reading)
+    loaded = HarnessModel.load(model, reading)
     return _as_lm(base, LogProbs(loaded), loaded)
 
 
@@ -141,7 +142,7 @@ def head_lm(model: str, *, reading: Reading = AS_IS) -> Any:
     `log_prob_lm`.
     """
     base = _lm_class()
-    loaded = Loaded.of(model, reading)
+    loaded = HarnessModel.load(model, reading)
     return _as_lm(base, Rewards(loaded, model), loaded)
 
 
@@ -156,7 +157,7 @@ def _lm_class() -> Any:
         ) from error
 
 
-def _as_lm(base: Any, answers: LogProbs | Rewards, loaded: Loaded) -> Any:
+def _as_lm(base: Any, answers: LogProbs | Rewards, loaded: HarnessModel) -> Any:
     methods: dict[str, Callable[..., Any]] = {
         "loglikelihood": answers.loglikelihood,
         "loglikelihood_rolling": answers.loglikelihood_rolling,
@@ -169,22 +170,23 @@ def _as_lm(base: Any, answers: LogProbs | Rewards, loaded: Loaded) -> Any:
 
 
 @dataclass(frozen=True)
-class Loaded:
-    """A model as the harness's requests find it: one process, its attention the model's own between requests."""
+class HarnessModel:
+    """A loaded model on one process; between requests its attention implementation is the original one."""
 
     frozen: FrozenModel
     world: World
     reading: Reading
 
     @classmethod
-    def of(cls, model: str, reading: Reading) -> Loaded:
+    def load(cls, model: str, reading: Reading) -> HarnessModel:
+        """Load a model; `reading` must not drop requests."""
         if "drop" in (reading.truncation, reading.empty, reading.rendering.refused):
             raise ConfigError(
                 "every request of the harness wants an answer, so none can be dropped",
                 where="reading",
                 fix='Reading(truncation="keep_end_of_prompt") cuts the beginning of long contexts',
             )
-        world, reading = World(0, 1, local_device()), reading.on_one_day(model)
+        world, reading = World.single(), reading.on_one_day(model)
         return cls(
             FrozenModel.load(model, world, reading.dtype, reading.chat_template, reading.rendering),
             world,
@@ -193,18 +195,19 @@ class Loaded:
 
     @property
     def limit(self) -> int:
+        """Maximal number of tokens of context and continuation."""
         return self.reading.max_length or self.frozen.context
 
     @property
     def rendering(self) -> Rendering:
-        """The harness applies chat templates itself, where it is asked to."""
+        """Rendering without a chat template, which the harness applies itself if requested."""
         return replace(self.reading.rendering, as_chat="false")
 
     def tokenize(self, requests: Sequence[Request], members: Sequence[Sequence[int]]) -> list[TokenizedGroup]:
-        """Token ids of groups of requests."""
+        """Token ids of groups of requests, given by the requests' indices."""
         texts = [
-            PreferenceGroup(requests[of[0]].args[0], tuple(requests[i].args[1] for i in of), id=named(requests[of[0]]))
-            for of in members
+            PreferenceGroup(group[0].args[0], tuple(request.args[1] for request in group), id=request_name(group[0]))
+            for group in ([requests[i] for i in indices] for indices in members)
         ]
         groups, report = tokenize_groups(
             texts,
@@ -217,20 +220,20 @@ class Loaded:
             logger.info(f"{event.replace('_', ' ')}: {count} of {report.groups} contexts")
         return groups
 
-    def scored(
+    def score(
         self, groups: Sequence[TokenizedGroup], head: str | None, ask: Callable[[OptionScorer], list[list[float]]]
     ) -> list[list[float]]:
-        """What is asked of a scorer for these groups; the model's own attention is put back after."""
+        """Numbers that `ask` gets from a scorer of the groups; the original attention is restored afterwards."""
         model = self.frozen.model
-        own = model.config._attn_implementation
+        original_attention = model.config._attn_implementation
         try:
             return ask(load_scorer(self.frozen, groups, self.world, head, self.reading))
         finally:
-            if model.config._attn_implementation != own:
-                set_attention(model, own)
+            if model.config._attn_implementation != original_attention:
+                set_attention(model, original_attention)
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        """A conversation as text; without a generation prompt its last message is left open."""
+        """A conversation as text; without a generation prompt its last message is not closed."""
         template, rendering = Template.from_tokenizer(self.frozen.tokenizer), self.reading.rendering
         with fixed_date(template.source, rendering.date):
             text: str = self.frozen.tokenizer.apply_chat_template(
@@ -249,12 +252,12 @@ class Loaded:
 
 @dataclass(frozen=True)
 class LogProbs:
-    """The harness's requests, answered by log-probs."""
+    """Answers to the harness's requests by log-probs."""
 
-    loaded: Loaded
+    loaded: HarnessModel
 
     def loglikelihood(self, requests: Sequence[Request]) -> list[tuple[float, bool]]:
-        """For each (context, continuation): its summed log-prob, and whether greedy decoding would give it.
+        """Summed log-prob in nats of every (context, continuation), and whether greedy decoding would give it.
 
         The end-of-turn token is no part of a continuation.
         """
@@ -262,14 +265,14 @@ class LogProbs:
             return []
         members = by_context(requests)
         groups = [without_end(group) for group in self.loaded.tokenize(requests, members)]
-        log_probs = self.loaded.scored(groups, None, lambda scorer: scorer.log_probs(groups))
+        log_probs = self.loaded.score(groups, None, lambda scorer: scorer.log_probs(groups))
         answers: dict[int, tuple[float, bool]] = {}
-        for of, group, values in zip(members, groups, log_probs, strict=True):
-            answers.update(zip(of, zip(values, self._greedy(group), strict=True), strict=True))
+        for indices, group, values in zip(members, groups, log_probs, strict=True):
+            answers.update(zip(indices, zip(values, self._greedy(group), strict=True), strict=True))
         return [answers[i] for i in range(len(requests))]
 
     def loglikelihood_rolling(self, requests: Sequence[Request]) -> list[float]:
-        """The log-prob of each whole text, window by window; see `rolling_windows`."""
+        """Log-prob in nats of every whole text, summed over windows; see `rolling_windows`."""
         tokenizer = self.loaded.frozen.tokenizer
         start = SpecialTokens.from_tokenizer(tokenizer).fallback_start
         groups, owners = [], []
@@ -277,25 +280,26 @@ class LogProbs:
             [text] = request.args
             ids = np.array(tokenizer(text, add_special_tokens=False)["input_ids"], dtype=np.int64)
             for prompt, response in rolling_windows(ids, start, self.loaded.limit):
-                groups.append(TokenizedGroup(prompt, (response,), PreferenceGroup("", (text,), id=named(request))))
+                group = PreferenceGroup("", (text,), id=request_name(request))
+                groups.append(TokenizedGroup(prompt, (response,), group))
                 owners.append(i)
         totals = [0.0] * len(requests)
         if groups:
-            found = self.loaded.scored(groups, None, lambda scorer: scorer.log_probs(groups))
-            for owner, [value] in zip(owners, found, strict=True):
+            log_probs = self.loaded.score(groups, None, lambda scorer: scorer.log_probs(groups))
+            for owner, [value] in zip(owners, log_probs, strict=True):
                 totals[owner] += value
         return totals
 
     def generate_until(self, requests: Sequence[Request]) -> list[str]:
-        """A response to each (context, settings), cut before the first of the strings it is to stop at."""
-        settings = [Generation.of(request.args[1], named(request)) for request in requests]
+        """A response to every (context, settings), cut before the first stop string."""
+        settings = [Generation.from_settings(request.args[1], request_name(request)) for request in requests]
         responses = [""] * len(requests)
-        for wanted in dict.fromkeys(each.sampling for each in settings):
-            mine = [i for i, each in enumerate(settings) if each.sampling == wanted]
-            prompts = [self._prompt(requests[i], wanted) for i in mine]
-            texts = generate(self.loaded.frozen.model, self.loaded.frozen.tokenizer, prompts, wanted)
+        for sampling in dict.fromkeys(generation.sampling for generation in settings):
+            mine = [i for i, generation in enumerate(settings) if generation.sampling == sampling]
+            prompts = [self._prompt(requests[i], sampling) for i in mine]
+            texts = generate(self.loaded.frozen.model, self.loaded.frozen.tokenizer, prompts, sampling)
             for i, [text] in zip(mine, texts, strict=True):
-                responses[i] = settings[i].cut(text)
+                responses[i] = settings[i].truncate(text)
         return responses
 
     def _prompt(self, request: Request, sampling: Sampling) -> Ids:
@@ -303,29 +307,29 @@ class LogProbs:
         room = self.loaded.limit - sampling.max_new_tokens
         if len(ids) <= room:
             return ids
-        found = f"{len(ids)} tokens of context and {sampling.max_new_tokens} to generate; {self.loaded.limit} fit"
+        message = f"{len(ids)} tokens of context and {sampling.max_new_tokens} to generate; {self.loaded.limit} fit"
         if self.loaded.reading.truncation == "error" or room < 1:
             fix = 'Reading(truncation="keep_end_of_prompt") cuts the beginning, or ask for fewer: max_gen_toks'
-            raise DataError(found, where=named(request), fix=fix)
-        logger.info(f"{named(request)}: {found}; the beginning is cut")
+            raise DataError(message, where=request_name(request), fix=fix)
+        logger.info(f"{request_name(request)}: {message}; the beginning is cut")
         return ids[-room:]
 
     def _greedy(self, group: TokenizedGroup) -> list[bool]:
-        """Whether each response is what greedy decoding gives after the prompt.
+        """Whether greedy decoding after the prompt gives the response, for every response.
 
         Most are settled by their first token, so one pass over the prompt does for a whole group.
         """
-        first = self._likeliest(group.prompt)[-1]
+        first_token = self._likeliest(group.prompt)[-1]
         last = len(group.prompt) - 1
         return [
-            bool(ids[0] == first)
+            bool(ids[0] == first_token)
             and (len(ids) == 1 or bool((self._likeliest(np.concatenate([group.prompt, ids[:-1]]))[last:] == ids).all()))
             for ids in group.responses
         ]
 
     @torch.no_grad()
     def _likeliest(self, ids: Ids) -> Ids:
-        """The likeliest next token at every position."""
+        """[T] most likely next token after every prefix of [T] ids."""
         loaded = self.loaded
         with precision(loaded.world.device, loaded.reading.dtype):
             logits = loaded.frozen.model(input_ids=torch.from_numpy(ids)[None].to(loaded.world.device)).logits[0]
@@ -335,23 +339,23 @@ class LogProbs:
 
 @dataclass(frozen=True)
 class Rewards:
-    """The harness's multiple-choice requests, answered by a preference head.
+    """Answers to the harness's multiple-choice requests by a preference head.
 
     Attributes:
-        head: the folder that holds it.
+        head: folder of the preference head.
     """
 
-    loaded: Loaded
+    loaded: HarnessModel
     head: str
 
     def loglikelihood(self, requests: Sequence[Request]) -> list[tuple[float, bool]]:
-        """For each (context, continuation): the reward of the continuation with its end-of-turn token, and False."""
+        """Reward of every (context, continuation) with its end-of-turn token, paired with False for greedy."""
         if not requests:
             return []
         options = Counter((request.task_name, request.doc_id) for request in requests)
         alone = next((r for r in requests if options[r.task_name, r.doc_id] == 1), None)
         if alone is not None:
-            raise _refused(f"{named(alone)} has one continuation, so there is nothing to choose from")
+            raise _unsupported(f"{request_name(alone)} has one continuation, so there is nothing to choose from")
         members = by_context(requests)
         groups = self.loaded.tokenize(requests, members)
 
@@ -360,20 +364,26 @@ class Rewards:
                 raise RuntimeError("a scorer loaded with a head gives rewards")
             return scorer.rewards(groups)
 
-        rewards = self.loaded.scored(groups, self.head, ask)
-        answers = {i: r for of, row in zip(members, rewards, strict=True) for i, r in zip(of, row, strict=True)}
+        rewards = self.loaded.score(groups, self.head, ask)
+        answers = {
+            i: reward
+            for indices, row in zip(members, rewards, strict=True)
+            for i, reward in zip(indices, row, strict=True)
+        }
         return [(answers[i], False) for i in range(len(requests))]
 
     def loglikelihood_rolling(self, requests: Sequence[Request]) -> list[float]:
-        raise _refused("a task asks for the log-prob of whole texts")
+        """Raise a ConfigError, since a head has no log-probs."""
+        raise _unsupported("a task asks for the log-prob of whole texts")
 
     def generate_until(self, requests: Sequence[Request]) -> list[str]:
-        raise _refused("a task asks for generated text")
+        """Raise a ConfigError, since a head generates no text."""
+        raise _unsupported("a task asks for generated text")
 
 
-def _refused(found: str) -> ConfigError:
+def _unsupported(message: str) -> ConfigError:
     return ConfigError(
-        f"{found}; a preference head answers multiple-choice tasks only",
+        f"{message}; a preference head answers multiple-choice tasks only",
         where="head_lm",
         fix="run this task with log_prob_lm(MODEL)",
     )

@@ -1,9 +1,4 @@
-"""A model measured on held-out preferences.
-
-Also in this module:
-
-- The one day that a chat template writes as today's: a run's own, wherever its model is measured or asked.
-"""
+"""Log-probs and metrics of a model on held-out preferences, with the date its chat template writes."""
 
 from __future__ import annotations
 
@@ -36,7 +31,7 @@ logger = logging.getLogger(__name__)
 
 
 def recorded_day(folder: str | Path) -> str | None:
-    """The day that a run's folder was begun with; None where it is no run's, or its template writes none."""
+    """The template date recorded in a run's folder; None for other folders and for templates without a date."""
     file = Path(folder) / "config.yaml"
     try:
         values = parse_yaml(file.read_text(encoding="utf-8"))
@@ -47,7 +42,7 @@ def recorded_day(folder: str | Path) -> str | None:
 
 
 def tokenizers(models: Iterable[tuple[str, str | None]]) -> Iterator[PreTrainedTokenizerBase]:
-    """The models' tokenizers, one after another; what cannot be loaded is refused elsewhere.
+    """Iterator over the models' tokenizers; those that cannot be loaded are skipped and reported elsewhere.
 
     Args:
         models: folders or hub ids, each with a template's file that stands for its own.
@@ -60,12 +55,12 @@ def tokenizers(models: Iterable[tuple[str, str | None]]) -> Iterator[PreTrainedT
 
 
 def today() -> str:
-    """The clock's day, as in ``2026-11-30``."""
+    """Today's date by the clock, as in ``2026-11-30``."""
     return datetime.date.today().isoformat()
 
 
 def on_one_day(model: str, chat_template: str | None, rendering: Rendering) -> tuple[Rendering, list[str]]:
-    """The settings with a day where the model's template writes one (the run's, else today's), and a note.
+    """The rendering with a fixed date if the model's template writes one (its own, else the run's or today's); notes.
 
     Args:
         chat_template: a template's file that stands for the model's own.
@@ -79,7 +74,7 @@ def on_one_day(model: str, chat_template: str | None, rendering: Rendering) -> t
 
 @dataclass(frozen=True)
 class Reading:
-    """How a model reads the data.
+    """Settings for tokenizing preferences and scoring them.
 
     Attributes:
         max_length: tokens of prompt + response; None is the model's context.
@@ -101,7 +96,7 @@ class Reading:
 
     @classmethod
     def of_run(cls, config: RunConfig) -> Reading:
-        """As a run reads its data."""
+        """Settings of a run's configuration."""
         data, training = config.data, config.training
         return cls(
             data.max_length,
@@ -115,7 +110,7 @@ class Reading:
         )
 
     def on_one_day(self, model: str) -> Reading:
-        """These settings with the day that the model's template writes as today's, which is logged."""
+        """These settings with a fixed date for the model's template, which is logged; see the function `on_one_day`."""
         rendering, notes = on_one_day(model, self.chat_template, self.rendering)
         for note in notes:
             logger.info(note)
@@ -123,7 +118,7 @@ class Reading:
 
 
 AS_IS = Reading()
-"""The defaults."""
+"""Default reading settings."""
 
 
 def score(
@@ -134,7 +129,7 @@ def score(
     reference: str | None = None,
     reading: Reading = AS_IS,
 ) -> list[ScoredGroup]:
-    """Log-probs of every candidate by a model, and by a reference if one is named; one model in memory at a time.
+    """Log-probs of every candidate by a model, and by a reference if one is named; one model is in memory at a time.
 
     Args:
         model, reference: folders or hub ids; the reference may have a tokenizer of its own.
@@ -189,7 +184,7 @@ def read_held_out(
     groups: Sequence[PreferenceGroup],
     reading: Reading,
 ) -> tuple[list[TokenizedGroup], list[str]]:
-    """The groups as the model reads them, in their order, and notes on those that were changed or dropped."""
+    """Tokenized groups in their order, and notes on those that were changed or dropped."""
     if (reading.max_length or 0) > policy.context:
         raise ConfigError(
             f"the length limit is {reading.max_length}, the model's context is {policy.context} tokens",
@@ -213,7 +208,7 @@ def scored_groups(
     log_probs: Sequence[Sequence[float]],
     reference_log_probs: Sequence[Sequence[float]] | None,
 ) -> list[ScoredGroup]:
-    """Groups with their log-probs, as the metrics take them."""
+    """Scored groups from tokenized groups and [G][K] summed log-probs in nats."""
     return [
         ScoredGroup(
             group=group.group,

@@ -1,8 +1,7 @@
-"""Judges: which of two responses to a prompt is the better one."""
+"""Judges that compare two responses to a prompt: a reward, or a language model behind an endpoint."""
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +17,8 @@ from penchant.errors import ConfigError
 from penchant.evaluation.endpoint import Endpoint, Unanswered
 from penchant.evaluation.held_out import Reading
 from penchant.evaluation.rewards import Reward, open_reward
-from penchant.storage.caches import KeptAnswers, cache_folder
+from penchant.storage.caches import AnswerCache, cache_folder
+from penchant.storage.fingerprints import hash_text
 
 if TYPE_CHECKING:
     import torch
@@ -53,10 +53,10 @@ End with one line that holds only your rating, as in [[7]]."""
 
 @dataclass(frozen=True)
 class Verdict:
-    """One comparison.
+    """The outcome of one comparison.
 
     Attributes:
-        failed: the judge gave no verdict, and the tie is ours.
+        failed: whether the judge gave no verdict; the side is then a tie.
     """
 
     side: Side
@@ -64,18 +64,20 @@ class Verdict:
 
 
 class Judge(Protocol):
-    """Compares pairs of responses."""
+    """Protocol of a judge, which compares pairs of responses."""
 
     @property
     def name(self) -> str: ...
 
-    def compare(self, prompts: Sequence[Text], first: Sequence[Text], second: Sequence[Text]) -> list[Verdict]:
-        """A verdict for each prompt."""
+    def compare(
+        self, prompts: Sequence[Text], first_responses: Sequence[Text], second_responses: Sequence[Text]
+    ) -> list[Verdict]:
+        """Verdicts on the two responses to every prompt."""
         ...
 
 
 def open_judge(config: RewardConfig, *, device: torch.device, rendering: Rendering = PLAIN) -> Judge:
-    """The judge a configuration names: an endpoint, or a reward whose higher number wins."""
+    """The judge of a configuration: an endpoint, or a reward whose higher number wins."""
     if config.judge is not None:
         return EndpointJudge(config.judge)
     return RewardJudge(open_reward(config, device=device, reading=Reading(rendering=rendering)))
@@ -83,7 +85,7 @@ def open_judge(config: RewardConfig, *, device: torch.device, rendering: Renderi
 
 @dataclass(frozen=True)
 class RewardJudge:
-    """The response with the higher reward wins; equal rewards are a tie."""
+    """Judge by which the response with the higher reward wins; equal rewards are a tie."""
 
     reward: Reward
 
@@ -91,69 +93,73 @@ class RewardJudge:
     def name(self) -> str:
         return self.reward.name
 
-    def compare(self, prompts: Sequence[Text], first: Sequence[Text], second: Sequence[Text]) -> list[Verdict]:
-        scores = self.reward(prompts, [list(pair) for pair in zip(first, second, strict=True)])
+    def compare(
+        self, prompts: Sequence[Text], first_responses: Sequence[Text], second_responses: Sequence[Text]
+    ) -> list[Verdict]:
+        scores = self.reward(prompts, [list(pair) for pair in zip(first_responses, second_responses, strict=True)])
         return [Verdict("first" if a > b else "second" if b > a else "tie") for a, b in scores]
 
 
 @dataclass(frozen=True)
 class EndpointJudge:
-    """A language model asked for a verdict; its answers are kept on disk, failures are not."""
+    """Judge that asks a language model for verdicts; verdicts are cached on disk, failures are not."""
 
     config: JudgeConfig
 
     @property
     def name(self) -> str:
-        return f"{self._model} {_hash(_pairwise(self.config))}"
+        return f"{self._model} {hash_text(_pairwise(self.config), 8)}"
 
     @property
     def _model(self) -> str:
         return f"judge {self.config.url} {self.config.model}"
 
-    def compare(self, prompts: Sequence[Text], first: Sequence[Text], second: Sequence[Text]) -> list[Verdict]:
+    def compare(
+        self, prompts: Sequence[Text], first_responses: Sequence[Text], second_responses: Sequence[Text]
+    ) -> list[Verdict]:
         template = _pairwise(self.config)
-        asked = [
+        questions = [
             fill(template, prompt=as_text(p), first=as_text(a), second=as_text(b))
-            for p, a, b in zip(prompts, first, second, strict=True)
+            for p, a, b in zip(prompts, first_responses, second_responses, strict=True)
         ]
-        # A question holds its template: another template's questions are others.
-        with closing(KeptAnswers(self._model, cache_folder())) as kept:
+        # A question contains its template, so that questions of another template have other cache keys.
+        with closing(AnswerCache(self._model, cache_folder())) as answer_cache:
 
             def judge(question: str) -> Verdict:
-                known = kept.get(question)
-                if known is not None:
-                    return Verdict(known)
+                cached_side = answer_cache.get(question)
+                if cached_side is not None:
+                    return Verdict(cached_side)
                 try:
                     side: Side = Endpoint(self.config).ask(question, read_verdict)
                 except Unanswered:
                     return Verdict("tie", failed=True)
-                kept.keep([(question, side)])
+                answer_cache.keep([(question, side)])
                 return Verdict(side)
 
             with ThreadPoolExecutor(self.config.parallel) as pool:
-                return list(pool.map(judge, asked))
+                return list(pool.map(judge, questions))
 
 
 @dataclass(frozen=True)
 class EndpointReward:
-    """A language model asked for a rating of 1 to 10."""
+    """Reward that asks a language model for ratings from 1 to 10."""
 
     config: JudgeConfig
 
     @property
     def name(self) -> str:
-        return f"rating {self.config.url} {self.config.model} {_hash(_pointwise(self.config))}"
+        return f"rating {self.config.url} {self.config.model} {hash_text(_pointwise(self.config), 8)}"
 
     def __call__(self, prompts: Sequence[Text], responses: Sequence[Sequence[Text]]) -> list[list[float]]:
         template = _pointwise(self.config)
-        asked = [
+        questions = [
             fill(template, prompt=as_text(prompt), first=as_text(response))
-            for prompt, given in zip(prompts, responses, strict=True)
-            for response in given
+            for prompt, candidates in zip(prompts, responses, strict=True)
+            for response in candidates
         ]
         with ThreadPoolExecutor(self.config.parallel) as pool:
-            ratings = iter(list(pool.map(self._rate, asked)))
-        return [[next(ratings) for _ in given] for given in responses]
+            ratings = iter(list(pool.map(self._rate, questions)))
+        return [[next(ratings) for _ in candidates] for candidates in responses]
 
     def _rate(self, question: str) -> float:
         try:
@@ -173,20 +179,16 @@ def fill(template: str, **texts: str) -> str:
 
 
 def read_verdict(answer: str) -> Side | None:
-    """The last [[A]], [[B]] or [[C]] of an answer."""
+    """The side named by the last [[A]], [[B]] or [[C]] of an answer; None without one."""
     sides: dict[str, Side] = {"A": "first", "B": "second", "C": "tie"}
-    found = re.findall(r"\[\[([ABC])\]\]", answer)
-    return sides[found[-1]] if found else None
+    marks = re.findall(r"\[\[([ABC])\]\]", answer)
+    return sides[marks[-1]] if marks else None
 
 
 def read_rating(answer: str) -> float | None:
-    """The last number in double brackets of an answer, from 1 to 10."""
-    found = re.findall(r"\[\[(\d+(?:\.\d+)?)\]\]", answer)
-    return float(found[-1]) if found and 1 <= float(found[-1]) <= 10 else None
-
-
-def _hash(template: str) -> str:
-    return hashlib.blake2b(template.encode(), digest_size=8).hexdigest()
+    """The last number in double brackets of an answer; None unless it is from 1 to 10."""
+    marks = re.findall(r"\[\[(\d+(?:\.\d+)?)\]\]", answer)
+    return float(marks[-1]) if marks and 1 <= float(marks[-1]) <= 10 else None
 
 
 def _pairwise(config: JudgeConfig) -> str:
@@ -197,7 +199,7 @@ def _pointwise(config: JudgeConfig) -> str:
     return _template(config, POINTWISE, ("{prompt}", "{first}"))
 
 
-def _template(config: JudgeConfig, ours: str, places: Sequence[str]) -> str:
+def _template(config: JudgeConfig, ours: str, placeholders: Sequence[str]) -> str:
     if config.prompt is None:
         return ours
     try:
@@ -206,8 +208,8 @@ def _template(config: JudgeConfig, ours: str, places: Sequence[str]) -> str:
         raise ConfigError(
             "the judge's template cannot be read", where=config.prompt, fix="name a UTF-8 file"
         ) from error
-    missing = " and no ".join(place for place in places if place not in template)
+    missing = " and no ".join(placeholder for placeholder in placeholders if placeholder not in template)
     if missing:
-        fix = f"put {', '.join(places)} into it, where the texts are to stand"
+        fix = f"put {', '.join(placeholders)} into it, where the texts are to stand"
         raise ConfigError(f"the judge's template has no {missing}", where=config.prompt, fix=fix)
     return template

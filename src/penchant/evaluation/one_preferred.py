@@ -1,4 +1,4 @@
-"""Where the one preferred candidate of more than two stands by a score: hit ratio, NDCG and reciprocal rank.
+"""Rank metrics of the only preferred candidate among more than two: hit ratio, NDCG and reciprocal rank.
 
 Legend: O groups with one preferred candidate among more than two, C candidates of all groups in one row.
 """
@@ -28,7 +28,7 @@ CHOICE_METRICS = {
         for k in CUTOFFS
     },
 }
-"""Name -> definition of each; a mean over groups."""
+"""Definition of every metric by name; each is a mean over groups."""
 
 
 @dataclass(frozen=True)
@@ -36,12 +36,12 @@ class TargetRank:
     """The rank of the target among the candidates, the best first.
 
     Attributes:
-        above: candidates with a higher score.
-        tied: with the same score, itself among them.
+        n_higher: how many candidates have a higher score.
+        n_tied: how many have the same score, the target among them.
     """
 
-    above: int
-    tied: int
+    n_higher: int
+    n_tied: int
 
     @classmethod
     def by_scores(cls, scores: Sequence[float], target: int) -> TargetRank:
@@ -50,8 +50,8 @@ class TargetRank:
         return cls(sum(score > reached for score in scores), sum(score == reached for score in scores))
 
     def hit(self, k: int) -> float:
-        """Probability to be among the first k, ties in random order."""
-        return min(1.0, max(0.0, (k - self.above) / self.tied))
+        """Probability that the target is among the first k with ties in random order."""
+        return min(1.0, max(0.0, (k - self.n_higher) / self.n_tied))
 
     def ndcg(self, k: int) -> float:
         """Expected ``1 / log2(1 + rank)`` within the first k (one relevant item: the ideal is 1)."""
@@ -62,16 +62,16 @@ class TargetRank:
         return self._mean(lambda rank: 1 / rank)
 
     def _mean(self, value: Callable[[int], float]) -> float:
-        return sum(value(self.above + i) for i in range(1, self.tied + 1)) / self.tied
+        return sum(value(self.n_higher + i) for i in range(1, self.n_tied + 1)) / self.n_tied
 
 
 def one_preferred(group: PreferenceGroup) -> int | None:
-    """The candidate that is preferred to all of two or more others, where nothing else is known; None elsewhere."""
+    """Index of the only candidate that is preferred to all others, of three or more; None if the pairs are others."""
     pairs, k = set(group.pairs), len(group.candidates)
     if k < 3 or len(pairs) != k - 1:
         return None
-    (best, *others) = {better for better, _ in pairs}
-    return best if not others and {worse for _, worse in pairs} == set(range(k)) - {best} else None
+    (best, *other_best) = {better for better, _ in pairs}
+    return best if not other_best and {worse for _, worse in pairs} == set(range(k)) - {best} else None
 
 
 @dataclass(frozen=True)
@@ -79,42 +79,45 @@ class OnePreferred:
     """The groups with one preferred candidate, among others.
 
     Attributes:
-        target: [O] the preferred candidate of each.
-        sizes: [O] how many candidates it is one of.
-        first: [O] index of the group's first candidate in the row of candidates.
-        prompt: [O] numbers.
+        target: [O] index of the preferred candidate in its group.
+        sizes: [O] number of candidates in the group.
+        first_candidate: [O] index of the group's first candidate in the row of candidates.
+        prompt: [O] number of the group's prompt.
     """
 
     target: list[int]
     sizes: list[int]
-    first: list[int]
+    first_candidate: list[int]
     prompt: list[int]
     resamples: int = 2000
     seed: int = 0
 
     @classmethod
-    def among(
+    def from_groups(
         cls, groups: Sequence[PreferenceGroup], prompts: Ints, resamples: int = 2000, seed: int = 0
     ) -> OnePreferred:
-        """The groups with one preferred candidate; `prompts` numbers every group's prompt."""
+        """The groups that have one preferred candidate; `prompts` is [G], a number for every group's prompt."""
         chosen = cls([], [], [], [], resamples, seed)
-        first = 0
+        first_candidate = 0
         for group, prompt in zip(groups, prompts.tolist(), strict=True):
             target = one_preferred(group)
             if target is not None:
                 chosen.target.append(target)
                 chosen.sizes.append(len(group.candidates))
-                chosen.first.append(first)
+                chosen.first_candidate.append(first_candidate)
                 chosen.prompt.append(prompt)
-            first += len(group.candidates)
+            first_candidate += len(group.candidates)
         return chosen
 
     def compare(self, scores: Floats) -> dict[str, Estimate]:
-        """Each metric of [C] scores with its interval over prompts; nothing where there is no such group."""
+        """Metrics of [C] scores with intervals over prompts, by name; empty without such groups."""
         if not self.target:
             return {}
-        rows = zip(self.first, self.sizes, self.target, strict=True)
-        ranks = [TargetRank.by_scores(scores[first : first + size].tolist(), target) for first, size, target in rows]
+        rows = zip(self.first_candidate, self.sizes, self.target, strict=True)
+        ranks = [
+            TargetRank.by_scores(scores[first_candidate : first_candidate + size].tolist(), target)
+            for first_candidate, size, target in rows
+        ]
         widest = max(self.sizes)
         values = {f"hit_ratio@{k}": [rank.hit(k) for rank in ranks] for k in (1, *CUTOFFS) if k < widest}
         values["mrr"] = [rank.reciprocal() for rank in ranks]

@@ -1,10 +1,6 @@
-"""How well scores order the candidates of a group whose whole order is known, where there are more than two.
+"""Rank metrics of scores for groups of more than two candidates whose whole order is known.
 
 Legend: O such groups, K candidates of one of them, C candidates of all groups in one row.
-
-Also in this module:
-
-- One line for each held-out metric: what it is, in which unit, and over what it is a mean.
 """
 
 from __future__ import annotations
@@ -19,21 +15,21 @@ from penchant.evaluation.one_preferred import CHOICE_METRICS, CHOSEN_FROM
 from penchant.evaluation.statistics import Estimate, Floats, Ints, bootstrap_mean, resampled_mean
 
 KENDALL_TAU = "kendall_tau"
-"""No share: it may be negative."""
+"""Name of the metric that may be negative, so that it is no share."""
 ORDER_METRICS = {
     "top1": "share of groups where the candidate with the highest {score} is a best one (a tie with a worse is wrong)",
     "ndcg": "NDCG of the order by {score}: a candidate's gain is how many are worse, equal scores share their gains",
     KENDALL_TAU: "Kendall's tau-b of {score} and the known order, -1 to 1; 0 where all score the same",
 }
-"""Name -> definition of each; a mean over groups."""
+"""Definition of every metric by name; each is a mean over groups."""
 
 ORDERED = "over groups of more than 2 candidates with scores or ranks that are not all equal"
 
 
 def known_worth(group: PreferenceGroup) -> Floats | None:
-    """[K] numbers, higher is better; None for up to two candidates, and where only pairs, ties or nothing is known.
+    """[K] numbers, higher is better; None for up to two candidates or without a known order.
 
-    Scores beside explicit comparisons are a reward's, not what is known.
+    Scores beside explicit comparisons come from a reward, so they do not count.
     """
     if len(group.candidates) < 3 or group.comparisons is not None:
         return None
@@ -49,9 +45,9 @@ def known_worth(group: PreferenceGroup) -> Floats | None:
 def order_metrics(worth: Floats, scores: Floats) -> tuple[float, float, float]:
     """Top-1, NDCG and Kendall's tau-b of [K] scores against [K] worths that are not all equal.
 
-    NDCG (Järvelin and Kekäläinen 2002) with discount 1 / log2(1 + place). The gain is the number of candidates that
-    are worse, so that it depends on the order alone, and ranks and scores of any range are the same to it; equal
-    scores each get the mean gain of the places they fill (McSherry and Najork 2008). Tau-b is Kendall's (1945).
+    NDCG (Järvelin and Kekäläinen 2002) has the discount 1 / log2(1 + rank). The gain is the number of candidates that
+    are worse, so that it depends on the order alone and not on the range of ranks or scores; equal
+    scores get the mean gain of their ranks (McSherry and Najork 2008). Tau-b is Kendall's (1945).
     """
     best = worth == worth.max()
     top = float(scores[best].max() > scores[~best].max())
@@ -60,49 +56,49 @@ def order_metrics(worth: Floats, scores: Floats) -> tuple[float, float, float]:
     _, block, sizes = np.unique(-scores, return_inverse=True, return_counts=True)
     shared = np.repeat(np.bincount(block, weights=gains) / sizes, sizes)
     ndcg = float(shared @ discounts / (np.sort(gains)[::-1] @ discounts))
-    truth, found = (np.sign(of[:, None] - of) for of in (worth, scores))
-    untied = np.abs(found).sum()
-    tau = float((truth * found).sum() / np.sqrt(np.abs(truth).sum() * untied)) if untied else 0.0
+    truth, predicted = (np.sign(values[:, None] - values) for values in (worth, scores))
+    untied = np.abs(predicted).sum()
+    tau = float((truth * predicted).sum() / np.sqrt(np.abs(truth).sum() * untied)) if untied else 0.0
     return top, ndcg, tau
 
 
 @dataclass(frozen=True)
 class Orders:
-    """The groups of known order among others.
+    """The groups of known order, with their candidates' positions in the row of all candidates.
 
     Attributes:
-        worth: [O] arrays of [K].
-        first: [O] place of the group's first candidate in the row of candidates.
-        prompt: [O] numbers.
+        worth: [O] arrays of [K] worths.
+        first_candidate: [O] index of the group's first candidate in the row of candidates.
+        prompt: [O] number of the group's prompt.
     """
 
     worth: list[Floats]
-    first: list[int]
+    first_candidate: list[int]
     prompt: list[int]
     resamples: int
     seed: int
 
     @classmethod
-    def of(cls, groups: Sequence[PreferenceGroup], prompts: Ints, resamples: int, seed: int) -> Orders:
-        """Those of known order; `prompts` numbers every group's prompt."""
+    def from_groups(cls, groups: Sequence[PreferenceGroup], prompts: Ints, resamples: int, seed: int) -> Orders:
+        """The groups of known order; `prompts` is [G], a number for every group's prompt."""
         ordered = cls([], [], [], resamples, seed)
-        first = 0
+        first_candidate = 0
         for group, prompt in zip(groups, prompts.tolist(), strict=True):
             worth = known_worth(group)
             if worth is not None:
                 ordered.worth.append(worth)
-                ordered.first.append(first)
+                ordered.first_candidate.append(first_candidate)
                 ordered.prompt.append(prompt)
-            first += len(group.candidates)
+            first_candidate += len(group.candidates)
         return ordered
 
     def compare(self, scores: Floats) -> dict[str, Estimate]:
-        """Each metric of [C] scores with its interval over prompts; nothing where there is no such group."""
-        found = [
-            order_metrics(worth, scores[first : first + len(worth)])
-            for worth, first in zip(self.worth, self.first, strict=True)
+        """Metrics of [C] scores with intervals over prompts, by name; empty without such groups."""
+        metrics = [
+            order_metrics(worth, scores[first_candidate : first_candidate + len(worth)])
+            for worth, first_candidate in zip(self.worth, self.first_candidate, strict=True)
         ]
-        columns = zip(ORDER_METRICS, zip(*found, strict=True), strict=True) if found else ()
+        columns = zip(ORDER_METRICS, zip(*metrics, strict=True), strict=True) if metrics else ()
         return {
             name: (resampled_mean if name == KENDALL_TAU else bootstrap_mean)(
                 values, self.prompt, resamples=self.resamples, seed=self.seed
@@ -132,11 +128,11 @@ _OF_TEXT = {
 
 
 def definitions(names: Iterable[str], scores: Mapping[str, tuple[str, str]]) -> dict[str, str]:
-    """A line for each of these metrics.
+    """Definitions of these metrics by name.
 
     Args:
-        names: of metrics, each perhaps with a prefix.
-        scores: prefix -> the score that is compared, and its unit; the empty prefix is the main one's.
+        names: names of metrics, perhaps with a prefix.
+        scores: prefix -> (compared score, its unit); the empty prefix is that of the main score.
     """
     templates = {
         **_OF_PAIRS,

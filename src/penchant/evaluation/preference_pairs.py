@@ -1,4 +1,4 @@
-"""All (better, worse) pairs of many groups in one row, and how scores order them.
+"""All (better, worse) pairs of many groups in one row, and metrics of how scores order them.
 
 Legend: G groups that have a pair, C candidates of all groups in one row, P pairs of all groups in one row.
 """
@@ -31,13 +31,13 @@ class SourceMetrics:
 
 @dataclass(frozen=True)
 class PreferencePairs:
-    """All pairs in one row.
+    """All pairs of many groups in one row.
 
     Attributes:
         chosen, rejected: [P] positions in the row of candidates.
-        group: [P] the pair's group.
-        orders, choices: the groups whose whole order is known, and those of which one is preferred to all others.
-        prompt: [G] the group's prompt; numbered in the order of the prompts' texts, so that the order of the groups
+        group: [P] index of the pair's group.
+        orders, choices: groups whose whole order is known, and groups with one candidate preferred to all others.
+        prompt: [G] number of the group's prompt in the order of the prompts' texts, so that the order of the groups
             does not change the resamples.
     """
 
@@ -51,16 +51,16 @@ class PreferencePairs:
     seed: int
 
     @classmethod
-    def among(cls, groups: Sequence[PreferenceGroup], resamples: int, seed: int) -> PreferencePairs:
-        """The pairs of groups that have some."""
+    def from_groups(cls, groups: Sequence[PreferenceGroup], resamples: int, seed: int) -> PreferencePairs:
+        """The pairs of groups, all of which have pairs."""
         rows, start = [], 0
         for g, group in enumerate(groups):
             rows += [(start + better, start + worse, g) for better, worse in group.pairs]
             start += len(group.candidates)
         chosen, rejected, numbers = np.array(rows, dtype=np.int64).reshape(-1, 3).T
         prompt = prompt_numbers(groups)
-        orders = Orders.of(groups, prompt, resamples, seed)
-        choices = OnePreferred.among(groups, prompt, resamples, seed)
+        orders = Orders.from_groups(groups, prompt, resamples, seed)
+        choices = OnePreferred.from_groups(groups, prompt, resamples, seed)
         return cls(chosen, rejected, numbers, prompt, orders, choices, resamples, seed)
 
     def margins(self, scores: Floats) -> Floats:
@@ -76,11 +76,11 @@ class PreferencePairs:
         return bootstrap_mean(self.group_means(values), self.prompt, resamples=self.resamples, seed=self.seed)
 
     def mean_margin(self, margins: Floats) -> Estimate:
-        """Mean over groups of [P] margins; those that are all 0 are equal, and no share of nothing."""
+        """Mean over groups of [P] margins; margins that are all 0 are not taken for shares."""
         return resampled_mean(self.group_means(margins), self.prompt, resamples=self.resamples, seed=self.seed)
 
     def compare(self, scores: Floats) -> dict[str, Estimate]:
-        """How [C] scores order the pairs, and whole groups where their order is known."""
+        """Accuracy, AUC and margin of [C] scores over pairs, and rank metrics of groups with a known order."""
         margins = self.margins(scores)
         pools = scores[self.chosen], scores[self.rejected]
         auc = bootstrap_auc(*pools, self.prompt[self.group], resamples=self.resamples, seed=self.seed)
@@ -88,18 +88,18 @@ class PreferencePairs:
         return {**of_pairs, **self.orders.compare(scores), **self.choices.compare(scores)}
 
     def calibrate(self, rewards: Floats, beta: float) -> Calibration:
-        """Whether [C] log-ratios times beta are calibrated."""
+        """Calibration of [C] log-ratios in nats times beta."""
         clusters = self.prompt[self.group]
         return calibrate(self.margins(rewards), clusters, beta, seed=self.seed)
 
 
-def row_of(values: Sequence[Sequence[float]]) -> Floats:
-    """[C] values of all groups' candidates, in one row."""
+def flatten_groups(values: Sequence[Sequence[float]]) -> Floats:
+    """[C] values of all groups' candidates in one row, from [G][K]."""
     return np.array([value for group in values for value in group], dtype=np.float64)
 
 
 def prompt_numbers(groups: Sequence[PreferenceGroup]) -> Ints:
-    """[G] a number for each group's prompt, in the order of the prompts' texts."""
+    """[G] number of every group's prompt, in the order of the prompts' texts."""
     prompts = [as_text(group.prompt) for group in groups]
     numbers = {prompt: i for i, prompt in enumerate(sorted(set(prompts)))}
     return np.array([numbers[prompt] for prompt in prompts], dtype=np.int64)
@@ -108,7 +108,7 @@ def prompt_numbers(groups: Sequence[PreferenceGroup]) -> Ints:
 def metrics_by_source(
     groups: Sequence[PreferenceGroup], pairs: PreferencePairs, margins: Floats
 ) -> dict[str, SourceMetrics]:
-    """The main metrics of each source's groups; empty where there is only one source."""
+    """Main metrics of every source's groups from [P] margins; empty if there is only one source."""
     names = np.array([group.source or "(no source)" for group in groups])
     correct, margin = pairs.group_means(margins > 0), pairs.group_means(margins)
     sources = sorted(set(names.tolist()))

@@ -1,11 +1,6 @@
-"""Held-out preference metrics from candidates' log-probs; no model is needed here.
+"""Held-out preference metrics from candidates' log-probs, and their tables; no model is needed here.
 
 Legend: G groups that have a pair, C candidates of all groups in one row, P pairs of all groups in one row.
-
-Also in this module:
-
-- Held-out preference metrics as a person reads them.
-- How likely a model finds the responses that nothing is preferred to: mean loss of a token, and perplexity.
 """
 
 from __future__ import annotations
@@ -24,9 +19,9 @@ from penchant.evaluation.orders import LOG_PROB, LOG_RATIO, MEAN_LOG_PROB, defin
 from penchant.evaluation.preference_pairs import (
     PreferencePairs,
     SourceMetrics,
+    flatten_groups,
     metrics_by_source,
     prompt_numbers,
-    row_of,
 )
 from penchant.evaluation.statistics import Estimate, Floats, bootstrap_ratio
 from penchant.storage.files import write_atomically
@@ -45,12 +40,12 @@ def likelihood(
     resamples: int = 2000,
     seed: int = 0,
 ) -> dict[str, Estimate]:
-    """Mean negative log-prob of a token over all such responses (nats), and its exp; empty where there is none.
+    """Mean token loss in nats and perplexity of the responses that nothing is preferred to; empty without any.
 
-    Left out are responses another is preferred to, and those labelled undesirable, as supervised fine-tuning does.
+    Responses labelled undesirable are left out too, as in supervised fine-tuning.
 
     Args:
-        log_probs, tokens: [G][K] summed log-probs in nats, and the tokens in them.
+        log_probs, tokens: [G][K] summed log-probs in nats, and numbers of tokens.
         resamples, seed: of the bootstrap over prompts.
     """
     prompts = prompt_numbers(groups).tolist()
@@ -67,7 +62,7 @@ def likelihood(
 
 
 def learnt_candidates(group: PreferenceGroup) -> list[int]:
-    """Candidates that nothing in their group is preferred to and that are not labelled undesirable."""
+    """Indices of the candidates that nothing is preferred to and that are not labelled undesirable."""
     worse = {worse for _, worse in group.pairs}
     labels = group.labels or (True,) * len(group.candidates)
     return [k for k in range(len(group.candidates)) if k not in worse and labels[k]]
@@ -79,13 +74,13 @@ def _exp(value: float) -> float:
 
 @dataclass(frozen=True)
 class ScoredGroup:
-    """A group and its K candidates' log-probs.
+    """A group with the log-probs of its K candidates.
 
     Attributes:
         log_probs: K summed log-probs under the policy, nats.
         tokens: K counts of the tokens in them, end-of-turn included.
         reference_log_probs: K summed log-probs under the reference; None without a reference.
-        prompt_tokens: tokens of the prompt.
+        prompt_tokens: number of tokens of the prompt.
     """
 
     group: PreferenceGroup
@@ -106,16 +101,15 @@ class ScoredGroup:
 
 @dataclass(frozen=True)
 class PreferenceReport:
-    """How well a model prefers what people preferred.
+    """Agreement of a model's preferences with the data's.
 
     Attributes:
-        groups: groups with at least one pair; these are measured.
-        groups_without_pairs: groups where nothing is known or all is tied; `eval_loss` and `perplexity` alone are of
-            them, where they have one candidate or there are no others.
-        pairs: (better, worse) pairs of the measured groups.
-        prompts: distinct prompts of the measured groups; the intervals are over these.
-        metrics: name -> estimate; `definitions` says what each is.
-        by_source: main metrics for each source; empty where there is only one.
+        groups: number of groups with at least one pair, which are measured.
+        groups_without_pairs: number of groups without a pair; only `eval_loss` and `perplexity` may include them.
+        pairs: number of (better, worse) pairs of the measured groups.
+        prompts: number of distinct prompts of the measured groups; the intervals are over these.
+        metrics: name -> estimate; `definitions` has their meanings.
+        by_source: main metrics of every source; empty if there is only one.
         calibration: None without a reference.
     """
 
@@ -143,8 +137,8 @@ class PreferenceReport:
     def to_json(self) -> dict[str, Any]:
         """Counts, ``metric -> {"value", "low", "high", "n"}``, breakdowns and definitions."""
         sources = {
-            name: {"groups": of.groups, "accuracy": of.accuracy.to_json(), "margin": of.margin.to_json()}
-            for name, of in self.by_source.items()
+            name: {"groups": source.groups, "accuracy": source.accuracy.to_json(), "margin": source.margin.to_json()}
+            for name, source in self.by_source.items()
         }
         return {
             "groups": self.groups,
@@ -163,47 +157,47 @@ def evaluate_preferences(
 ) -> PreferenceReport:
     """Accuracy, AUC and margin of the model's preferences, each with a 95 % interval over prompts.
 
-    Where groups of more than two candidates have a known order, also top-1, NDCG and Kendall's tau of it; where one of
-    them is preferred to all others, its hit ratio, NDCG and reciprocal rank. Responses that stand alone have a loss
-    and a perplexity.
+    Groups of more than two candidates with a known order also have top-1, NDCG and Kendall's tau; groups with one
+    candidate preferred to all others have its hit ratio, NDCG and reciprocal rank. Responses without alternatives have
+    a loss and a perplexity.
 
-    A group's value is the mean over its pairs, and a metric is the mean over groups whatever their K; the groups'
-    `weight` is the loss's and counts nothing here. Without a reference the main metrics are those of the log-probs.
+    A group's value is the mean over its pairs, and a metric is the mean over groups of any K; the groups' `weight`
+    belongs to the loss and is ignored here. Without a reference the main metrics are those of the log-probs.
 
     Args:
-        scored: all with reference log-probs, or none.
-        beta: scale of the implicit reward, for `calibration` alone.
+        scored: groups that all have reference log-probs, or all have none.
+        beta: scale of the implicit reward, used for `calibration` only.
         resamples, seed: of the bootstrap.
 
     Raises:
         ModelError: a log-prob is not finite.
     """
     _require_finite(scored)
-    referenced = {each.reference_log_probs is not None for each in scored}
+    referenced = {row.reference_log_probs is not None for row in scored}
     if len(referenced) > 1:
         raise ValueError("some groups have reference log-probs and some do not")
-    measured = [row for row in scored if row.group.pairs]
-    pairs = PreferencePairs.among([row.group for row in measured], resamples, seed)
-    log_probs = row_of([row.log_probs for row in measured])
-    tokens = row_of([row.tokens for row in measured])
+    paired_rows = [row for row in scored if row.group.pairs]
+    pairs = PreferencePairs.from_groups([row.group for row in paired_rows], resamples, seed)
+    log_probs = flatten_groups([row.log_probs for row in paired_rows])
+    tokens = flatten_groups([row.tokens for row in paired_rows])
     summed = pairs.compare(log_probs)
     rewards, main, calibration = log_probs, summed, None
     if True in referenced:
-        rewards = log_probs - row_of([row.reference_log_probs or () for row in measured])
+        rewards = log_probs - flatten_groups([row.reference_log_probs or () for row in paired_rows])
         main, calibration = pairs.compare(rewards), pairs.calibrate(rewards, beta)
     metrics = {
         **main,
         **ties_and_length(pairs, rewards, tokens),
         **{f"log_prob_{name}": estimate for name, estimate in summed.items()},
         **{f"mean_log_prob_{name}": estimate for name, estimate in pairs.compare(log_probs / tokens).items()},
-        **_likelihood([row for row in scored if not measured or len(row.tokens) == 1], resamples, seed),
+        **_likelihood([row for row in scored if not paired_rows or len(row.tokens) == 1], resamples, seed),
     }
     scores = {
         "": LOG_PROB if calibration is None else LOG_RATIO,
         "log_prob_": LOG_PROB,
         "mean_log_prob_": MEAN_LOG_PROB,
     }
-    groups, unpaired = [row.group for row in measured], len(scored) - len(measured)
+    groups, unpaired = [row.group for row in paired_rows], len(scored) - len(paired_rows)
     return pair_report(groups, unpaired, pairs, rewards, metrics, definitions(metrics, scores), calibration)
 
 
@@ -211,7 +205,7 @@ def ties_and_length(pairs: PreferencePairs, scores: Floats, tokens: Floats) -> d
     """The share of pairs with equal scores, and how often the longer candidate is the preferred one.
 
     Args:
-        scores, tokens: [C] of the candidates.
+        scores, tokens: [C] scores and token counts of the candidates.
     """
     return {"ties": pairs.mean(pairs.margins(scores) == 0), "length_accuracy": pairs.mean(pairs.margins(tokens) > 0)}
 
@@ -228,9 +222,9 @@ def pair_report(
     """The report on groups that all have pairs.
 
     Args:
-        unpaired: how many groups more have none.
-        scores: [C] of the candidates, which order the pairs.
-        lines: the metrics' definitions.
+        unpaired: number of further groups without pairs.
+        scores: [C] scores of the candidates, which order the pairs.
+        lines: definitions of the metrics by name.
     """
     return PreferenceReport(
         groups=len(groups),
@@ -245,7 +239,7 @@ def pair_report(
 
 
 def with_likelihood(report: PreferenceReport, scored: Sequence[ScoredGroup]) -> PreferenceReport:
-    """The report with loss and perplexity of all groups' responses that nothing is preferred to, as SFT learns them."""
+    """The report with loss and perplexity of the responses of all groups that supervised fine-tuning would learn."""
     metrics = {**report.metrics, **_likelihood(scored)}
     lines = {**definitions(LIKELIHOOD, {"": LOG_PROB}), **report.definitions}
     return replace(report, metrics=metrics, definitions=lines)
@@ -265,26 +259,25 @@ def write_per_example(scored: Sequence[ScoredGroup], path: Path) -> None:
     """
     _require_finite(scored)
     lines = []
-    for each in scored:
+    for row in scored:
         candidates: list[dict[str, float | int]] = [
-            {"log_prob": log_prob, "tokens": tokens}
-            for log_prob, tokens in zip(each.log_probs, each.tokens, strict=True)
+            {"log_prob": log_prob, "tokens": tokens} for log_prob, tokens in zip(row.log_probs, row.tokens, strict=True)
         ]
-        for candidate, log_prob in zip(candidates, each.reference_log_probs or (), strict=False):
+        for candidate, log_prob in zip(candidates, row.reference_log_probs or (), strict=False):
             candidate["reference_log_prob"] = log_prob
-        line = {"id": each.group.id, "prompt_tokens": each.prompt_tokens, "candidates": candidates}
+        line = {"id": row.group.id, "prompt_tokens": row.prompt_tokens, "candidates": candidates}
         lines.append(json.dumps(line, ensure_ascii=False) + "\n")
     write_atomically(path, "".join(lines))
 
 
 def _require_finite(scored: Sequence[ScoredGroup]) -> None:
-    for each in scored:
+    for row in scored:
         for name in ("log_probs", "reference_log_probs"):
-            for k, value in enumerate(getattr(each, name) or ()):
+            for k, value in enumerate(getattr(row, name) or ()):
                 if not math.isfinite(value):
                     raise ModelError(
                         f"{name.replace('_', ' ')[:-1]} of candidate {k} is {value}, expected a finite number",
-                        where=f"group {each.group.id}",
+                        where=f"group {row.group.id}",
                         fix="read it in training.dtype=float32; if it stays so, the model's weights are damaged",
                     )
 
@@ -316,7 +309,7 @@ def _parts(report: PreferenceReport) -> Iterator[RenderableType]:
             sources.add_row(Text(source), str(row.groups), *_cells(row.accuracy)[:2], *_cells(row.margin)[:2])
         yield sources
     if report.calibration is not None and report.calibration.bins:
-        yield from _calibration(report.calibration)
+        yield from _calibration_parts(report.calibration)
     yield Text("The 95 % intervals are over prompts.")
     for name in names:
         yield Text.assemble((name, "bold"), f": {report.definitions[name]}")
@@ -324,13 +317,13 @@ def _parts(report: PreferenceReport) -> Iterator[RenderableType]:
         yield Text.assemble(("calibration", "bold"), f": {report.calibration.definition}")
 
 
-def _calibration(calibration: Calibration) -> Iterator[RenderableType]:
+def _calibration_parts(calibration: Calibration) -> Iterator[RenderableType]:
     from rich.table import Table
     from rich.text import Text
 
     bins = Table("predicted", "observed", "95 % interval", "pairs", title="calibration")
-    for each in calibration.bins:
-        bins.add_row(f"{each.predicted:.4f}", *_cells(each.observed))
+    for calibration_bin in calibration.bins:
+        bins.add_row(f"{calibration_bin.predicted:.4f}", *_cells(calibration_bin.observed))
     yield bins
     error = calibration.expected_calibration_error
     chance = f"rewards with true probabilities: {calibration.calibrated_error:.4f}"
@@ -338,7 +331,7 @@ def _calibration(calibration: Calibration) -> Iterator[RenderableType]:
 
 
 def _cells(estimate: Estimate) -> tuple[str, str, str]:
-    """Value, interval and n."""
+    """Table cells of an estimate: its value, interval and n."""
     value = "none" if math.isnan(estimate.value) else f"{estimate.value:.4f}"
     interval = "none" if math.isnan(estimate.low) else f"[{estimate.low:.4f}, {estimate.high:.4f}]"
     return value, interval, str(estimate.n)

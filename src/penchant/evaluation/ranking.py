@@ -1,5 +1,4 @@
-"""Candidates in the order a model would choose them, and the best of several samples: nothing is trained, and the
-language model's own distribution is what it was."""
+"""Ranking of candidates by a model's preference head or log-probs, and the best of several samples by its head."""
 
 from __future__ import annotations
 
@@ -14,7 +13,7 @@ from penchant.data.groups import PreferenceGroup, Text, as_text
 from penchant.data.special_tokens import SpecialTokens
 from penchant.data.tokenization import tokenize_groups, tokenize_prompts
 from penchant.data.tokenized import Ids
-from penchant.engine.distributed import World, local_device
+from penchant.engine.distributed import World
 from penchant.engine.reference_model import FrozenModel
 from penchant.engine.scoring import (
     HeadedScorer,
@@ -34,7 +33,7 @@ from penchant.evaluation.held_out import (
     score_with_notes,
 )
 from penchant.evaluation.one_preferred import OnePreferred
-from penchant.evaluation.preference_pairs import prompt_numbers, row_of
+from penchant.evaluation.preference_pairs import flatten_groups, prompt_numbers
 from penchant.evaluation.rewards import Reward
 from penchant.evaluation.score_file import accuracy_of_scores
 from penchant.evaluation.statistics import Estimate
@@ -54,13 +53,13 @@ By = Literal["head", "log_prob", "mean_log_prob"]
 
 @dataclass(frozen=True)
 class Ranking:
-    """Groups with the numbers their candidates are ranked by.
+    """Groups with the scores that rank their candidates.
 
     Attributes:
-        by: what the numbers are.
-        groups: with `scores`, higher is better.
-        accuracy: share of the data's own pairs that are ordered as people did (a tie is wrong); None without pairs.
-        choices: hit ratio, NDCG and reciprocal rank where the data prefers one candidate of more than two; see
+        by: name of the score.
+        groups: groups whose `scores` rank their candidates; higher is better.
+        accuracy: share of the data's pairs that the scores order as the data does (a tie is wrong); None without pairs.
+        choices: hit ratio, NDCG and reciprocal rank if the data prefers one candidate of more than two; see
             `one_preferred`.
         notes: what happened to rows, and how the model is run; logged.
     """
@@ -72,11 +71,11 @@ class Ranking:
     notes: tuple[str, ...] = ()
 
     def lines(self) -> list[dict[str, Any]]:
-        """For each group its id, the candidates' indices from the best down, and their scores in the data's order."""
+        """A dictionary for every group: id, candidate indices from the best down, and scores in the data's order."""
         rows = []
         for group in self.groups:
             scores = list(group.scores or ())
-            # Of equals the earlier stands first.
+            # Equal scores keep the data's order.
             order = sorted(range(len(scores)), key=lambda k: (-scores[k], k))
             rows.append({"id": group.id, "order": order, "scores": scores})
         return rows
@@ -87,7 +86,7 @@ class Ranking:
         return {"by": self.by, "groups": self.lines(), "accuracy": accuracy, **choices}
 
     def write(self, path: Path) -> None:
-        """A JSON line for each group."""
+        """Write a JSON line for every group."""
         write_atomically(path, "".join(json.dumps(line) + "\n" for line in self.lines()))
 
     @property
@@ -98,8 +97,8 @@ class Ranking:
         table = Table("prompt", "best candidate", "score", title=f"by {self.by}", show_lines=True)
         for group, line in list(zip(self.groups, self.lines(), strict=True))[:20]:
             best = line["order"][0]
-            shown = as_text(group.candidates[best])
-            table.add_row(Plain(as_text(group.prompt)[-200:]), Plain(shown[:400]), f"{line['scores'][best]:.4f}")
+            text = as_text(group.candidates[best])
+            table.add_row(Plain(as_text(group.prompt)[-200:]), Plain(text[:400]), f"{line['scores'][best]:.4f}")
         notes = [f"the first 20 of {len(self.groups)} groups"] if len(self.groups) > 20 else []
         if self.accuracy is not None:
             notes.append(f"orders the data's pairs: {_with_interval(self.accuracy)} of {self.accuracy.n} groups")
@@ -120,12 +119,12 @@ def rank(
     head: str = NAME,
     logged: Sequence[str] = (),
 ) -> Ranking:
-    """Rank every group's candidates by a model.
+    """Ranking of every group's candidates by a model.
 
     Args:
         model: folder or hub id.
-        by: its preference head's reward, or the summed or mean log-prob of the candidate (end included).
-        head: the head's name, where the folder holds several.
+        by: the preference head's reward, or the candidate's summed or mean log-prob (end-of-turn included).
+        head: name of the preference head, as a folder may hold several.
         logged: notes that are logged already.
 
     Raises:
@@ -138,16 +137,16 @@ def rank(
         scored, notes = score_with_notes(model, groups, world, reading=reading, logged=logged)
         numbered = [
             (
-                each.group,
-                [p / (n if by == "mean_log_prob" else 1) for p, n in zip(each.log_probs, each.tokens, strict=True)],
+                row.group,
+                [p / (n if by == "mean_log_prob" else 1) for p, n in zip(row.log_probs, row.tokens, strict=True)],
             )
-            for each in scored
+            for row in scored
         ]
     return replace(_ranking(by, numbered), notes=tuple(notes))
 
 
 def rank_by_reward(groups: Sequence[PreferenceGroup], reward: Reward) -> Ranking:
-    """Rank every group's candidates by a reward."""
+    """Ranking of every group's candidates by a reward."""
     numbers = reward([group.prompt for group in groups], [group.candidates for group in groups])
     return _ranking(reward.name, list(zip(groups, numbers, strict=True)))
 
@@ -155,7 +154,9 @@ def rank_by_reward(groups: Sequence[PreferenceGroup], reward: Reward) -> Ranking
 def _ranking(by: str, numbered: Sequence[tuple[PreferenceGroup, Sequence[float]]]) -> Ranking:
     groups = [group for group, _ in numbered]
     scored = tuple(replace(group, scores=tuple(numbers)) for group, numbers in numbered)
-    choices = OnePreferred.among(groups, prompt_numbers(groups)).compare(row_of([numbers for _, numbers in numbered]))
+    choices = OnePreferred.from_groups(groups, prompt_numbers(groups)).compare(
+        flatten_groups([numbers for _, numbers in numbered])
+    )
     return Ranking(by, scored, accuracy_of_scores(groups, scored), choices)
 
 
@@ -171,7 +172,7 @@ def _by_head(
     reading: Reading,
     logged: Sequence[str],
 ) -> tuple[list[tuple[PreferenceGroup, list[float]]], list[str]]:
-    head = load_head(model, name)  # before the model: a folder without one is told at once
+    head = load_head(model, name)  # before the model, so that a folder without a head fails at once
     rendering, lines = on_one_day(model, reading.chat_template, reading.rendering)
     reading = replace(reading, rendering=rendering)
     notes = log_new_notes(lines, logged)
@@ -184,26 +185,27 @@ def _by_head(
     scorer = HeadedScorer(choice.scorer, head.to(world.device)).eval()
     notes += log_new_notes(head_scorer_notes(choice, scorer, sample, reading.dtype), [*logged, *notes])
     rewards = score_with_head(scorer, tokenized, world=world, budget=reading.token_budget, dtype=reading.dtype)
-    return list(zip([each.group for each in tokenized], rewards, strict=True)), notes
+    return list(zip([group.group for group in tokenized], rewards, strict=True)), notes
 
 
 @dataclass(frozen=True)
 class BestOf:
-    """The chosen of n samples for each prompt.
+    """The response that a preference head chooses among n samples for every prompt.
 
     Attributes:
-        answers: one response a prompt.
-        rewards: the head's reward of it, and of all n.
+        answers: the chosen response to every prompt.
+        rewards: the head's reward of the chosen response to each prompt.
+        all_rewards: the head's rewards of all n responses to each prompt.
     """
 
     answers: Answers
     rewards: tuple[float, ...]
-    every: tuple[tuple[float, ...], ...]
+    all_rewards: tuple[tuple[float, ...], ...]
 
     def to_json(self) -> dict[str, Any]:
         rows = self.answers.to_json()["answers"]
-        for row, reward, every in zip(rows, self.rewards, self.every, strict=True):
-            row.update(reward=reward, rewards_of_all=list(every))
+        for row, reward, all_rewards in zip(rows, self.rewards, self.all_rewards, strict=True):
+            row.update(reward=reward, rewards_of_all=list(all_rewards))
         return {"answers": rows}
 
     @property
@@ -220,10 +222,10 @@ def answer_best_of(
     reading: Reading = AS_IS,
     ids: Sequence[Ids] | None = None,
 ) -> BestOf:
-    """Sample `sampling.samples` responses to each prompt, and let the preference head choose one.
+    """The response to every prompt that the preference head prefers among `sampling.samples` samples.
 
     Args:
-        ids: of the prompts, where they have been read already (`answering.fit_prompts`).
+        ids: [T] token ids of every prompt if `answering.fit_prompts` has computed them.
 
     Raises:
         ModelError: the folder has no such head.
@@ -232,13 +234,16 @@ def answer_best_of(
     chooser = load_head(model, head)
     reading = reading.on_one_day(model)
     tokenizer = load_tokenizer(model, chat_template=reading.chat_template)
-    world = World(0, 1, local_device())
+    world = World.single()
     loaded = load_model(model).to(world.device)
     with Progress("generating", len(prompts), "prompts") as progress:
         if ids is None:
             ids = tokenize_prompts(prompts, tokenizer, reading.rendering)
-        drawn = generate(loaded, tokenizer, ids, sampling, advance=progress.advance)
-    groups = [PreferenceGroup(p, tuple(of), id=str(i)) for i, (p, of) in enumerate(zip(prompts, drawn, strict=True))]
+        responses = generate(loaded, tokenizer, ids, sampling, advance=progress.advance)
+    groups = [
+        PreferenceGroup(p, tuple(candidates), id=str(i))
+        for i, (p, candidates) in enumerate(zip(prompts, responses, strict=True))
+    ]
     tokenized, _ = tokenize_groups(groups, tokenizer, max_length=10**9, rendering=reading.rendering, empty="keep")
     choice = choose_scorer(loaded, sample_groups(tokenized))
     if choice.notice:
@@ -246,7 +251,7 @@ def answer_best_of(
     scorer = HeadedScorer(choice.scorer, chooser.to(world.device)).eval()
     rewards = score_with_head(scorer, tokenized, world=world, budget=AS_IS.token_budget, dtype=AS_IS.dtype)
     best = [max(range(len(row)), key=row.__getitem__) for row in rewards]
-    chosen = tuple((of[k],) for of, k in zip(drawn, best, strict=True))
+    chosen = tuple((candidates[k],) for candidates, k in zip(responses, best, strict=True))
     return BestOf(
         Answers(tuple(prompts), chosen),
         tuple(row[k] for row, k in zip(rewards, best, strict=True)),

@@ -1,4 +1,4 @@
-"""The report of a run: one HTML file that needs nothing else, neither scripts nor network."""
+"""The report of a run as a self-contained HTML file without scripts."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from penchant.storage.files import write_atomically
 
 @dataclass(frozen=True)
 class Curve:
-    """A picture of metrics over training steps.
+    """A chart of metrics over training steps.
 
     Attributes:
-        unit: of the y axis.
-        series: name -> (steps, values); a value that is None leaves a gap.
+        unit: unit of the y axis.
+        series: name -> (steps, values); None leaves a gap.
     """
 
     title: str
@@ -31,7 +31,7 @@ class Curve:
 
     @property
     def captions(self) -> list[str]:
-        """Each series' first and last value, for who reads numbers rather than pictures."""
+        """First and last value of every series as text."""
         return [_caption(name, xs, ys) for name, (xs, ys) in self.series.items()]
 
 
@@ -40,8 +40,8 @@ class Table:
     """A table of text.
 
     Attributes:
-        rows: each as long as `columns`.
-        note: how to read it, and what the numbers are of.
+        rows: rows of as many cells as `columns`.
+        note: explanation of the numbers.
     """
 
     title: str
@@ -57,19 +57,19 @@ class Table:
 
 @dataclass(frozen=True)
 class Sample:
-    """What the model answers to a prompt before and after training."""
+    """A prompt with the model's answers before and after training."""
 
     prompt: str
-    before: str
-    after: str
+    answer_before: str
+    answer_after: str
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A picture.
+    """A chart as SVG markup.
 
     Attributes:
-        svg: markup as `penchant.evaluation.figures` makes it; it goes into the page as it is.
+        svg: markup by `penchant.evaluation.figures`, which is inserted into the page unescaped.
     """
 
     title: str
@@ -79,13 +79,13 @@ class Figure:
 
 @dataclass(frozen=True)
 class RunReport:
-    """All that a report shows; a section without content does not appear.
+    """The content of a report; empty sections do not appear.
 
     Attributes:
         summary: (label, value) pairs.
-        details: tables that come after the pictures.
-        notices: what a reader must know before trusting the numbers.
-        config_yaml: the whole configuration of the run.
+        details: tables after the charts.
+        notices: warnings about the validity of the numbers.
+        config_yaml: the run's configuration.
     """
 
     title: str
@@ -118,7 +118,7 @@ def write_report(path: Path, report: RunReport) -> None:
 
 
 def show(estimate: Mapping[str, Any] | None) -> str:
-    """Value and 95 % interval, for people; nothing where there is none."""
+    """Value and 95 % interval as text; empty without a value."""
     if estimate is None or estimate["value"] is None:
         return ""
     if estimate["low"] is None:
@@ -131,7 +131,7 @@ def _caption(name: str, xs: Sequence[float], ys: Sequence[float | None]) -> str:
     gaps = f", {len(xs) - len(points)} not a number" if len(points) < len(xs) else ""
     if not points:
         return f"{name}: no value{gaps}"
-    (first, start), (last, end) = points[0], points[-1]
+    (first_x, start), (last_x, end) = points[0], points[-1]
     if len(points) == 1:
-        return f"{name}: {start:.4g} at step {first:g}{gaps}"
-    return f"{name}: {start:.4g} at step {first:g}, {end:.4g} at step {last:g}{gaps}"
+        return f"{name}: {start:.4g} at step {first_x:g}{gaps}"
+    return f"{name}: {start:.4g} at step {first_x:g}, {end:.4g} at step {last_x:g}{gaps}"

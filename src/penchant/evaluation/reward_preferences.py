@@ -1,9 +1,4 @@
-"""A reward model measured on held-out preferences: by its rewards, as a language model is by its log-probs.
-
-Also in this module:
-
-- What `penchant evaluate` does: a language model by its log-probs, a reward model by its rewards.
-"""
+"""Held-out preference metrics of a reward model, and the choice that `penchant evaluate` makes between both kinds."""
 
 from __future__ import annotations
 
@@ -24,7 +19,7 @@ from penchant.engine.scoring import choose_reward_scorer, sample_groups, score_g
 from penchant.errors import ConfigError, ModelError
 from penchant.evaluation.held_out import Reading, read_held_out, score
 from penchant.evaluation.orders import REWARD, definitions
-from penchant.evaluation.preference_pairs import PreferencePairs, row_of
+from penchant.evaluation.preference_pairs import PreferencePairs, flatten_groups
 from penchant.evaluation.preferences import (
     PreferenceReport,
     evaluate_preferences,
@@ -42,12 +37,12 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class RewardedGroup:
-    """A group and its K candidates' rewards.
+    """A group with the rewards of its K candidates.
 
     Attributes:
         rewards: K outputs of the model's head.
-        tokens: K counts of the candidates' tokens, end-of-turn included.
-        prompt_tokens: tokens of the prompt.
+        tokens: K token counts of the candidates, end-of-turn included.
+        prompt_tokens: number of tokens of the prompt.
     """
 
     group: PreferenceGroup
@@ -98,12 +93,15 @@ def evaluate_rewards(rewarded: Sequence[RewardedGroup], *, resamples: int = 2000
         ModelError: a reward is not finite.
     """
     _require_finite(rewarded)
-    measured = [row for row in rewarded if row.group.pairs]
-    groups = [row.group for row in measured]
-    pairs = PreferencePairs.among(groups, resamples, seed)
-    rewards, tokens = row_of([row.rewards for row in measured]), row_of([row.tokens for row in measured])
+    paired_rows = [row for row in rewarded if row.group.pairs]
+    groups = [row.group for row in paired_rows]
+    pairs = PreferencePairs.from_groups(groups, resamples, seed)
+    rewards, tokens = (
+        flatten_groups([row.rewards for row in paired_rows]),
+        flatten_groups([row.tokens for row in paired_rows]),
+    )
     metrics = {**pairs.compare(rewards), **ties_and_length(pairs, rewards, tokens)}
-    unpaired = len(rewarded) - len(measured)
+    unpaired = len(rewarded) - len(paired_rows)
     return pair_report(groups, unpaired, pairs, rewards, metrics, definitions(metrics, {"": REWARD}))
 
 
@@ -140,7 +138,7 @@ def _require_finite(rewarded: Sequence[RewardedGroup]) -> None:
 
 
 BETA = 0.1
-"""Scale of the implicit reward in `calibration`, where none is given."""
+"""Default scale of the implicit reward in `calibration`."""
 
 
 def measure_model(
@@ -153,15 +151,15 @@ def measure_model(
     reading: Reading,
     per_example: Path | None = None,
 ) -> PreferenceReport | None:
-    """Held-out metrics of a language model or a reward model; None on other processes than the main one.
+    """Held-out metrics of a language model or a reward model; None except on the main process.
 
     Args:
         model: folder, hub id or GGUF file.
-        reference, beta: of a language model's implicit rewards.
-        per_example: a file for a JSON line a group.
+        reference, beta: reference model and scale of a language model's implicit rewards.
+        per_example: file to write, with a JSON line for every group.
 
     Raises:
-        PenchantError: a model or the data is at fault; or a reward model is given what belongs to log-probs.
+        PenchantError: a model or the data is invalid, or a reward model is given settings that belong to log-probs.
     """
     kind = model_kind(model)
     if kind.is_reward_model:

@@ -1,13 +1,7 @@
-"""Rewards: a number for each response to a prompt, from a model, a function of the user's, or a judge.
-
-Also in this module:
-
-- Functions of the user's, named in a configuration as ``package.module:name`` or ``file.py:name``.
-"""
+"""Rewards: a number for each response to a prompt, from a model, a function of the user's, or a judge."""
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import importlib.util
 import math
@@ -18,26 +12,30 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+import numpy as np
+import torch
+
 from penchant.config.reward import JudgeConfig, RewardConfig
 from penchant.data.groups import PreferenceGroup, Text
 from penchant.data.rendering import PLAIN
 from penchant.data.tokenization import tokenize_groups
 from penchant.data.tokenized import TokenizationReport, TokenizedGroup
+from penchant.engine.scoring import padded_rewards
 from penchant.errors import ConfigError, DataError, PenchantError
 from penchant.evaluation.held_out import AS_IS, Reading
+from penchant.storage.fingerprints import hash_bytes
 
 if TYPE_CHECKING:
-    import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
 class UserFunction:
-    """A function that was found.
+    """An imported function of the user.
 
     Attributes:
-        where: as the configuration names it.
-        digest: a hash of the file it stands in.
+        where: its name in the configuration.
+        digest: hash of its source file.
     """
 
     call: Callable[..., Any]
@@ -46,13 +44,13 @@ class UserFunction:
 
 
 def import_function(where: str, setting: str) -> UserFunction:
-    """Import ``package.module:name`` or ``file.py:name``.
+    """The function ``package.module:name`` or ``file.py:name``.
 
     Args:
-        setting: the configuration's name for it, as in ``reward.function``; for errors.
+        setting: the configuration key for error messages, as in ``reward.function``.
 
     Raises:
-        ConfigError: it is not there, cannot be imported, or is no function.
+        ConfigError: the function does not exist, cannot be imported, or is no function.
     """
     module_name, colon, attribute = where.rpartition(":")
     example = "as in my_file.py:my_function or package.module:function"
@@ -63,20 +61,20 @@ def import_function(where: str, setting: str) -> UserFunction:
     except PenchantError:
         raise
     except Exception as error:
-        found = f"{type(error).__name__}: {' '.join(str(error).split())}"
-        raise ConfigError(f"{setting} {where} cannot be imported: {found}", fix="correct it") from error
+        message = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise ConfigError(f"{setting} {where} cannot be imported: {message}", fix="correct it") from error
     function = getattr(module, attribute, None)
     if not callable(function):
         kind = "has no such name" if function is None else "is no function"
         raise ConfigError(f"{setting} {where}: {attribute} {kind}", fix=example)
-    # The whole file: what the function calls may stand beside it.
+    # The hash is of the whole file, which may hold functions that this one calls.
     file = getattr(module, "__file__", None)
     source = Path(file).read_bytes() if file else where.encode()
-    return UserFunction(function, where, hashlib.blake2b(source, digest_size=8).hexdigest())
+    return UserFunction(function, where, hash_bytes(source, 8))
 
 
-def shown(value: object) -> str:
-    """A value, or its start where it is long, for an error."""
+def short_repr(value: object) -> str:
+    """The `repr` of a value, shortened to 60 characters, for error messages."""
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
 
@@ -97,15 +95,15 @@ def _module(name: str, setting: str) -> Any:
 
 
 class Reward(Protocol):
-    """Scores responses; the same arguments give the same numbers."""
+    """Protocol of a reward, which scores responses deterministically."""
 
     @property
     def name(self) -> str:
-        """What it is, and a hash of it: numbers are kept under this name."""
+        """Description and hash of the reward; scores are cached under this name."""
         ...
 
     def __call__(self, prompts: Sequence[Text], responses: Sequence[Sequence[Text]]) -> list[list[float]]:
-        """A finite number for each response to each prompt; higher is better."""
+        """A finite number for every response to every prompt; higher is better."""
         ...
 
 
@@ -115,13 +113,13 @@ def open_reward(
     device: torch.device,
     reading: Reading = AS_IS,
 ) -> Reward:
-    """The reward a configuration names.
+    """The reward of a configuration.
 
     Args:
-        reading: how a reward model reads the prompts and responses.
+        reading: reading settings of a reward model.
 
     Raises:
-        PenchantError: it cannot be loaded or imported.
+        PenchantError: the reward cannot be loaded or imported.
     """
     if config.function is not None:
         return FunctionReward.load(config.function)
@@ -141,10 +139,10 @@ def reward_from(
     judge_url: str | None = None,
     judge_model: str | None = None,
 ) -> RewardConfig:
-    """A reward's configuration from flags.
+    """A reward's configuration from command-line flags.
 
     Raises:
-        ConfigError: none is given, or several are.
+        ConfigError: no reward or several rewards are named.
     """
     from pydantic import ValidationError
 
@@ -154,18 +152,18 @@ def reward_from(
             judge = JudgeConfig.model_validate({"url": judge_url, "model": judge_model})
         return RewardConfig(model=model, label=label, function=function, judge=judge)
     except ValidationError as error:
-        found = "; ".join(problem["msg"].removeprefix("Value error, ") for problem in error.errors())
+        message = "; ".join(problem["msg"].removeprefix("Value error, ") for problem in error.errors())
         fix = "give one of: --model FOLDER; --function FILE.py:NAME; --judge-url URL --judge-model NAME"
-        raise ConfigError(found, fix=fix) from error
+        raise ConfigError(message, fix=fix) from error
 
 
 @dataclass(frozen=True)
 class FunctionReward:
-    """A user's function ``f(prompt, responses) -> numbers``.
+    """Reward by a user's function ``f(prompt, responses) -> numbers``.
 
     Attributes:
-        where: as the configuration names it.
-        name: that, and a hash of the file it stands in.
+        where: the function's name in the configuration.
+        name: this name and the hash of the function's source file.
     """
 
     function: Callable[[Any, Any], Any]
@@ -174,36 +172,39 @@ class FunctionReward:
 
     @classmethod
     def load(cls, where: str) -> FunctionReward:
-        """Import ``package.module:name`` or ``file.py:name``."""
-        found = import_function(where, "reward.function")
-        return cls(found.call, where, f"function {where} {found.digest}")
+        """Reward by the function ``package.module:name`` or ``file.py:name``."""
+        function = import_function(where, "reward.function")
+        return cls(function.call, where, f"function {where} {function.digest}")
 
     def __call__(self, prompts: Sequence[Text], responses: Sequence[Sequence[Text]]) -> list[list[float]]:
-        return [self._one(i, prompt, given) for i, (prompt, given) in enumerate(zip(prompts, responses, strict=True))]
+        return [
+            self._call_function(i, prompt, candidates)
+            for i, (prompt, candidates) in enumerate(zip(prompts, responses, strict=True))
+        ]
 
-    def _one(self, number: int, prompt: Text, responses: Sequence[Text]) -> list[float]:
-        place = f"{self.where}, prompt {number}"
+    def _call_function(self, number: int, prompt: Text, responses: Sequence[Text]) -> list[float]:
+        location = f"{self.where}, prompt {number}"
         try:
-            found = self.function(prompt, list(responses))
+            result = self.function(prompt, list(responses))
         except Exception as error:
-            what = f"the reward function raised {type(error).__name__}: {' '.join(str(error).split())}"
-            raise DataError(what, where=place, fix="correct the function, or leave such prompts out") from error
+            message = f"the reward function raised {type(error).__name__}: {' '.join(str(error).split())}"
+            raise DataError(message, where=location, fix="correct the function, or leave such prompts out") from error
         try:
-            numbers = [float(value) for value in found]
+            numbers = [float(value) for value in result]
         except (TypeError, ValueError) as error:
-            what = f"the reward function returned {shown(found)}, expected {len(responses)} numbers"
-            raise DataError(what, where=place, fix="return a list with a number for each response") from error
+            message = f"the reward function returned {short_repr(result)}, expected {len(responses)} numbers"
+            raise DataError(message, where=location, fix="return a list with a number for each response") from error
         if len(numbers) != len(responses):
             raise DataError(
                 f"the reward function returned {len(numbers)} numbers for {len(responses)} responses",
-                where=place,
+                where=location,
                 fix="return a list with a number for each response",
             )
         for k, value in enumerate(numbers):
             if not math.isfinite(value):
                 raise DataError(
                     f"the reward function returned {value} for response {k}, expected a finite number",
-                    where=place,
+                    where=location,
                     fix="return a finite number for every response, also for an empty one",
                 )
         return numbers
@@ -211,11 +212,11 @@ class FunctionReward:
 
 @dataclass(frozen=True)
 class ModelReward:
-    """A sequence-classification model's logit at the token that transformers reads: the last that is no pad token.
+    """Reward by a sequence-classification model's logit at the last token that is no pad token, as in transformers.
 
     Attributes:
-        label: which of the model's outputs.
-        reading: how it reads prompts and responses; the token budget is of a padded batch.
+        label: index of the model's output.
+        reading: reading settings; the token budget limits a padded batch.
     """
 
     model: PreTrainedModel
@@ -232,13 +233,11 @@ class ModelReward:
         device: torch.device,
         reading: Reading,
     ) -> ModelReward:
-        """Load the model; errors as in `engine.loading`."""
-        import torch
-
+        """Reward by a model, loaded with the errors of `models.loading`."""
         from penchant.models.loading import load_tokenizer
         from penchant.models.reward_model import load_reward_model
         from penchant.models.special_tokens import pad_token_id
-        from penchant.storage.caches import model_fingerprint, tokenizer_fingerprint
+        from penchant.storage.fingerprints import model_fingerprint, tokenizer_fingerprint
 
         reading = reading.on_one_day(source)
         tokenizer = load_tokenizer(source, chat_template=reading.chat_template)
@@ -266,20 +265,18 @@ class ModelReward:
 
     def __call__(self, prompts: Sequence[Text], responses: Sequence[Sequence[Text]]) -> list[list[float]]:
         groups = [
-            PreferenceGroup(prompt, tuple(given), id=str(i))
-            for i, (prompt, given) in enumerate(zip(prompts, responses, strict=True))
+            PreferenceGroup(prompt, tuple(candidates), id=str(i))
+            for i, (prompt, candidates) in enumerate(zip(prompts, responses, strict=True))
         ]
         truncation = "error" if self.reading.truncation == "drop" else self.reading.truncation
         rendering = replace(self.reading.rendering, refused="error")
-        tokenized, _ = self._tokenized(groups, replace(self.reading, truncation=truncation, rendering=rendering))
-        rows = [[*group.prompt, *response] for group in tokenized for response in group.responses]
+        tokenized, _ = self._tokenize(groups, replace(self.reading, truncation=truncation, rendering=rendering))
+        rows = [torch.from_numpy(np.concatenate([row.prompt, ids])) for row in tokenized for ids in row.responses]
         scores = iter(self._score(rows))
-        return [[next(scores) for _ in given] for given in responses]
+        return [[next(scores) for _ in candidates] for candidates in responses]
 
     def rounding_notes(self, groups: Sequence[PreferenceGroup]) -> list[str]:
-        """What half precision does to the rewards of the first groups, in a line; nothing in float32."""
-        import torch
-
+        """A line about the rounding error of half precision in the first groups' rewards; empty in float32."""
         from penchant.engine.tree_check import is_half, measure_rounding, rounding_note
 
         if not is_half(self.model.dtype, "float32") or not groups:
@@ -292,28 +289,29 @@ class ModelReward:
         with torch.no_grad():
             return [rounding_note(measure_rounding(self.model, rewards, nullcontext))]
 
-    def fitting(self, groups: Sequence[PreferenceGroup]) -> tuple[list[PreferenceGroup], list[str]]:
-        """The groups that the model reads, and notes: those too long or refused are dropped where `reading` says so.
+    def readable_groups(self, groups: Sequence[PreferenceGroup]) -> tuple[list[PreferenceGroup], list[str]]:
+        """The groups that fit the model, and notes; `reading` decides whether too long or refused groups are dropped.
 
         Raises:
-            DataError: a group is too long or refused, and may not be dropped.
+            DataError: a group is too long or refused, and `reading` does not drop it.
         """
-        # Equal candidates get equal rewards: what is known of their worth is kept from the tokenizer.
+        # Without preferences, so that equal candidates are no error: they get equal rewards.
         bare = [PreferenceGroup(group.prompt, group.candidates, id=group.id) for group in groups]
-        tokenized, report = self._tokenized(bare, self.reading)
+        tokenized, report = self._tokenize(bare, self.reading)
         fitting = {id(row.group) for row in tokenized}
-        return [group for group, stripped in zip(groups, bare, strict=True) if id(stripped) in fitting], report.lines()
+        readable = [group for group, bare_group in zip(groups, bare, strict=True) if id(bare_group) in fitting]
+        return readable, report.lines()
 
-    def comparable(self, groups: Sequence[PreferenceGroup]) -> tuple[list[PreferenceGroup], list[str]]:
-        """The groups that the model reads and whose candidates differ, and notes on those that `reading` drops.
+    def comparable_groups(self, groups: Sequence[PreferenceGroup]) -> tuple[list[PreferenceGroup], list[str]]:
+        """The groups that fit the model and whose candidates differ, and notes on those that `reading` drops.
 
         Raises:
-            DataError: a group is too long, refused, or has empty or identical candidates, and may not be dropped.
+            DataError: a group is too long, refused, or has empty or equal candidates, and `reading` does not drop it.
         """
-        tokenized, report = self._tokenized(groups, self.reading, self.reading.empty)
+        tokenized, report = self._tokenize(groups, self.reading, self.reading.empty)
         return [row.group for row in tokenized], report.lines()
 
-    def _tokenized(
+    def _tokenize(
         self, groups: Sequence[PreferenceGroup], reading: Reading, empty: Literal["error", "drop", "keep"] = "keep"
     ) -> tuple[list[TokenizedGroup], TokenizationReport]:
         from penchant.engine.reference_model import NO_LIMIT
@@ -329,39 +327,14 @@ class ModelReward:
             identical=reading.identical,
         )
 
-    def _score(self, rows: Sequence[Sequence[int]]) -> list[float]:
-        """Longest first, so that a batch holds rows of about one length."""
-        import torch
-
+    def _score(self, rows: Sequence[torch.Tensor]) -> list[float]:
+        """Rewards of rows of token ids, in batches of rows of similar length, the longest first."""
         order = sorted(range(len(rows)), key=lambda i: -len(rows[i]))
-        found: dict[int, float] = {}
+        scores: dict[int, float] = {}
         while order:
             fits = max(1, self.reading.token_budget // len(rows[order[0]]))
             part, order = order[:fits], order[fits:]
-            width = len(rows[part[0]])
-            ids = torch.zeros(len(part), width, dtype=torch.int64)
-            mask = torch.zeros_like(ids)
-            for row, i in enumerate(part):
-                ids[row, : len(rows[i])] = torch.tensor([int(token) for token in rows[i]])
-                mask[row, : len(rows[i])] = 1
             with torch.no_grad():
-                logits = self._last(ids.to(self.model.device), mask.to(self.model.device))
-            found.update(zip(part, logits[:, self.label].double().tolist(), strict=True))
-        return [found[i] for i in range(len(rows))]
-
-    def _last(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """[N, labels] logits at each row's last token that is not the configuration's pad token."""
-        import torch
-
-        from penchant.models.special_tokens import pad_token_id
-
-        backbone = getattr(self.model, self.model.base_model_prefix)
-        head = getattr(self.model, "score", None)
-        if head is None:  # a bidirectional classifier, whose head reads the first token
-            return self.model(input_ids=ids, attention_mask=mask).logits
-        hidden = backbone(input_ids=ids, attention_mask=mask).last_hidden_state
-        pad = pad_token_id(self.model)
-        # Not the model's own pooling: these rows are padded with another token.
-        counted = mask if pad is None else mask * (ids != pad)
-        last = (counted * torch.arange(ids.shape[1], device=ids.device)).argmax(-1)
-        return head(hidden[range(len(ids)), last])
+                rewards = padded_rewards(self.model, [rows[i].to(self.model.device) for i in part], self.label)
+            scores.update(zip(part, rewards.tolist(), strict=True))
+        return [scores[i] for i in range(len(rows))]

@@ -1,4 +1,4 @@
-"""Scores written beside the data: every candidate of every group by one reward."""
+"""A reward's scores of all candidates, added to the groups and written to a file."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from penchant.errors import DataError
 from penchant.evaluation.rewards import Reward
 from penchant.evaluation.statistics import Estimate, bootstrap_mean
 from penchant.progress import Progress
-from penchant.storage.caches import KeptAnswers, cache_folder
+from penchant.storage.caches import AnswerCache, cache_folder
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 AT_ONCE = 64
-"""Groups scored before their scores are kept."""
+"""Number of groups that are scored before their scores are cached."""
 
 
 def with_scores(
@@ -31,22 +31,22 @@ def with_scores(
 ) -> list[PreferenceGroup]:
     """The groups with a reward's numbers as their scores.
 
-    Preferences that were known stay, as explicit comparisons; where none were, the scores make them. Numbers are kept
-    on disk as they come, so that an interrupted pass goes on.
+    Known preferences stay as explicit comparisons; without any, the scores define them. Numbers are cached on disk as
+    they are computed, so that an interrupted pass resumes.
 
     Args:
-        advance: called with the number of groups done since the last call.
+        advance: called with the number of groups scored since the last call.
     """
     scored: list[PreferenceGroup] = []
-    with closing(KeptAnswers(reward.name, cache_folder())) as kept:
+    with closing(AnswerCache(reward.name, cache_folder())) as answer_cache:
         for start in range(0, len(groups), AT_ONCE):
             part = groups[start : start + AT_ONCE]
             questions = [[as_json(group.prompt), list(group.candidates)] for group in part]
-            answers = [kept.get(question) for question in questions]
+            answers = [answer_cache.get(question) for question in questions]
             missing = [i for i, numbers in enumerate(answers) if numbers is None]
             if missing:
                 fresh = reward([part[i].prompt for i in missing], [part[i].candidates for i in missing])
-                kept.keep((questions[i], numbers) for i, numbers in zip(missing, fresh, strict=True))
+                answer_cache.keep((questions[i], numbers) for i, numbers in zip(missing, fresh, strict=True))
                 answers = [fresh.pop(0) if numbers is None else numbers for numbers in answers]
             scored += [_scored(group, numbers) for group, numbers in zip(part, answers, strict=True)]
             advance(len(part))
@@ -54,7 +54,7 @@ def with_scores(
 
 
 def _scored(group: PreferenceGroup, numbers: Sequence[float]) -> PreferenceGroup:
-    # An explicit empty list would say that all are tied: only what is known is kept.
+    # An explicit empty list would mean that all are tied, so it becomes None.
     comparisons = group.pairs or group.comparisons
     return replace(
         group, scores=tuple(numbers), comparisons=comparisons or None, ranks=None, preferred=None, labels=group.labels
@@ -63,11 +63,11 @@ def _scored(group: PreferenceGroup, numbers: Sequence[float]) -> PreferenceGroup
 
 @dataclass(frozen=True)
 class ScoredFile:
-    """What scoring a file came to.
+    """Results of scoring a file.
 
     Attributes:
-        accuracy: share of the data's own pairs that the scores order as people did (a tie is wrong); mean over a
-            group's pairs, then over groups; None where the data has no pairs.
+        accuracy: share of the data's pairs that the scores order as the data does (a tie is wrong); mean over a
+            group's pairs, then over groups; None if the data has no pairs.
     """
 
     output: Path
@@ -96,17 +96,17 @@ class ScoredFile:
         table.add_row("candidates", str(self.candidates))
         table.add_row("mean score", f"{self.mean:.4f}")
         if self.accuracy is not None:
-            of = self.accuracy
-            shown = f"{of.value:.4f} [{of.low:.4f}, {of.high:.4f}] of {of.n} groups"
-            table.add_row("orders the data's pairs as they are", shown)
+            accuracy = self.accuracy
+            text = f"{accuracy.value:.4f} [{accuracy.low:.4f}, {accuracy.high:.4f}] of {accuracy.n} groups"
+            table.add_row("orders the data's pairs as they are", text)
         return table
 
 
 def score_file(groups: Sequence[PreferenceGroup], reward: Reward, output: Path) -> ScoredFile:
-    """Score all groups and write them to a new .jsonl file, whole or not at all.
+    """Results of scoring all groups, which are written to a new .jsonl file as a whole or not at all.
 
     Raises:
-        DataError: the output exists; or the reward's errors.
+        DataError: the output exists, or the reward fails.
     """
     if output.exists():
         raise DataError("it is there already", where=str(output), fix="name a new file: --output FILE.jsonl")
@@ -120,7 +120,7 @@ def score_file(groups: Sequence[PreferenceGroup], reward: Reward, output: Path) 
 
 
 def accuracy_of_scores(groups: Sequence[PreferenceGroup], scored: Sequence[PreferenceGroup]) -> Estimate | None:
-    """How the scores order the pairs the data had; an interval over prompts."""
+    """Share of the data's pairs that the scores order correctly, with an interval over prompts; None without pairs."""
     values, prompts = [], []
     for group, with_numbers in zip(groups, scored, strict=True):
         if group.pairs and with_numbers.scores is not None:

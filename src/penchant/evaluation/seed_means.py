@@ -6,10 +6,6 @@ interval that one model's share has (`intervals.shares`): inside [0, 1], skewed 
 seeds are right about all prompts.
 
 Legend: S seeds, G groups (or fresh samples), N prompts.
-
-Also in this module:
-
-- Values of groups as values of prompts: the groups of one prompt are no independent observations.
 """
 
 from __future__ import annotations
@@ -26,56 +22,56 @@ from penchant.intervals.student_t import critical_value
 
 
 def by_prompt(tables: Sequence[Floats], prompts: Sequence[Hashable]) -> list[Floats]:
-    """Each model's values with one column a prompt, whose mean is still the mean over groups.
+    """Every model's values with one column per prompt, whose mean is still the mean over groups.
 
-    A metric is a mean over groups, so a prompt weighs as many as it has. A column is ``m_s + w_n / w * (x_sn - m_s)``:
-    x_sn the mean of the prompt's groups, w_n how many those are and w their mean, m_s the seed's mean over all groups.
-    Columns then differ as prompts do (the linearised ratio of Cochran 1977, section 6.3); where every prompt has
+    A metric is a mean over groups, so a prompt weighs as many as it has. A column is ``m_s + w_n / w * (x_sn - m_s)``
+    with x_sn the mean of the prompt's groups, w_n their number, w the mean of w_n, and m_s the seed's mean over all
+    groups. Columns then differ as prompts do (the linearised ratio of Cochran 1977, section 6.3); if all prompts have
     equally many groups, a column is the mean of its groups.
 
     Args:
-        tables: [S, G] of models that are compared; NaN where a group was not measured.
-        prompts: [G] each group's prompt.
+        tables: [S, G] values of every compared model; NaN for a group that was not measured.
+        prompts: [G] the group's prompt.
 
     Returns:
-        [S, N] for each model, prompts in the order they first come in. A group counts where all models have it with
-        every seed; a prompt without such a group is NaN.
+        [S, N] values of every model, with prompts in the order of their first group. A group counts if all models
+        have it with every seed; a prompt without such a group is NaN.
     """
     numbers = {prompt: n for n, prompt in enumerate(dict.fromkeys(prompts))}
     whole = ~np.isnan(np.concatenate(tables)).any(axis=0)
-    at = np.array([numbers[prompt] for prompt in prompts], dtype=np.int64)[whole]
-    found = [np.full((len(table), len(numbers)), math.nan) for table in tables]
-    if not len(at):
-        return found
-    counts = np.bincount(at, minlength=len(numbers))
-    measured = counts > 0
-    weights = counts[measured]
-    for columns, table in zip(found, tables, strict=True):
+    prompt_index = np.array([numbers[prompt] for prompt in prompts], dtype=np.int64)[whole]
+    columns_by_table = [np.full((len(table), len(numbers)), math.nan) for table in tables]
+    if not len(prompt_index):
+        return columns_by_table
+    counts = np.bincount(prompt_index, minlength=len(numbers))
+    has_groups = counts > 0
+    weights = counts[has_groups]
+    for columns, table in zip(columns_by_table, tables, strict=True):
         for row, values in zip(columns, table[:, whole], strict=True):
-            sums = np.bincount(at, weights=values, minlength=len(numbers))[measured]
-            row[measured] = values.mean() + (sums - weights * values.mean()) / weights.mean()
-    return found
+            sums = np.bincount(prompt_index, weights=values, minlength=len(numbers))[has_groups]
+            row[has_groups] = values.mean() + (sums - weights * values.mean()) / weights.mean()
+    return columns_by_table
 
 
 _ROUNDING = 1e-9
-"""An error below this is none: columns that are alike differ by rounding."""
+"""Errors below this are rounding errors of equal columns."""
 
 
 def mean_over_seeds(values: Floats, prompts: Sequence[Hashable]) -> Estimate:
-    """The mean of values that may be shares; shares are told as by `evaluation.statistics.bootstrap_mean`.
+    """The mean of values that may be shares; `evaluation.statistics.are_shares` decides.
 
     A single seed or prompt has no interval: it does not show how seeds or prompts differ.
 
     Args:
-        values: [S, G]; a group counts where it was measured with every seed, else it is NaN.
-        prompts: [G] each group's prompt.
+        values: [S, G]; a group counts if it was measured with every seed, else it is NaN.
+        prompts: [G] the group's prompt.
 
     Returns:
-        Its `n` counts the prompts.
+        The estimate; its `n` counts the prompts.
     """
     table, numbers, columns = _complete(values, prompts)
     if min(columns.shape) < 2 or not are_shares(table):
-        return _spread(table, columns)
+        return _symmetric_estimate(table, columns)
     seeds, n = columns.shape
     mean, square = float(table.mean()), float((table**2).mean())
     deviations = np.bincount(numbers, weights=(table - mean).sum(0)).astype(np.float64)
@@ -88,12 +84,12 @@ def mean_over_seeds(values: Floats, prompts: Sequence[Hashable]) -> Estimate:
 
 
 def unbounded_mean_over_seeds(values: Floats, prompts: Sequence[Hashable]) -> Estimate:
-    """The same of values without bounds, as margins, whatever they are: the interval is symmetric."""
+    """The mean of [S, G] values without bounds, such as margins, with a symmetric interval."""
     table, _, columns = _complete(values, prompts)
-    return _spread(table, columns)
+    return _symmetric_estimate(table, columns)
 
 
-def _spread(table: Floats, columns: Floats) -> Estimate:
+def _symmetric_estimate(table: Floats, columns: Floats) -> Estimate:
     """Mean of [S, G] values with the interval that the variance of their [S, N] columns gives."""
     seeds, n = columns.shape
     mean = float(table.mean()) if table.size else math.nan
@@ -105,9 +101,9 @@ def _spread(table: Floats, columns: Floats) -> Estimate:
 
 
 def _complete(values: Floats, prompts: Sequence[Hashable]) -> tuple[Floats, list[int], Floats]:
-    """Values of the groups measured with every seed, the number of each one's prompt, and the [S, N] columns."""
+    """[S, G] values of groups measured with every seed, [G] numbers of their prompts, and [S, N] values of prompts."""
     whole = np.flatnonzero(~np.isnan(values).any(axis=0))
     names = [prompts[group] for group in whole.tolist()]
-    places = {name: number for number, name in enumerate(dict.fromkeys(names))}
+    number_of_prompt = {name: number for number, name in enumerate(dict.fromkeys(names))}
     table = values[:, whole]
-    return table, [places[name] for name in names], by_prompt([table], names)[0]
+    return table, [number_of_prompt[name] for name in names], by_prompt([table], names)[0]

@@ -50,24 +50,24 @@ def roc_auc(positive: ArrayLike, negative: ArrayLike) -> float:
     Args:
         positive, negative: [N], [M] scores.
     """
-    above, below = np.asarray(positive, dtype=np.float64), np.sort(np.asarray(negative, dtype=np.float64))
-    if not len(above) or not len(below):
+    positives, negatives = np.asarray(positive, dtype=np.float64), np.sort(np.asarray(negative, dtype=np.float64))
+    if not len(positives) or not len(negatives):
         return math.nan
-    wins = np.searchsorted(below, above, side="left") + np.searchsorted(below, above, side="right")
-    return float(wins.sum() / (2 * len(above) * len(below)))
+    wins = np.searchsorted(negatives, positives, side="left") + np.searchsorted(negatives, positives, side="right")
+    return float(wins.sum() / (2 * len(positives) * len(negatives)))
 
 
 def proportion(successes: int, n: int) -> Estimate:
-    """A share of independent trials with its 95 % interval, which is honest where all or none succeed."""
+    """A share of independent trials with a 95 % interval that has a width even if all or none succeed."""
     outcomes = np.repeat((1.0, 0.0), (successes, n - successes))
     return mean_of_shares(outcomes, np.arange(n))
 
 
 def mean_of_shares(values: ArrayLike, clusters: ArrayLike) -> Estimate:
-    """The mean of values in [0, 1], as yes or no, wins with ties at 1/2, or F1, with a 95 % interval that stays inside.
+    """The mean of values in [0, 1] (yes or no, wins with ties at 1/2, F1) with a 95 % interval inside [0, 1].
 
     Agresti and Coull 1998 (Wilson's centre): with t the quantile, t² pseudo-observations more, half of them 0 and half
-    1, so that 20 of 20 right is not taken for certain. For clusters the sample counts as many observations as give the
+    1, so that 20 of 20 right does not mean certainty. For clusters the sample counts as many observations as give the
     variance its clusters show (Korn and Graubard 1998), all of one outcome as many as there are clusters; t has one
     degree of freedom less than there are clusters.
 
@@ -79,7 +79,7 @@ def mean_of_shares(values: ArrayLike, clusters: ArrayLike) -> Estimate:
 
 
 def difference_of_shares(ours: ArrayLike, baseline: ArrayLike, clusters: ArrayLike) -> Estimate:
-    """The mean of paired differences of values in [0, 1], with a 95 % interval that is honest where few pairs differ.
+    """The mean of paired differences of values in [0, 1], with a 95 % interval that is valid even if few pairs differ.
 
     Agresti and Min 2005: half as many pseudo-observations as for a share, a quarter 1, a quarter -1, the rest 0.
 
@@ -92,6 +92,7 @@ def difference_of_shares(ours: ArrayLike, baseline: ArrayLike, clusters: ArrayLi
 
 
 def _with_pseudo_observations(values: ArrayLike, clusters: ArrayLike, bounds: Bounds, weight: float) -> Estimate:
+    """The mean of [N] values with an interval from pseudo-observations at the bounds, over [N] clusters."""
     numbers = np.asarray(values, dtype=np.float64)
     n = len(numbers)
     if not n:
@@ -124,7 +125,7 @@ def bootstrap_mean(values: ArrayLike, clusters: ArrayLike, *, resamples: int = 2
 
 
 def resampled_mean(values: ArrayLike, clusters: ArrayLike, *, resamples: int = 2000, seed: int = 0) -> Estimate:
-    """The mean of values without bounds, as margins, with a percentile interval over clusters drawn with replacement.
+    """The mean of values without bounds, such as margins, with a percentile interval over resampled clusters.
 
     In a resample the mean is the sum of the drawn clusters' values over their number of values, so that clusters may
     differ in size. See Efron and Tibshirani 1993, section 13.3; Cameron, Gelbach and Miller 2008 for clusters.
@@ -143,27 +144,27 @@ def resampled_mean(values: ArrayLike, clusters: ArrayLike, *, resamples: int = 2
 
 
 def are_shares(numbers: Floats) -> bool:
-    """Whether values are in [0, 1], and at 0 or 1 or all at a tie between them."""
+    """Whether [N] values are in [0, 1], and some are 0 or 1 or all are 1/2."""
     low, high = float(numbers.min()), float(numbers.max())
     return (low == 0 and high <= 1) or (low >= 0 and high == 1) or low == high == 0.5
 
 
 def bootstrap_ratio(
-    above: ArrayLike, below: ArrayLike, clusters: ArrayLike, *, resamples: int = 2000, seed: int = 0
+    numerators: ArrayLike, denominators: ArrayLike, clusters: ArrayLike, *, resamples: int = 2000, seed: int = 0
 ) -> Estimate:
     """The ratio of two sums over the same observations, with a percentile interval over clusters drawn together.
 
-    NaN where the lower sum is 0; in a resample too, which then leaves the interval out.
+    The ratio is NaN if the denominators sum to 0; a single such resample makes the interval NaN.
 
     Args:
-        above, below: [N].
+        numerators, denominators: [N].
         clusters: [N] integers; equal ones are drawn together.
     """
-    upper, lower = np.asarray(above, dtype=np.float64), np.asarray(below, dtype=np.float64)
+    upper, lower = np.asarray(numerators, dtype=np.float64), np.asarray(denominators, dtype=np.float64)
     if not len(upper) or lower.sum() == 0:
         return Estimate(math.nan, math.nan, math.nan, len(upper))
     _, inverse = np.unique(np.asarray(clusters), return_inverse=True)
-    sums = [np.bincount(inverse, weights=each) for each in (upper, lower)]
+    sums = [np.bincount(inverse, weights=values) for values in (upper, lower)]
     with np.errstate(divide="ignore", invalid="ignore"):
         blocks = [
             (draws @ sums[0]) / (draws @ sums[1]) for draws in _draws(len(sums[0]), len(sums[0]), resamples, seed)
@@ -180,20 +181,20 @@ def bootstrap_auc(
         positive, negative: [N] scores of the two members of each pair.
         clusters: [N] integers; pairs with equal ones are drawn together.
     """
-    above, below = np.asarray(positive, dtype=np.float64), np.asarray(negative, dtype=np.float64)
-    if len(above) != len(below):
-        raise ValueError(f"{len(above)} positive scores but {len(below)} negative ones: they come in pairs")
-    if not len(above):
+    positives, negatives = np.asarray(positive, dtype=np.float64), np.asarray(negative, dtype=np.float64)
+    if len(positives) != len(negatives):
+        raise ValueError(f"{len(positives)} positive scores but {len(negatives)} negative ones: they come in pairs")
+    if not len(positives):
         return Estimate(math.nan, math.nan, math.nan, 0)
     names, inverse = np.unique(np.asarray(clusters), return_inverse=True)
-    auc = roc_auc(above, below)
+    auc = roc_auc(positives, negatives)
     if auc in (0.0, 1.0) and len(names) > 1:
-        # So it is in every resample: as honest as `names` wins or losses are.
+        # It is the same in every resample, so the interval is that of as many wins or losses as there are clusters.
         certain = proportion(round(auc) * len(names), len(names))
-        return Estimate(auc, certain.low, certain.high, len(above))
-    aucs = _WeightedAuc.of(above, below)
+        return Estimate(auc, certain.low, certain.high, len(positives))
+    aucs = _WeightedAuc.from_scores(positives, negatives)
     blocks = [aucs(draws[:, inverse]) for draws in _draws(len(names), len(inverse), resamples, seed)]
-    return _estimate(auc, blocks, len(above))
+    return _estimate(auc, blocks, len(positives))
 
 
 @dataclass(frozen=True)
@@ -201,47 +202,49 @@ class _WeightedAuc:
     """ROC-AUC of N pairs for any weights of the pairs: sorted once, then O(N) for each weighting.
 
     Attributes:
-        above: [N] the pairs in the order of their positive scores, so that look-ups walk through memory.
-        below: [N] the pairs in the order of their negative scores.
-        fewer: [N] for each positive in its order, how many negatives are less.
-        through: [N] how many are less or equal.
+        by_positive: [N] indices of the pairs in the order of their positive scores: look-ups walk through memory.
+        by_negative: [N] indices of the pairs in the order of their negative scores.
+        fewer: [N] number of negatives below the positive, in the order of the positives.
+        through: [N] number of negatives below or equal to it.
     """
 
-    above: Ints
-    below: Ints
+    by_positive: Ints
+    by_negative: Ints
     fewer: Ints
     through: Ints
 
     @classmethod
-    def of(cls, positive: Floats, negative: Floats) -> _WeightedAuc:
-        above, below = np.argsort(positive), np.argsort(negative)
-        ends = (np.searchsorted(negative[below], positive[above], side=side) for side in ("left", "right"))
-        return cls(above, below, *ends)
+    def from_scores(cls, positive: Floats, negative: Floats) -> _WeightedAuc:
+        """The sorted form of [N] positive and [N] negative scores."""
+        by_positive, by_negative = np.argsort(positive), np.argsort(negative)
+        ends = (np.searchsorted(negative[by_negative], positive[by_positive], side=side) for side in ("left", "right"))
+        return cls(by_positive, by_negative, *ends)
 
     def __call__(self, weights: NDArray[np.float64]) -> Floats:
         """[B] areas for [B, N] weights of the pairs."""
         lower = np.zeros((len(weights), weights.shape[1] + 1))
-        np.cumsum(weights[:, self.below], axis=1, out=lower[:, 1:])
+        np.cumsum(weights[:, self.by_negative], axis=1, out=lower[:, 1:])
         wins = lower[:, self.fewer]
         wins += lower[:, self.through]
         # One product per row: the weights are whole numbers, so the sums are exact.
-        return np.einsum("bn,bn->b", wins, weights[:, self.above]) / (2 * lower[:, -1] ** 2)
+        return np.einsum("bn,bn->b", wins, weights[:, self.by_positive]) / (2 * lower[:, -1] ** 2)
 
 
 def _draws(clusters: int, width: int, resamples: int, seed: int) -> Iterator[Floats]:
-    """[B, C] how often each cluster is drawn in each resample; blocks of rows `width` wide that fit `_BLOCK`."""
+    """[B, C] counts of clusters in resamples, in blocks whose rows of `width` elements fit `_BLOCK`."""
     if clusters < 2:
         return
     generator = np.random.default_rng(seed)
     block = max(1, _BLOCK // width)
     for start in range(0, resamples, block):
         rows = min(block, resamples - start)
-        drawn = generator.integers(clusters, size=(rows, clusters)) + clusters * np.arange(rows)[:, None]
-        yield np.bincount(drawn.ravel(), minlength=rows * clusters).reshape(rows, clusters).astype(np.float64)
+        clusters_drawn = generator.integers(clusters, size=(rows, clusters)) + clusters * np.arange(rows)[:, None]
+        yield np.bincount(clusters_drawn.ravel(), minlength=rows * clusters).reshape(rows, clusters).astype(np.float64)
 
 
 def _estimate(value: float, blocks: list[Floats], n: int) -> Estimate:
-    # From one cluster alone nothing is known of how clusters differ: no interval, rather than one of width 0.
+    """The estimate with the percentile interval of blocks of [B] resampled values."""
+    # A single cluster does not show how clusters differ: no interval rather than one of width 0.
     if not blocks:
         return Estimate(value, math.nan, math.nan, n)
     low, high = np.quantile(np.concatenate(blocks), (0.025, 0.975))

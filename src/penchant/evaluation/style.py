@@ -1,7 +1,7 @@
-"""Does style give the preferred answer away? What bare words, and bare length, know of which of two is chosen.
+"""Audit of style leaks: how well words without their order, or length alone, predict the preferred answer.
 
-A preference model or a DPO run will learn whatever tells the two sides apart most easily. Where a classifier that sees
-words without their order is nearly always right, that is a style, a phrase or a length, not a judgement of the content.
+A preference model or a DPO run learns whatever separates the two sides most easily. If a classifier on bags of words is
+nearly always right, the preference reflects a style, a phrase or a length, not the content.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from penchant.errors import DataError, require_extra
 from penchant.evaluation.statistics import Estimate, bootstrap_mean
 
 FOLDS = 5
-SHOWN = 15
+N_TERMS = 15
 
 
 @dataclass(frozen=True)
 class StyleLeak:
-    """What words alone know.
+    """Accuracy of predicting the better answer from bags of words and from length.
 
     Attributes:
-        pairs, prompts: how many.
-        words: share of held-out pairs in which the words' score is higher for the better answer, a tie half; by
-            `FOLDS` folds that share no prompt; the interval is over prompts.
-        longer: share in which the better answer has more words, a tie half.
-        of_better, of_worse: the words and pairs of words that count most for either side, over all data.
+        pairs, prompts: numbers of pairs and of prompts.
+        words: share of held-out pairs in which the classifier scores the better answer higher, a tie counting half;
+            by `FOLDS` folds that share no prompt; the interval is over prompts.
+        longer: share of pairs in which the better answer has more words, a tie counting half.
+        of_better, of_worse: words and word pairs with the largest weights for either side, over all data.
     """
 
     pairs: int
@@ -44,7 +44,7 @@ class StyleLeak:
 
 
 def style_leak(groups: Sequence[PreferenceGroup]) -> StyleLeak:
-    """Fit a Bradley-Terry model on counts of words and pairs of words, on other prompts than it is asked about.
+    """Held-out accuracy of a Bradley-Terry model on counts of words and word pairs.
 
     Raises:
         ConfigError: scikit-learn is not installed.
@@ -69,19 +69,19 @@ def style_leak(groups: Sequence[PreferenceGroup]) -> StyleLeak:
         counter.fit([*better, *worse])
     except ValueError as error:
         raise DataError("no word occurs twice", fix="take more data") from error
-    # A pair and its mirror: no side is the first, so nothing is fitted but the difference.
+    # Every pair is fitted with its mirror image, so that only the difference matters.
     differences = counter.transform(better) - counter.transform(worse)
 
-    def fitted(rows: Any) -> Any:
-        both = np.concatenate([np.ones(len(rows)), np.zeros(len(rows))])
+    def fit_classifier(rows: Any) -> Any:
+        labels = np.concatenate([np.ones(len(rows)), np.zeros(len(rows))])
         model = LogisticRegression(fit_intercept=False, C=0.1, max_iter=1000)
-        return model.fit(_stacked(differences[rows]), both)
+        return model.fit(_with_mirrors(differences[rows]), labels)
 
     scores = np.zeros(len(better))
     for rows, held_out in GroupKFold(FOLDS).split(better, groups=clusters):
-        scores[held_out] = fitted(rows).decision_function(differences[held_out])
+        scores[held_out] = fit_classifier(rows).decision_function(differences[held_out])
     lengths = np.array([len(a.split()) - len(b.split()) for a, b in zip(better, worse, strict=True)])
-    weights = fitted(np.arange(len(better))).coef_[0]
+    weights = fit_classifier(np.arange(len(better))).coef_[0]
     names = counter.get_feature_names_out()
     order = np.argsort(-weights, kind="stable")
     return StyleLeak(
@@ -89,12 +89,12 @@ def style_leak(groups: Sequence[PreferenceGroup]) -> StyleLeak:
         prompts=len(numbers),
         words=bootstrap_mean(_wins(scores), clusters),
         longer=bootstrap_mean(_wins(lengths), clusters),
-        of_better=tuple(names[n] for n in order[:SHOWN] if weights[n] > 0),
-        of_worse=tuple(names[n] for n in order[::-1][:SHOWN] if weights[n] < 0),
+        of_better=tuple(names[n] for n in order[:N_TERMS] if weights[n] > 0),
+        of_worse=tuple(names[n] for n in order[::-1][:N_TERMS] if weights[n] < 0),
     )
 
 
-def _stacked(rows: Any) -> Any:
+def _with_mirrors(rows: Any) -> Any:
     from scipy.sparse import vstack
 
     return vstack([rows, -rows])

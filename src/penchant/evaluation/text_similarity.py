@@ -1,9 +1,4 @@
-"""How alike two texts are in meaning: token by token (BERTScore), or as whole sentences.
-
-Also in this module:
-
-- Answers against reference texts: exact match, token F1, ROUGE-L.
-"""
+"""Similarity of two texts: exact match, token F1 and ROUGE-L, or by meaning (BERTScore, sentence encoders)."""
 
 from __future__ import annotations
 
@@ -17,16 +12,16 @@ from penchant.models.loading import check_folder, context_length, load_config
 
 
 def exact_match(answer: str, reference: str) -> float:
-    """1 where the two say the same but for case, punctuation, articles and spaces (Rajpurkar et al. 2016), else 0."""
+    """1 if the texts are equal except for case, punctuation, articles and spaces (Rajpurkar et al. 2016), else 0."""
     return float(_plain(answer) == _plain(reference))
 
 
 def token_f1(answer: str, reference: str) -> float:
-    """Harmonic mean of precision and recall of words, as `exact_match` reads them; two empty texts are alike."""
-    said, wanted = (Counter(_plain(text).split()) for text in (answer, reference))
-    if not said or not wanted:
-        return float(said == wanted)
-    return 2 * (said & wanted).total() / (said.total() + wanted.total())
+    """Harmonic mean of precision and recall of words, normalized as in `exact_match`; 1 for two empty texts."""
+    answer_words, reference_words = (Counter(_plain(text).split()) for text in (answer, reference))
+    if not answer_words or not reference_words:
+        return float(answer_words == reference_words)
+    return 2 * (answer_words & reference_words).total() / (answer_words.total() + reference_words.total())
 
 
 def rouge_l(answer: str, reference: str) -> float:
@@ -50,7 +45,7 @@ class BertScore:
 
     Args:
         model: folder or hub id of an encoder, or of any language model.
-        layers: whose hidden states are compared; None takes the last.
+        layers: index of the layer whose hidden states are compared; None is the last.
 
     Raises:
         ConfigError: the library is not installed, or the model has fewer layers.
@@ -62,23 +57,23 @@ class BertScore:
             from bert_score import BERTScorer
         check_folder(model)
         config = load_config(model)
-        most = config.num_hidden_layers
-        if layers is not None and not 1 <= layers <= most:
-            raise ConfigError(f"layer {layers} of {most}", where=model, fix=f"name one between 1 and {most}")
-        self._scorer = BERTScorer(model_type=model, num_layers=layers or most)
-        # A tokenizer without a limit says 1e30, which the library hands on to one that takes 64 bits.
+        n_layers = config.num_hidden_layers
+        if layers is not None and not 1 <= layers <= n_layers:
+            raise ConfigError(f"layer {layers} of {n_layers}", where=model, fix=f"name one between 1 and {n_layers}")
+        self._scorer = BERTScorer(model_type=model, num_layers=layers or n_layers)
+        # A tokenizer without a limit has 1e30, which the library passes to a tokenizer that takes 64 bits.
         words = self._scorer._tokenizer
         words.model_max_length = min(words.model_max_length, context_length(config) or 512)
 
     def __call__(self, answers: Sequence[str], references: Sequence[str]) -> list[float]:
-        """Of each answer; 0 where it or its reference is empty."""
-        found = [0.0] * len(answers)
-        told = _told(answers, references)
-        if told:
-            _, _, scores = self._scorer.score([answers[n] for n in told], [references[n] for n in told])
-            for n, value in zip(told, scores.tolist(), strict=True):
-                found[n] = float(value)
-        return found
+        """F1 of every answer; 0 if the answer or its reference is empty."""
+        f1_scores = [0.0] * len(answers)
+        indices = _nonempty_indices(answers, references)
+        if indices:
+            _, _, scores = self._scorer.score([answers[n] for n in indices], [references[n] for n in indices])
+            for n, value in zip(indices, scores.tolist(), strict=True):
+                f1_scores[n] = float(value)
+        return f1_scores
 
 
 class SentenceSimilarity:
@@ -99,19 +94,19 @@ class SentenceSimilarity:
         self._model = SentenceTransformer(model)
 
     def __call__(self, answers: Sequence[str], references: Sequence[str]) -> list[float]:
-        """Of each answer, -1 to 1; 0 where it or its reference is empty."""
-        found = [0.0] * len(answers)
-        told = _told(answers, references)
-        if told:
+        """Cosine for every answer, -1 to 1; 0 if the answer or its reference is empty."""
+        scores = [0.0] * len(answers)
+        indices = _nonempty_indices(answers, references)
+        if indices:
             ours, theirs = (
-                self._model.encode([texts[n] for n in told], convert_to_tensor=True, show_progress_bar=False)
+                self._model.encode([texts[n] for n in indices], convert_to_tensor=True, show_progress_bar=False)
                 for texts in (answers, references)
             )
-            for n, value in zip(told, self._model.similarity_pairwise(ours, theirs).tolist(), strict=True):
-                found[n] = float(value)
-        return found
+            for n, value in zip(indices, self._model.similarity_pairwise(ours, theirs).tolist(), strict=True):
+                scores[n] = float(value)
+        return scores
 
 
-def _told(answers: Sequence[str], references: Sequence[str]) -> list[int]:
-    """Where neither text is empty."""
+def _nonempty_indices(answers: Sequence[str], references: Sequence[str]) -> list[int]:
+    """Indices of the pairs in which neither text is empty."""
     return [n for n, pair in enumerate(zip(answers, references, strict=True)) if all(text.strip() for text in pair)]

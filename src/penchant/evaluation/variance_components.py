@@ -1,13 +1,8 @@
-"""The variance of a mean over seeds and prompts, by its parts, and what may be said of the mean.
+"""The variance of a mean over seeds and prompts by its parts, tests with it, and the difference it can detect.
 
 The mean squares of the two-way random-effects model (Searle, Casella and McCulloch 1992, section 4.3).
 
 Legend: S seeds, N prompts.
-
-Also in this module:
-
-- Verdicts among several methods whose seeds differ no more than chance explains.
-- Which difference between methods a number of seeds and prompts can find, before anything is trained.
 """
 
 from __future__ import annotations
@@ -27,8 +22,8 @@ class Variances:
     """Components of the variance of a difference.
 
     Attributes:
-        seed, prompt: of the effects; an estimate may be below zero.
-        residual: of a single difference given its seed and prompt.
+        seed, prompt: variances of the effects; an estimate may be below zero.
+        residual: variance of a single difference given its seed and prompt.
     """
 
     seed: float
@@ -52,11 +47,11 @@ class Variances:
         return math.sqrt(variance / (seeds * prompts)), Mixture(share, seeds - 1, max(prompts - 1, 1))
 
     def seed_ratio(self, prompts: int) -> float:
-        """Mean square of seeds over that of the residual, about 1 where seeds change nothing; infinite without one."""
+        """Mean square of seeds over that of the residual, about 1 without an effect; infinite without a residual."""
         return (prompts * self.seed + self.residual) / self.residual if self.residual > 0 else math.inf
 
     def careful_half_width(self, seeds: int, prompts: int, level: float) -> float:
-        """Half of the interval a verdict stands on: it misses with probability `level` at most, however small.
+        """Half width of a verdict's interval, which misses with probability `level` at most, even a small one.
 
         ``sqrt(t_(S-1)^2 v_seed + t_(N-1)^2 v_prompt)``: each part of the error with the quantile of its own degrees of
         freedom (modified large samples: Graybill and Wang 1980), or `error`'s interval where that is wider. The
@@ -74,10 +69,10 @@ class Variances:
         t = abs(value) / error
         # By parts, the quantile lies between those of the many and of the few degrees of freedom.
         low, high = sorted(math.log(max(two_sided_p(t, df), 1e-15)) for df in (distribution.many, distribution.few))
-        at = falling_root(
+        log_level = falling_root(
             lambda level: math.log(self._by_parts(seeds, prompts, math.exp(level)) / abs(value)), low, high
         )
-        return max(math.exp(at), distribution.two_sided_p(t))
+        return max(math.exp(log_level), distribution.two_sided_p(t))
 
     def _by_parts(self, seeds: int, prompts: int, level: float) -> float:
         of_seeds = max(prompts * self.seed + self.residual, self.residual) / (seeds * prompts)
@@ -90,108 +85,113 @@ def components(values: Floats) -> Variances:
     """Variance components of [S, N] values."""
     seeds, prompts = values.shape
     rows, columns = values.mean(axis=1), values.mean(axis=0)
-    rest = values - rows[:, None] - columns + values.mean()
-    residual = float((rest**2).sum() / ((seeds - 1) * (prompts - 1)))
+    residuals = values - rows[:, None] - columns + values.mean()
+    residual = float((residuals**2).sum() / ((seeds - 1) * (prompts - 1)))
     seed = float(rows.var(ddof=1)) - residual / prompts
     return Variances(seed, float(columns.var(ddof=1)) - residual / seeds, residual)
 
 
 def falling_root(falling: Callable[[float], float], low: float, high: float) -> float:
-    """Where a falling function crosses zero between `low` and `high` (Dowell and Jarratt 1971: the Illinois method)."""
-    above, below = falling(low), falling(high)
-    if min(abs(above), abs(below)) < 1e-12 or above * below > 0:  # An end, but for rounding.
-        return low if abs(above) < abs(below) else high
+    """Root of a falling function between `low` and `high` (Dowell and Jarratt 1971: the Illinois method)."""
+    value_low, value_high = falling(low), falling(high)
+    if min(abs(value_low), abs(value_high)) < 1e-12 or value_low * value_high > 0:  # An end, but for rounding.
+        return low if abs(value_low) < abs(value_high) else high
     while high - low > 1e-12 * max(1.0, abs(low)):
-        at = high - below * (high - low) / (below - above)
-        value = falling(at)
+        middle = high - value_high * (high - low) / (value_high - value_low)
+        value = falling(middle)
         if abs(value) < 1e-14:
-            return at
+            return middle
         if value > 0:
-            low, above, below = at, value, below / 2
+            low, value_low, value_high = middle, value, value_high / 2
         else:
-            high, below, above = at, value, above / 2
+            high, value_high, value_low = middle, value, value_low / 2
     return (low + high) / 2
 
 
-Shape = tuple[Variances, int, int]
-"""A difference's variance components, with a residual above zero, its seeds and its prompts."""
+@dataclass(frozen=True)
+class CrossedMean:
+    """A mean difference over S seeds x N prompts, whose residual variance is positive."""
+
+    variances: Variances
+    seeds: int
+    prompts: int
+
+    @property
+    def parts(self) -> tuple[float, float]:
+        """The residual's and the prompts' part of the mean's variance."""
+        residual = self.variances.residual / (self.seeds * self.prompts)
+        return residual, max(self.variances.prompt, 0.0) / self.prompts
+
 
 METHOD_LEVEL, FAMILY_LEVEL = 0.05, 0.01
-"""Levels of the F tests that a method's seeds agree, and that all methods' together do."""
+"""Levels of the F tests that the seeds of one method, and of all methods together, agree."""
 
 _STEP, _LARGEST = 1.15, 1e5
-"""Of the grid of variances the seeds may have, in units of the residual's part of the error."""
+"""Factor and end of the grid of the seeds' variance, in units of the residual's part of the error."""
 
 
 def share_of_level(seeds: int) -> float:
-    """The part of the family-wise level that a method whose seeds agree by chance may use up.
+    """Part of the family-wise level for a method whose seeds agree by chance.
 
-    Set by simulation (decision 006): 0.6 with 3 seeds, less with more of them, where the F tests are sharper and the
-    other bound needs no help.
+    Set by simulation (decision 006): 0.6 with 3 seeds, and less with more seeds, for which the F tests are sharper.
     """
     return min(0.6, 1.2 / (seeds - 1))
 
 
-def agreeing_methods(shapes: Mapping[int, Shape]) -> set[int]:
-    """Those whose seeds differ no more than the residual explains, if all methods' seeds together do not either.
+def agreeing_methods(means: Mapping[int, CrossedMean]) -> set[int]:
+    """Methods whose seeds differ no more than the residual explains, if that holds for all methods together.
 
-    None of a single method: its careful interval is narrow enough.
+    Empty for a single method, whose careful interval is narrow enough.
 
     Args:
-        shapes: of each method, by a number of its own.
+        means: index of a method -> its mean difference.
     """
-    ratios = {key: variances.seed_ratio(prompts) for key, (variances, _, prompts) in shapes.items()}
-    if len(shapes) < 2 or math.inf in ratios.values():
+    ratios = {key: mean.variances.seed_ratio(mean.prompts) for key, mean in means.items()}
+    if len(means) < 2 or math.inf in ratios.values():
         return set()
-    weights = {key: seeds - 1 for key, (_, seeds, _) in shapes.items()}
+    weights = {key: mean.seeds - 1 for key, mean in means.items()}
     freedom = sum(weights.values())
-    below = sum(weights[key] * (prompts - 1) for key, (_, _, prompts) in shapes.items())
-    if f_tail(sum(weights[key] * ratios[key] for key in shapes) / freedom, freedom, below) < FAMILY_LEVEL:
+    residual_freedom = sum(weights[key] * (mean.prompts - 1) for key, mean in means.items())
+    if f_tail(sum(weights[key] * ratios[key] for key in means) / freedom, freedom, residual_freedom) < FAMILY_LEVEL:
         return set()
-    return {key for key, (_, seeds, prompts) in shapes.items() if method_agrees(ratios[key], seeds, prompts)}
+    return {key for key, mean in means.items() if method_agrees(ratios[key], mean.seeds, mean.prompts)}
 
 
 def method_agrees(ratio: float, seeds: int, prompts: int) -> bool:
-    """Whether one method's seeds' mean square over that of its residual is no larger than chance explains."""
+    """Whether the ratio of a method's mean squares of seeds and residual is no larger than chance explains."""
     return ratio <= _critical_ratio(seeds, prompts)
 
 
-def adjusted_p(value: float, shape: Shape, methods: int) -> float:
+def adjusted_p(value: float, mean: CrossedMean, methods: int) -> float:
     """p-value of one of m methods whose seeds agree, adjusted: below alpha where `half_width` is below `value`."""
-    share = share_of_level(shape[1])
-    return min(1.0, max(agreeing_p(value, *shape) / share, methods * floor_p(value, *shape)))
+    return min(1.0, max(agreeing_p(value, mean) / share_of_level(mean.seeds), methods * floor_p(value, mean)))
 
 
-def half_width(shape: Shape, methods: int, alpha: float) -> float:
-    """Half of the interval around one of m methods whose seeds agree."""
-    level = alpha * share_of_level(shape[1])
-    return max(agreeing_half_width(*shape, level), floor_half_width(*shape, alpha / methods))
+def half_width(mean: CrossedMean, methods: int, alpha: float) -> float:
+    """Half width of the interval of one of m methods whose seeds agree."""
+    level = alpha * share_of_level(mean.seeds)
+    return max(agreeing_half_width(mean, level), floor_half_width(mean, alpha / methods))
 
 
-def agreeing_p(value: float, variances: Variances, seeds: int, prompts: int) -> float:
-    """Largest probability that the seeds agree and the mean is as far from zero as `value`, whatever the seeds differ.
-
-    Args:
-        value: the mean over seeds and prompts.
-        variances: with a residual above zero.
-    """
-    residual, of_prompts = _parts(variances, seeds, prompts)
+def agreeing_p(value: float, mean: CrossedMean) -> float:
+    """Largest probability, over seed variances, that seeds agree and the mean is as far from zero as `value`."""
+    residual, of_prompts = mean.parts
     largest = 0.0
-    for extra, chance in _agreement(seeds, prompts):
+    for extra, chance in _agreement(mean.seeds, mean.prompts):
         if chance <= largest:  # It falls along the grid, and the tail is at most 1.
             break
-        tail = two_sided_p(abs(value) / math.sqrt(of_prompts + residual * (1 + extra)), prompts - 1)
+        tail = two_sided_p(abs(value) / math.sqrt(of_prompts + residual * (1 + extra)), mean.prompts - 1)
         largest = max(largest, chance * tail)
     return largest
 
 
-def agreeing_half_width(variances: Variances, seeds: int, prompts: int, level: float) -> float:
-    """Half of the interval that ends where `agreeing_p` is `level`."""
-    residual, of_prompts = _parts(variances, seeds, prompts)
-    narrowest = critical_value(level, prompts - 1) * math.sqrt(residual + of_prompts)
+def agreeing_half_width(mean: CrossedMean, level: float) -> float:
+    """Half width of the interval at whose ends `agreeing_p` is `level`."""
+    residual, of_prompts = mean.parts
+    narrowest = critical_value(level, mean.prompts - 1) * math.sqrt(residual + of_prompts)
 
     def excess(log_half: float) -> float:
-        return math.log(agreeing_p(math.exp(log_half), variances, seeds, prompts) / level)
+        return math.log(agreeing_p(math.exp(log_half), mean) / level)
 
     low = high = math.log(0.5 * narrowest)
     while excess(high) > 0:
@@ -199,19 +199,14 @@ def agreeing_half_width(variances: Variances, seeds: int, prompts: int, level: f
     return math.exp(falling_root(excess, low, high))
 
 
-def floor_p(value: float, variances: Variances, seeds: int, prompts: int) -> float:
-    """Two-sided p-value of the mean if seeds had no effect at all: what is left is the residual and the prompts."""
-    return two_sided_p(abs(value) / math.sqrt(sum(_parts(variances, seeds, prompts))), prompts - 1)
+def floor_p(value: float, mean: CrossedMean) -> float:
+    """Two-sided p-value of the mean if seeds had no effect: only residual and prompts contribute to the error."""
+    return two_sided_p(abs(value) / math.sqrt(sum(mean.parts)), mean.prompts - 1)
 
 
-def floor_half_width(variances: Variances, seeds: int, prompts: int, level: float) -> float:
-    """Half of the interval that ends where `floor_p` is `level`."""
-    return critical_value(level, prompts - 1) * math.sqrt(sum(_parts(variances, seeds, prompts)))
-
-
-def _parts(variances: Variances, seeds: int, prompts: int) -> tuple[float, float]:
-    """The residual's and the prompts' part of the mean's variance."""
-    return variances.residual / (seeds * prompts), max(variances.prompt, 0.0) / prompts
+def floor_half_width(mean: CrossedMean, level: float) -> float:
+    """Half width of the interval at whose ends `floor_p` is `level`."""
+    return critical_value(level, mean.prompts - 1) * math.sqrt(sum(mean.parts))
 
 
 @lru_cache(maxsize=256)
@@ -222,27 +217,27 @@ def _critical_ratio(seeds: int, prompts: int) -> float:
 @lru_cache(maxsize=256)
 def _agreement(seeds: int, prompts: int) -> tuple[tuple[float, float], ...]:
     """Variances of the seeds' means beside the residual's, and the probability that such seeds agree."""
-    limit, above, below = _critical_ratio(seeds, prompts), seeds - 1, (seeds - 1) * (prompts - 1)
+    limit, seed_freedom, residual_freedom = _critical_ratio(seeds, prompts), seeds - 1, (seeds - 1) * (prompts - 1)
     steps = math.ceil(math.log(_LARGEST / 0.05) / math.log(_STEP))
     grid = [0.0, *(0.05 * _STEP**step for step in range(steps))]
-    return tuple((extra, 1 - f_tail(limit / (1 + extra), above, below)) for extra in grid)
+    return tuple((extra, 1 - f_tail(limit / (1 + extra), seed_freedom, residual_freedom)) for extra in grid)
 
 
 POWER = 0.8
-"""Share of comparisons in which the difference is to be found."""
+"""Required share of comparisons that detect the difference."""
 
 _DRAWS = 40
-"""Values of the seeds' mean square that stand for its distribution."""
+"""Number of quantiles that represent the distribution of the seeds' mean square."""
 
 
 def detectable_difference(
     expected: Variances, seeds: int, prompts: int, methods: int, *, alpha: float = 0.05
 ) -> float | None:
-    """The true difference that `holm` finds in 80 % of comparisons; None where no difference up to 1 is found so often.
+    """True difference that `holm` detects in 80 % of comparisons; None if no difference up to 1 is detected so often.
 
     Args:
-        expected: of the difference of two methods' values, each in [0, 1]; `seed` is taken as zero.
-        methods: compared with the baseline.
+        expected: variances of the difference of two methods' values in [0, 1]; `seed` is taken as zero.
+        methods: number of methods compared with the baseline.
     """
     if seeds < 2 or prompts < 2:
         return None
@@ -262,11 +257,11 @@ def detectable_difference(
 
 
 def _half_widths(expected: Variances, seeds: int, prompts: int, methods: int, alpha: float) -> list[float]:
-    """Half of a verdict's interval for evenly spread quantiles of the seeds' mean square, the residual's being 1."""
+    """Half widths of a verdict's interval at quantiles of the seeds' mean square in units of the residual's."""
     halves, agreeing = [], math.inf
     if methods > 1:
         plain = Variances(0.0, expected.prompt, expected.residual)
-        agreeing = half_width((plain, seeds, prompts), methods, alpha)
+        agreeing = half_width(CrossedMean(plain, seeds, prompts), methods, alpha)
     for draw in range(_DRAWS):
         ratio = critical_ratio((draw + 0.5) / _DRAWS, seeds - 1, (seeds - 1) * (prompts - 1))
         seed = (ratio - 1) * expected.residual / prompts

@@ -1,9 +1,4 @@
-"""How often a judge prefers one model's responses to another's, asked in both orders.
-
-Also in this module:
-
-- What is left of a win rate where both answers are equally long.
-"""
+"""How often a judge prefers one model's responses to another's in both orders, also at equal length."""
 
 from __future__ import annotations
 
@@ -22,20 +17,20 @@ from penchant.intervals.shares import pseudo_interval
 from penchant.intervals.student_t import critical_value
 
 PRECISION = 0.1
-"""Of the normal prior on phi around 0: its standard deviation is 3.2 in log-odds, whatever the number of prompts."""
+"""Precision of the normal prior on phi around 0: a standard deviation of 3.2 in log-odds for any number of prompts."""
 
 _TOLERANCE, _STEPS = 1e-10, 100
 
 
 def length_controlled(values: Sequence[float], words: Sequence[int], rival_words: Sequence[int]) -> Estimate:
-    """The controlled rate with a 95 % interval over prompts.
+    """Win rate at equal lengths with a 95 % interval over prompts.
 
     The interval is that of a share whose sample is as large as gives theta's variance, by the model and by how the
     residuals differ from it (as ties do; the sandwich of White 1982).
 
     Args:
-        values: 1 for a prompt won, 0 for one lost, 1/2 for a tie.
-        words, rival_words: lengths of the answers, ours and the rival's.
+        values: [N] 1 for a win, 0 for a loss, 1/2 for a tie.
+        words, rival_words: [N] lengths in words of our answers and the rival's.
     """
     wins, difference = (
         np.asarray(values, np.float64),
@@ -44,14 +39,14 @@ def length_controlled(values: Sequence[float], words: Sequence[int], rival_words
     n = len(wins)
     if n == 0:
         return Estimate(math.nan, math.nan, math.nan, 0)
-    spread = float(difference.std())
-    longer = np.tanh(difference / spread) if spread > 0 else np.zeros(n)
+    difference_std = float(difference.std())
+    longer = np.tanh(difference / difference_std) if difference_std > 0 else np.zeros(n)
     raw = float(wins.mean())
     if raw in (0.0, 1.0):  # No theta is large enough.
         rate, sample, square = raw, float(n), raw
     else:
         rate, sample, square = _controlled(wins, np.stack([np.ones(n), longer], 1))
-    freedom = n - (2 if spread > 0 else 1)
+    freedom = n - (2 if difference_std > 0 else 1)
     if freedom < 1:
         return Estimate(rate, math.nan, math.nan, n)
     low, high = pseudo_interval(rate, square, sample, critical_value(0.05, freedom))
@@ -59,11 +54,11 @@ def length_controlled(values: Sequence[float], words: Sequence[int], rival_words
 
 
 def _controlled(wins: Floats, inputs: Floats) -> tuple[float, float, float]:
-    """The rate at equal lengths, the independent prompts its variance is worth, and the mean square of such a prompt.
+    """Rate at equal lengths, the number of independent prompts of equal variance, and their mean square.
 
     Args:
-        wins: [N], not all 0 and not all 1.
-        inputs: [N, 2] ones, and the squashed differences of length.
+        wins: [N] values, not all 0 and not all 1.
+        inputs: [N, 2] ones, and tanh of the scaled differences of length.
     """
     theta, curvature = _fit(wins, inputs)
     inverse = np.linalg.inv(curvature)
@@ -76,7 +71,7 @@ def _controlled(wins: Floats, inputs: Floats) -> tuple[float, float, float]:
 
 
 def _fit(wins: Floats, inputs: Floats) -> tuple[Floats, Floats]:
-    """[2] coefficients of the largest posterior, by Newton's method with halved steps, and [2, 2] its curvature."""
+    """[2] coefficients of the largest posterior and [2, 2] curvature, by Newton's method; [N] wins, [N, 2] inputs."""
     precision = np.diag([0.0, PRECISION])
     mean = wins.mean()
     theta = np.array([math.log(mean / (1 - mean)), 0.0])
@@ -95,26 +90,27 @@ def _fit(wins: Floats, inputs: Floats) -> tuple[Floats, Floats]:
 
 
 def _loss(theta: Floats, wins: Floats, inputs: Floats) -> float:
-    """Negative log-posterior, nats."""
+    """Negative log-posterior of [2] coefficients in nats, given [N] wins and [N, 2] inputs."""
     logits = inputs @ theta
     return float((np.logaddexp(0, logits) - wins * logits).sum() + PRECISION * theta[1] ** 2 / 2)
 
 
 def _sigmoid(logits: Floats) -> Floats:
+    """[N] probabilities of [N] logits."""
     return 1 / (1 + np.exp(-logits))
 
 
 @dataclass(frozen=True)
 class WinRate:
-    """What the judge said of N prompts.
+    """A judge's verdicts on N prompts.
 
     Attributes:
         rate: share of prompts won, a tie counting half; the interval is over prompts.
-        length_controlled: the rate where both answers are equally long; see `evaluation.length_control`.
-        wins, losses, ties: prompts; a tie is also where the two orders disagree.
-        agreement: share of the prompts judged in both orders where the two say the same; None where none was.
-        failed: verdicts (two a prompt) that the judge did not give; their prompts count as ties.
-        values: 1, 1/2 or 0 for each prompt.
+        length_controlled: the rate at equal lengths; see `length_controlled`.
+        wins, losses, ties: numbers of prompts; a disagreement of the two orders is a tie.
+        agreement: share of prompts whose two orders agree, among those judged in both; None without any.
+        failed: number of verdicts (two per prompt) that the judge did not give; their prompts count as ties.
+        values: [N] 1, 1/2 or 0.
     """
 
     judge: str
@@ -134,7 +130,7 @@ class WinRate:
 
 
 def verdict_tables(judged: Mapping[str, Mapping[str, Any]], against: str) -> list[Table]:
-    """A report's table of win rates, as `WinRate.to_json` gives them, by whose they are; none where there are none."""
+    """A table of win rates for the report, from model -> `WinRate.to_json`; empty without any."""
     counts = ("wins", "losses", "ties", "failed")
     rows = [
         (name, show(row["rate"]), show(row["length_controlled"]), *(str(row[key]) for key in counts))
@@ -146,14 +142,14 @@ def verdict_tables(judged: Mapping[str, Mapping[str, Any]], against: str) -> lis
 
 
 def win_rate(judge: Judge, prompts: Sequence[Text], ours: Sequence[Text], theirs: Sequence[Text]) -> WinRate:
-    """Judge each pair of responses twice, the second time in the other order."""
+    """Win rate by verdicts on every pair of responses in both orders."""
     sides = (ours, theirs)
     one = judge.compare(prompts, ours, theirs)
     two = judge.compare(prompts, theirs, ours)
-    values = tuple(_value(first, second) for first, second in zip(one, two, strict=True))
-    # A tie of ours, for want of an answer, says nothing of whether the judge agrees with itself.
+    values = tuple(_value(verdict, swapped_verdict) for verdict, swapped_verdict in zip(one, two, strict=True))
+    # A tie that stands for a failed verdict does not count for the judge's agreement with itself.
     judged = [pair for pair in zip(one, two, strict=True) if not any(verdict.failed for verdict in pair)]
-    agreeing = sum(first.side == _TURNED[second.side] for first, second in judged)
+    agreeing = sum(verdict.side == _SWAPPED_SIDES[swapped_verdict.side] for verdict, swapped_verdict in judged)
     return WinRate(
         judge=judge.name,
         rate=bootstrap_mean(values, range(len(values))),
@@ -167,11 +163,11 @@ def win_rate(judge: Judge, prompts: Sequence[Text], ours: Sequence[Text], theirs
     )
 
 
-_TURNED = {"first": "second", "second": "first", "tie": "tie"}
+_SWAPPED_SIDES = {"first": "second", "second": "first", "tie": "tie"}
 
 
-def _value(first: Verdict, second: Verdict) -> float:
-    """A side wins only where both orders name it: named in one and a tie in the other is a tie."""
-    if first.side != _TURNED[second.side]:
+def _value(verdict: Verdict, swapped_verdict: Verdict) -> float:
+    """1, 1/2 or 0 for the first side, which wins only if both orders name it."""
+    if verdict.side != _SWAPPED_SIDES[swapped_verdict.side]:
         return 0.5
-    return {"first": 1.0, "tie": 0.5, "second": 0.0}[first.side]
+    return {"first": 1.0, "tie": 0.5, "second": 0.0}[verdict.side]

@@ -1,10 +1,6 @@
 """Adapter folders in PEFT's format: loaded onto their base model, and merged into it.
 
 An adapter on one of two tied modules unties them: after the merge each module has its own weights.
-
-Also in this module:
-
-- Adapters with biases (``lora_bias``) on layers without: the layers get biases of zeros, also in the configuration.
 """
 
 from __future__ import annotations
@@ -173,7 +169,7 @@ def _load(
 
 
 def adapter_weights(source: str, names: Mapping[str, str] | None = None) -> dict[str, Tensor]:
-    """Tensors of an adapter folder's file, by their names in the file.
+    """Tensors of an adapter folder's file, with their shapes there, by their names in the file.
 
     Args:
         names: patterns of module names in older checkpoints, mapped to the model's names.

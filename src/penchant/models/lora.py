@@ -1,10 +1,4 @@
-"""Low-rank adapters (LoRA, Hu et al. 2021, arXiv 2106.09685) on any module, by PEFT.
-
-Also in this module:
-
-- Layers that cannot have an adapter, and advice that names those that can.
-- An adapter folder and its base model, written as one ordinary model folder.
-"""
+"""Low-rank adapters (LoRA, Hu et al. 2021, arXiv 2106.09685) on any module, by PEFT, and their merge into the base."""
 
 from __future__ import annotations
 

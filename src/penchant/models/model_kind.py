@@ -1,6 +1,6 @@
 """The kind of model in a folder: a language model or a classifier (a reward model), whole or as an adapter, with heads.
 
-Verbs that need a language model ask here, through `engine.loading.load_model`, so that none runs on a reward model.
+Verbs that need a language model ask here, through `models.loading.load_model`, so that none runs on a reward model.
 """
 
 from __future__ import annotations

@@ -1,9 +1,4 @@
-"""A model written in Hugging Face format, with what its checkpoint's files held beside its weights, bit for bit.
-
-Also in this module:
-
-- The dtype in which weights are written: that of the model they come from, unless another is configured.
-"""
+"""A model written in Hugging Face format, with what its checkpoint's files held beside its weights, bit for bit."""
 
 from __future__ import annotations
 
@@ -60,7 +55,7 @@ class SavedDtype:
         return str(self.dtype).removeprefix("torch.")
 
     def safe_for(self, weights: Mapping[str, Tensor]) -> SavedDtype:
-        """This dtype, or float32 where a weight is beyond float16's largest number and would become infinite."""
+        """This dtype, or float32 where a weight (of any shape) is beyond float16's range and would become infinite."""
         largest = torch.finfo(self.dtype).max
         if self.dtype != torch.float16 or all(
             not weight.is_floating_point() or not weight.numel() or bool(weight.abs().max() <= largest)
@@ -75,7 +70,7 @@ class SavedDtype:
             weight.data = self.cast(name, weight.data)
 
     def cast(self, name: str, weight: Tensor) -> Tensor:
-        """A weight as it is written; integers stay what they are."""
+        """A weight of any shape as it is written; integers stay what they are."""
         return weight.to(self.exceptions.get(name, self.dtype)) if weight.is_floating_point() else weight
 
 
@@ -166,7 +161,7 @@ def save_model(
     """Write a model in Hugging Face format, with what its files held beside the weights it uses.
 
     Args:
-        weights: the state dict to write, tied weights once; None is the model's own.
+        weights: the state dict to write, in the model's shapes, tied weights once; None is the model's own.
         dtype: of most weights, for config.json; None is the model's own.
 
     Raises:

@@ -2,10 +2,6 @@
 
 transformers drops those on loading: an image tower beside the language part, layers for multi-token prediction, or a
 tensor that belongs to another architecture. `penchant.models.saving` writes them again.
-
-Also in this module:
-
-- Weight files of a checkpoint: their paths, their tensors' names, and the model weights that these become.
 """
 
 from __future__ import annotations
@@ -57,7 +53,7 @@ def weight_files(source: str) -> list[Path]:
 
 @contextmanager
 def open_weights(file: Path) -> Iterator[tuple[list[str], Callable[[str], Tensor]]]:
-    """Tensor names of a weight file, and a function that reads one of its tensors."""
+    """Names of a weight file's tensors, and a function that reads one of them in the shape it has there."""
     from safetensors import safe_open
 
     if file.suffix == ".safetensors":

@@ -1,11 +1,7 @@
-"""The pad token of a reward model: one that no response ends with.
+"""The pad token of a reward model, one that no response ends with, and generation_config.json of a trained model.
 
 transformers' sequence classifiers read a row at its last token that is not ``config.pad_token_id``. Where that is the
 end token, they read the token before the end, which the head was not trained on.
-
-Also in this module:
-
-- generation_config.json of a trained model: the tokens that end its responses, and no contradicting settings.
 """
 
 from __future__ import annotations

@@ -45,6 +45,6 @@ class BradleyTerry(Stateless):
 
 
 def reward_metrics(rewards: Tensor, groups: Groups) -> dict[str, Sum]:
-    """`pair_metrics` of a reward model's own rewards; it has no log-probs."""
+    """`pair_metrics` of a reward model's own rewards [G, K]; it has no log-probs."""
     metrics = pair_metrics(rewards, rewards, groups)
     return {name: value for name, value in metrics.items() if name.startswith("rewards/")}

@@ -1,9 +1,4 @@
-"""The memory of a run, phase by phase: the code that will run is run, on tensors without data, and they are counted.
-
-Also in this module:
-
-- How deep a model has to be built to know what a deeper one of the same layers holds.
-"""
+"""The memory of a run by phase: the run's own code runs on tensors without data, and their bytes are counted."""
 
 from __future__ import annotations
 
@@ -16,33 +11,34 @@ from torch import nn
 
 from penchant.data.tokenized import TokenizedGroup
 from penchant.data.trees import pack
-from penchant.engine.allocator import malloc_settings
-from penchant.engine.heap import Heap, has_holes
-from penchant.engine.kernels.linear_log_probs import linear_log_probs
-from penchant.engine.kernels.output_layer import LowRank
 from penchant.engine.memory import MemoryTracker, replace_tensors, track_memory
-from penchant.engine.output_head import lora_rank
+from penchant.engine.output_head import linear_head_memory
 from penchant.engine.scoring import Scorer, precision
 from penchant.engine.tree import TreeScorer
 from penchant.models.multimodal import text_config
-from penchant.planning.model import Blueprint, blank_model, meta_reference, read_shape, shallow
-from penchant.training.moving_reference import copy_trained_weights
+from penchant.planning.model import ModelSpec, blank_model, meta_reference, read_shape, shallow
+from penchant.training.model import copy_trained_weights
 from penchant.training.optimizer import build_optimizer
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
 COUNTED_WHOLE = 8
-"""A model of no more layers is counted as it is."""
+"""Maximum number of layers of a model that is counted whole."""
+
+ALLOCATOR_SHARE = 0.6
+"""Upper bound of what the CPU's allocator holds beyond tensors and baseline, as a share of both.
+
+It was up to a half in measured runs (benchmarks/results/2026-11-30-cpu-plan-accuracy.txt)."""
 
 
 @dataclass(frozen=True)
 class Depths:
-    """Two depths of a model that end as the whole model does.
+    """Two depths of a model whose layers end with the same pattern as the whole model's.
 
     Attributes:
-        small, large: in layers; they differ by one repetition of the pattern.
-        repetitions: that the whole model has more than the large one.
+        small, large: numbers of layers, which differ by one repetition of the pattern.
+        repetitions: repetitions that the whole model has more than the large one.
     """
 
     small: int
@@ -51,7 +47,7 @@ class Depths:
 
 
 def find_depths(shape: PretrainedConfig, rewards: bool) -> Depths | None:
-    """The depths to count; None where the whole model is hardly deeper, or its layers follow no pattern."""
+    """The depths to count; None where the whole model is not much deeper, or its layers have no pattern."""
     layers = int(text_config(shape).num_hidden_layers)
     if layers <= COUNTED_WHOLE:
         return None
@@ -62,7 +58,7 @@ def find_depths(shape: PretrainedConfig, rewards: bool) -> Depths | None:
 
 
 def layer_kinds(model: nn.Module, layers: int) -> list[Hashable] | None:
-    """What tells the model's layers apart: classes, shapes, windows; None where they are not in one list."""
+    """A key of every layer: its classes, shapes and windows; None where the layers are not in one list."""
     lists = [module for module in model.modules() if isinstance(module, nn.ModuleList) and len(module) == layers]
     if not lists:
         return None
@@ -83,7 +79,7 @@ def _kind(layer: nn.Module) -> Hashable:
 
 
 def pattern_depths(kinds: list[Hashable]) -> Depths | None:
-    """The smallest two depths after which the kinds of layers repeat, up to the last one."""
+    """The smallest two depths after which the kinds of layers repeat, up to the last layer."""
     layers = len(kinds)
     for period in range(1, layers // 3 + 1):
         start = layers - period
@@ -109,15 +105,15 @@ class Memory:
     Parts need not add up to a phase: not all of them are alive at once.
 
     Attributes:
-        weights: of the model, adapters and a head included; of two models where a reference stays in memory, and twice
-            of what is trained where the reference is updated to the policy.
-        gradients: of the trained weights.
-        optimizer: AdamW's moments.
-        activations: what the forward keeps for the backward of the heaviest micro-batch.
-        head: the most the output head works with, its weight's gradient left out.
-        reference_pass, training, step, held_out: the most alive in each phase; 0 where a run has no such phase.
-        allocator: what the allocator holds beyond the tensors alive at the highest moment.
-        baseline: what the process holds besides: libraries, data, work space of kernels.
+        weights: bytes of the model, with adapters and head; of a second model where a reference stays in memory, and
+            of a copy of the trained weights where the reference is updated to the policy.
+        gradients: bytes of the trained weights' gradients.
+        optimizer: bytes of AdamW's moments.
+        activations: bytes that the forward of the heaviest micro-batch saves for its backward.
+        head: peak of the output head's work space, without its weight's gradient.
+        reference_pass, training, step, held_out: peak of live tensors in each phase; 0 where a run has no such phase.
+        allocator: most bytes that the CPU's allocator may hold beyond tensors and baseline; 0 on a GPU.
+        baseline: bytes of the process without tensors: libraries, data, work space of kernels.
     """
 
     weights: int
@@ -134,22 +130,22 @@ class Memory:
 
     @property
     def alive(self) -> int:
-        """The most of tensors at any moment of the run."""
+        """The peak of live tensors over the run."""
         return max(self.reference_pass, self.training, self.step, self.held_out)
 
     @property
     def peak(self) -> int:
-        """The most the process holds at any moment of the run."""
+        """Upper bound of what the process holds at any moment of the run."""
         return self.baseline + self.alive + self.allocator
 
 
 @dataclass(frozen=True)
-class Load:
-    """The micro-batches that decide the peak.
+class PeakBatches:
+    """The micro-batches that decide the peak of memory.
 
     Attributes:
-        steps: some optimizer steps, among them those with the heaviest micro-batches.
-        reference, held_out: the heaviest of the passes without gradients; empty where there is none.
+        steps: micro-batches of the optimizer steps with the heaviest ones.
+        reference, held_out: the heaviest micro-batches of passes without gradients; empty where there is no such pass.
     """
 
     steps: Sequence[Sequence[MicroBatch]]
@@ -157,28 +153,28 @@ class Load:
     held_out: Sequence[MicroBatch]
 
     @property
-    def lightened(self) -> Load:
-        """The least that shows the peak: the step with the heaviest micro-batch."""
-        return Load(self.steps[:1], self.reference[:1], self.held_out[:1])
+    def lightened(self) -> PeakBatches:
+        """Only the first step and the first micro-batch of each pass."""
+        return PeakBatches(self.steps[:1], self.reference[:1], self.held_out[:1])
 
     @property
-    def heaviest(self) -> Load:
-        """`lightened` to one micro-batch, made twice where a step has several: the second finds gradients there."""
+    def heaviest(self) -> PeakBatches:
+        """`lightened` to one micro-batch, used twice where a step has several: gradients exist in the second."""
         light = self.lightened
         step = light.steps[0]
-        most = max(step, key=lambda groups: sum(group.length for group in groups))
-        return replace(light, steps=[[most] * min(2, len(step))])
+        largest = max(step, key=lambda groups: sum(group.length for group in groups))
+        return replace(light, steps=[[largest] * min(2, len(step))])
 
 
 @dataclass(frozen=True)
 class Surroundings:
-    """What is in memory beside the model that is trained.
+    """The models and the process besides the trained model.
 
     Attributes:
-        references: models whose log-probs are computed before training; None is the one training starts from.
-        live: a reference that stays in memory while candidates are drawn.
-        device: where all of them are.
-        baseline: bytes of the process without any tensor.
+        references: models whose log-probs are computed before training; None is the one that training starts from.
+        live: a reference that stays in memory while candidates are sampled.
+        device: device of all models.
+        baseline: bytes of the process without tensors.
     """
 
     references: Sequence[str | None]
@@ -187,22 +183,27 @@ class Surroundings:
     baseline: int
 
 
-def count_memory(blueprint: Blueprint, load: Load, beside: Surroundings) -> Memory:
+def count_memory(spec: ModelSpec, batches: PeakBatches, surroundings: Surroundings) -> Memory:
     """Memory of a run. A deep model is counted at two depths, and the bytes that a repetition adds are multiplied."""
-    depths = find_depths(blueprint.shape, blueprint.rewards)
-    if depths is None:
-        return _count(blueprint, load, beside)
-    without_named = replace(beside, references=[None] if None in beside.references else [])
+    depths = find_depths(spec.shape, spec.rewards)
+    memory = _count(spec, batches, surroundings) if depths is None else _count_deep(spec, batches, surroundings, depths)
+    share = ALLOCATOR_SHARE if surroundings.device.type == "cpu" else 0.0
+    return replace(memory, allocator=round(share * (memory.alive + memory.baseline)))
+
+
+def _count_deep(spec: ModelSpec, batches: PeakBatches, surroundings: Surroundings, depths: Depths) -> Memory:
+    """Memory of a deep model's run, from the counts of two shallower ones."""
+    without_named = replace(surroundings, references=[None] if None in surroundings.references else [])
     small, large = (
         _count(
-            replace(blueprint, shape=shallow(blueprint.shape, layers, blueprint.vocabulary)),
-            load.heaviest,
+            replace(spec, shape=shallow(spec.shape, layers, spec.vocabulary)),
+            batches.heaviest,
             without_named,
         )
         for layers in (depths.small, depths.large)
     )
-    sources = [source for source in dict.fromkeys(beside.references) if source is not None]
-    peaks = [_named_reference(source, blueprint, load, beside.device) for source in sources]
+    sources = [source for source in dict.fromkeys(surroundings.references) if source is not None]
+    peaks = [_named_reference(source, spec, batches, surroundings.device) for source in sources]
     return _deepened(small, large, depths.repetitions, max(peaks, default=0))
 
 
@@ -210,39 +211,35 @@ def _deepened(small: Memory, large: Memory, repetitions: int, named_peak: int) -
     """The memory of a model that repeats its pattern of layers so many times more than the larger one.
 
     Args:
-        named_peak: the most alive while a named reference computes its log-probs.
+        named_peak: peak of live tensors while a named reference computes its log-probs.
     """
     values = {
         name: value + repetitions * (value - getattr(small, name))
         for name, value in vars(large).items()
-        if name not in ("baseline", "allocator")
+        if name != "baseline"
     }
-    deep = Memory(**values, allocator=0, baseline=large.baseline)
-    # A deep model may peak where gradients are most, a shallow one where activations are: rather too much than too
-    # little is predicted then.
-    least = _kept_while_training(deep) + large.training - _kept_while_training(large)
-    deep = replace(deep, training=max(deep.training, least))
-    # The allocator's holes do not grow by the same bytes with each layer, but stay a like share of the tensors.
-    resident = deep.alive + round(large.allocator / large.alive * deep.alive)
-    deep = replace(deep, reference_pass=max(deep.reference_pass, named_peak))
-    return replace(deep, allocator=max(0, resident - deep.alive))
+    deep = Memory(**values, baseline=large.baseline)
+    # A deep model may peak where gradients are largest, a shallow one where activations are: the prediction is then
+    # rather too high than too low.
+    minimum = _kept_while_training(deep) + large.training - _kept_while_training(large)
+    return replace(deep, training=max(deep.training, minimum), reference_pass=max(deep.reference_pass, named_peak))
 
 
 def _kept_while_training(memory: Memory) -> int:
     return memory.weights + memory.optimizer + max(memory.activations, memory.gradients)
 
 
-def _named_reference(source: str, blueprint: Blueprint, load: Load, device: torch.device) -> int:
-    """The most alive while a named reference computes its log-probs."""
-    shape, dtype = read_shape(source), blueprint.config.training.dtype
+def _named_reference(source: str, spec: ModelSpec, batches: PeakBatches, device: torch.device) -> int:
+    """The peak of live tensors while a named reference computes its log-probs."""
+    shape, dtype = read_shape(source), spec.config.training.dtype
     depths = find_depths(shape, False)
 
     def peak(layers: int) -> int:
         smaller = shallow(shape, layers, int(shape.get_text_config().vocab_size))
-        reference_model = meta_reference(smaller, blueprint.padded, getattr(torch, dtype))
+        reference_model = meta_reference(smaller, spec.padded, getattr(torch, dtype))
         with track_memory() as tracker:
             replace_tensors(reference_model, device)
-            return _forward(reference_model, load.reference, tracker, device, dtype)
+            return _forward(reference_model, batches.reference, tracker, device, dtype)
 
     if depths is None:
         return peak(int(text_config(shape).num_hidden_layers))
@@ -250,60 +247,57 @@ def _named_reference(source: str, blueprint: Blueprint, load: Load, device: torc
     return large + depths.repetitions * (large - small)
 
 
-def _count(blueprint: Blueprint, load: Load, beside: Surroundings) -> Memory:
+def _count(spec: ModelSpec, batches: PeakBatches, surroundings: Surroundings) -> Memory:
     """Memory of a run, counted on its whole model."""
-    dtype, device = blueprint.config.training.dtype, beside.device
-    heap = Heap(malloc_settings()) if device.type == "cpu" and has_holes() else None
-    live = _weights(beside.live, blueprint, device) if beside.live else 0
+    dtype, device = spec.config.training.dtype, surroundings.device
+    live = _weights(surroundings.live, spec, device) if surroundings.live else 0
     reference_peaks = [0]
-    for source in dict.fromkeys(beside.references):
+    for source in dict.fromkeys(surroundings.references):
         if source is not None:
-            reference_model = meta_reference(read_shape(source), blueprint.padded, getattr(torch, dtype))
-            with track_memory(heap) as tracker:
+            reference_model = meta_reference(read_shape(source), spec.padded, getattr(torch, dtype))
+            with track_memory() as tracker:
                 replace_tensors(reference_model, device)
-                reference_peaks.append(_forward(reference_model, load.reference, tracker, device, dtype))
+                reference_peaks.append(_forward(reference_model, batches.reference, tracker, device, dtype))
             del reference_model
-    scorer = blueprint.meta_scorer()
-    with track_memory(heap) as tracker:
+    scorer = spec.meta_scorer()
+    with track_memory() as tracker:
         replace_tensors(scorer, device)
-        if None in beside.references:
-            reference_peaks.append(_forward(scorer, load.reference, tracker, device, dtype))
-        moving_reference = copy_trained_weights(scorer) if blueprint.config.reference_update == "best" else {}
+        if None in surroundings.references:
+            reference_peaks.append(_forward(scorer, batches.reference, tracker, device, dtype))
+        moving_reference = copy_trained_weights(scorer) if spec.config.reference_update == "best" else {}
         weights = tracker.live
-        counts = _count_steps(blueprint, scorer.train(), load.steps, tracker, device)
-        held_out = _forward(scorer, load.held_out, tracker, device, dtype) if load.held_out else 0
-        resident = tracker.peak_resident
+        counts = _count_steps(spec, scorer.train(), batches.steps, tracker, device)
+        held_out = _forward(scorer, batches.held_out, tracker, device, dtype) if batches.held_out else 0
         del moving_reference
     phases = {"training": counts["training"], "step": counts["step"], "held_out": held_out}
     phases = {name: size + live if size else 0 for name, size in phases.items()}
-    alive = max(*reference_peaks, *phases.values())
     return Memory(
         **{**counts, **phases},
         weights=weights + live,
-        head=head_memory(scorer, max(_targets(groups) for step in load.steps for groups in step), device, dtype),
+        head=head_memory(scorer, max(_targets(groups) for step in batches.steps for groups in step), device, dtype),
         reference_pass=max(reference_peaks),
-        allocator=max(0, resident + live - alive) if heap else 0,
-        baseline=beside.baseline,
+        allocator=0,
+        baseline=surroundings.baseline,
     )
 
 
 def _count_steps(
-    blueprint: Blueprint,
+    spec: ModelSpec,
     scorer: Scorer,
     steps: Sequence[Sequence[MicroBatch]],
     tracker: MemoryTracker,
     device: torch.device,
 ) -> dict[str, int]:
-    """Optimizer steps as the loop takes them. The first one's moments appear at its end, so one more follows."""
-    settings = blueprint.config.training
-    optimizer = build_optimizer(scorer, settings, blueprint.config.head.weight_decay)
+    """Bytes of optimizer steps as in the loop. The moments appear at the end of the first step, so one more follows."""
+    settings = spec.config.training
+    optimizer = build_optimizer(scorer, settings, spec.config.head.weight_decay)
     weights = tracker.live
     counts = dict.fromkeys(("gradients", "optimizer", "activations", "training", "step"), 0)
     for micro_batches in [steps[0][:1], *steps]:
         for groups in micro_batches:
             tracker.reset()
-            kept = _backward(scorer, groups, tracker, device, settings.dtype)
-            counts["activations"] = max(counts["activations"], kept)
+            activations = _backward(scorer, groups, tracker, device, settings.dtype)
+            counts["activations"] = max(counts["activations"], activations)
             counts["training"] = max(counts["training"], tracker.peak)
         counts["gradients"] = sum(p.grad.nbytes for p in scorer.parameters() if p.grad is not None)
         tracker.reset()
@@ -317,38 +311,23 @@ def _count_steps(
 
 
 def head_memory(scorer: Scorer, targets: int, device: torch.device, dtype: str) -> int:
-    """The most the output head works with for so many targets; its inputs and its weight's gradient are left out.
+    """The most bytes that the output head works with for so many targets; 0 where a scorer has none, or is padded.
 
     Args:
-        scorer: on any device; only the shape of its head is looked at. 0 where it has none, or is run padded.
+        scorer: on any device; only the shape of its head is looked at.
     """
     inner = getattr(scorer, "_inner", (scorer,))[0]
     if not isinstance(inner, TreeScorer):
         return 0
-    head = inner.model.get_output_embeddings()
-    like, rank = head.weight, lora_rank(head)
-    compute = torch.bfloat16 if dtype == "bfloat16" else like.dtype
-    with track_memory() as tracker:
-        weight = torch.empty(like.shape, dtype=like.dtype, device=device, requires_grad=like.requires_grad)
-        ids = torch.empty(targets, dtype=torch.int64, device=device)
-        hidden = torch.empty(targets, like.shape[1], dtype=compute, device=device, requires_grad=True)
-        low, up = (torch.empty(n, rank, dtype=compute, device=device, requires_grad=True) for n in (targets, len(like)))
-        adapter = LowRank(low, up) if rank else None
-        tracker.reset()
-        inputs = tracker.live
-        linear_log_probs(hidden, weight, None, ids, adapter=adapter).sum().backward()
-        gradients = sum(parameter.grad.nbytes for parameter in (weight, up) if parameter.grad is not None)
-        return max(0, tracker.peak - inputs - gradients)
+    return linear_head_memory(inner.model.get_output_embeddings(), targets, device, dtype)
 
 
 def _targets(groups: MicroBatch) -> int:
     return sum(sum(group.tokens) for group in groups)
 
 
-def _weights(source: str, blueprint: Blueprint, device: torch.device) -> int:
-    reference_model = meta_reference(
-        read_shape(source), blueprint.padded, getattr(torch, blueprint.config.training.dtype)
-    )
+def _weights(source: str, spec: ModelSpec, device: torch.device) -> int:
+    reference_model = meta_reference(read_shape(source), spec.padded, getattr(torch, spec.config.training.dtype))
     with track_memory() as tracker:
         replace_tensors(reference_model, device)
         return tracker.live
@@ -357,7 +336,7 @@ def _weights(source: str, blueprint: Blueprint, device: torch.device) -> int:
 def _forward(
     scorer: Scorer, batches: Sequence[MicroBatch], tracker: MemoryTracker, device: torch.device, dtype: str
 ) -> int:
-    """The most alive in passes without gradients."""
+    """The peak of live tensors in passes without gradients."""
     scorer.eval()
     tracker.reset()
     with torch.no_grad():
@@ -368,7 +347,7 @@ def _forward(
 
 
 def _backward(scorer: Scorer, groups: MicroBatch, tracker: MemoryTracker, device: torch.device, dtype: str) -> int:
-    """One micro-batch there and back; returns the bytes its forward kept."""
+    """Run one micro-batch forward and backward; returns the bytes that the forward saved."""
     start = tracker.live
     with precision(device, dtype):
         log_probs = scorer(pack(groups).to(device))

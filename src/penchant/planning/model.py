@@ -1,6 +1,6 @@
-"""A run's model without its weights: built from its configuration, whole but without data, or shallow and real.
+"""A run's model without its weights: whole on fake tensors, or shallow with random weights.
 
-It is dressed as `training.model` dresses the real one, so that what is counted and timed is what will be run.
+It gets adapters, checkpointing and head as in `training.model`, so that the counted and timed model is the one to run.
 """
 
 from __future__ import annotations
@@ -12,19 +12,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from penchant.config.run import RunConfig
-from penchant.engine.attention import TREE, tree_attention
-from penchant.engine.kernels.layer_fusion import fuse_layers
 from penchant.engine.padded import PaddedScorer
 from penchant.engine.policy import Policy
 from penchant.engine.scoring import PaddedRewardScorer, Scorer, TreeRewardScorer
-from penchant.engine.tree import TreeScorer
+from penchant.engine.tree import TreeScorer, use_tree
 from penchant.models.adapter_loading import rows_of_adapter
 from penchant.models.loading import adapter_base, load_config, loading_errors, remove_dropout
 from penchant.models.multimodal import (
     blank_language_model,
     classification_class,
     generation_class,
-    set_attention,
     text_config,
 )
 from penchant.training.model import adapt, add_head, weights_dtype
@@ -34,17 +31,17 @@ if TYPE_CHECKING:
 
 
 PERIOD = 1_000_003
-"""Random numbers that are drawn for the weights of a model whose numbers do not matter; they are repeated."""
+"""How many random numbers are drawn for random weights; they are repeated."""
 
 
 @dataclass(frozen=True)
-class Blueprint:
-    """What a run's model is built from.
+class ModelSpec:
+    """The description of a run's model, from which it is built without weights.
 
     Attributes:
-        shape: the model's own configuration.
-        padded: whether the packed tree is not exact for it.
-        notes: what is not predicted, and why.
+        shape: the model's transformers configuration.
+        padded: whether the model runs padded because the packed tree is not exact for it.
+        notes: notes on what is not predicted.
     """
 
     config: RunConfig
@@ -56,7 +53,7 @@ class Blueprint:
     @property
     def rewards(self) -> bool:
         """Whether a reward model is trained."""
-        return self.config.method.needs.trains == "rewards"
+        return self.config.built_objective.needs.trains == "rewards"
 
     @property
     def layers(self) -> int:
@@ -67,11 +64,11 @@ class Blueprint:
         return int(text_config(self.shape).vocab_size)
 
     def scorer(self, model: PreTrainedModel) -> Scorer:
-        """The model dressed for training: adapters, checkpointing, a head, as the configuration asks."""
+        """The model's scorer with the configured adapters, checkpointing and head, in training mode."""
         policy = Policy(model, self.tokenizer)
         scorer = _scorer(model, self.padded, self.rewards)
         adapt(self.config, policy)
-        if self.config.method.needs.head:
+        if self.config.built_objective.needs.head:
             assert isinstance(scorer, (TreeScorer, PaddedScorer))
             scorer = add_head(self.config, policy, scorer)
         return scorer.train()
@@ -83,7 +80,7 @@ class Blueprint:
 
 
 def read_shape(source: str) -> PretrainedConfig:
-    """The configuration of a model whose weights need not be there; of an adapter its base's, the vocabulary grown."""
+    """A model's transformers configuration, without its weights; for an adapter its base's, with a grown vocabulary."""
     base = adapter_base(source)
     if base is None:
         return load_config(source, weights=False)
@@ -111,36 +108,36 @@ def blank_model(shape: PretrainedConfig, rewards: bool, dtype: torch.dtype) -> P
 
 
 def random_model(shape: PretrainedConfig, rewards: bool, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
-    """`blank_model` on a device, filled in a fraction of the time that drawing every weight takes."""
+    """`blank_model` on a device, filled with repeated random numbers, which is faster than drawing every weight."""
     from accelerate import init_empty_weights
 
     with init_empty_weights(include_buffers=False):
         model = blank_model(shape, rewards, dtype)
     source = torch.Generator().manual_seed(0)
-    # Rows of the weights begin in other places of it, so that no two are alike.
-    drawn = torch.randn(PERIOD, generator=source).to(device, dtype) * getattr(shape, "initializer_range", 0.02)
+    # Rows of the weights start at different offsets in it, so that no two are equal.
+    random_values = torch.randn(PERIOD, generator=source).to(device, dtype) * getattr(shape, "initializer_range", 0.02)
     parameters: dict[int, torch.nn.Parameter] = {}
     for module in model.modules():
         for name, parameter in module._parameters.items():
             if parameter is not None and id(parameter) not in parameters:
                 values = torch.empty(parameter.shape, dtype=dtype, device=device)
-                _fill(values, drawn, name)
+                _fill(values, random_values, name)
                 parameters[id(parameter)] = torch.nn.Parameter(values)
             if parameter is not None:
                 module._parameters[name] = parameters[id(parameter)]
-    moved: PreTrainedModel = model.to(device)
-    return moved
+    placed_model: PreTrainedModel = model.to(device)
+    return placed_model
 
 
-def _fill(values: torch.Tensor, drawn: torch.Tensor, name: str) -> None:
-    """Matrices with random numbers, scales of norms with ones, biases with zeros."""
+def _fill(values: torch.Tensor, random_values: torch.Tensor, name: str) -> None:
+    """Fill matrices with random numbers, scales of norms with ones, biases with zeros."""
     if values.ndim < 2:
         values.fill_(float(name == "weight"))
         return
     flat = values.view(-1)
     for start in range(0, len(flat), PERIOD):
         part = flat[start : start + PERIOD]
-        part.copy_(drawn[: len(part)])
+        part.copy_(random_values[: len(part)])
 
 
 def meta_reference(shape: PretrainedConfig, padded: bool, dtype: torch.dtype) -> Scorer:
@@ -163,11 +160,7 @@ def shallow(shape: PretrainedConfig, layers: int, vocabulary: int) -> Pretrained
 
 
 def _scorer(model: PreTrainedModel, padded: bool, rewards: bool) -> Any:
-    from transformers import AttentionInterface
-
     if padded:
         return PaddedRewardScorer(model) if rewards else PaddedScorer(model)
-    AttentionInterface.register(TREE, tree_attention)
-    set_attention(model, TREE)
-    fuse_layers(model)
+    use_tree(model)
     return TreeRewardScorer(model) if rewards else TreeScorer(model)

@@ -1,4 +1,4 @@
-"""`penchant plan`: the memory and time of a run before any weights are read, and what would make it fit."""
+"""`penchant plan`: the memory and time of a run before any weights are read, and changes that make it fit."""
 
 from __future__ import annotations
 
@@ -18,26 +18,28 @@ from penchant.engine.memory import available_bytes, process_bytes
 from penchant.engine.scoring import sample_groups
 from penchant.models.loading import adapter_base
 from penchant.planning.memory import Memory, Surroundings, count_memory
-from penchant.planning.model import Blueprint, read_shape
-from penchant.planning.time import NoRoom, Pace, check_tree, measure_pace
-from penchant.planning.work import Work, lay_out
+from penchant.planning.model import ModelSpec, read_shape
+from penchant.planning.time import NoRoom, StepCosts, check_tree, measure_step_costs
+from penchant.planning.work import Workload, plan_batches
 from penchant.training.inputs import Inputs
 from penchant.training.run import read_run
 
 SECONDS = 4.0
-"""About how long the run's pace is measured, and a quarter of it for each proposal."""
+"""Seconds of timing for the run; a quarter of them for each proposal."""
 
 KERNELS = 70 << 20
-"""What a process holds more once matrix products have run on the CPU: their code, and their work space."""
+"""Bytes that a process holds once matrix products have run on the CPU: their code and work space."""
 
 
 @dataclass(frozen=True)
 class Forecast:
-    """What one configuration will take.
+    """The predicted memory and time of one configuration.
 
     Attributes:
-        seconds: of each phase; empty where the pace could not be measured.
-        step_seconds: of an optimizer step, on average.
+        changes: ``key=value`` changes to the run's configuration.
+        seconds: phase -> seconds; empty where timing was not possible.
+        step_seconds: mean seconds of an optimizer step.
+        available: bytes that the run may use.
     """
 
     changes: tuple[str, ...]
@@ -60,9 +62,11 @@ class Plan:
     """A run's forecast, and those of the changes that make it fit.
 
     Attributes:
-        tokens: of the whole run's training, prompts once.
-        proposals: each with its changes as ``key=value``; empty where the run fits as it is.
-        notes: what is not predicted, and why.
+        tokens: tokens of training over all steps, prompts counted once.
+        micro_batches: mean number of micro-batches of a step.
+        rate: floating-point operations per second of the model's matrix products.
+        proposals: forecasts with changes; empty where the run fits as it is.
+        notes: notes on what is not predicted.
     """
 
     forecast: Forecast
@@ -75,15 +79,15 @@ class Plan:
     notes: list[str]
 
     def to_json(self) -> dict[str, Any]:
-        """One document; memory in MB of 2**20 bytes."""
-        now = self.forecast
+        """The JSON document; memory in MB of 2**20 bytes."""
+        forecast = self.forecast
         return {
-            "memory_mb": _megabytes(now.memory),
-            "available_mb": round(now.available / 2**20, 1),
-            "fits": now.fits,
-            "seconds": _rounded(now.total_seconds),
-            "seconds_by_phase": {name: _rounded(value) for name, value in now.seconds.items()},
-            "step_seconds": _rounded(now.step_seconds),
+            "memory_mb": _megabytes(forecast.memory),
+            "available_mb": round(forecast.available / 2**20, 1),
+            "fits": forecast.fits,
+            "seconds": _rounded(forecast.total_seconds),
+            "seconds_by_phase": {name: _rounded(value) for name, value in forecast.seconds.items()},
+            "step_seconds": _rounded(forecast.step_seconds),
             "steps": self.steps,
             "tokens": self.tokens,
             "micro_batches": round(self.micro_batches, 2),
@@ -91,12 +95,12 @@ class Plan:
             "matrix_gflops": None if self.rate is None else round(self.rate / 1e9, 1),
             "proposals": [
                 {
-                    "set": list(each.changes),
-                    "memory_mb": _megabytes(each.memory),
-                    "seconds": _rounded(each.total_seconds),
-                    "fits": each.fits,
+                    "set": list(proposal.changes),
+                    "memory_mb": _megabytes(proposal.memory),
+                    "seconds": _rounded(proposal.total_seconds),
+                    "fits": proposal.fits,
                 }
-                for each in self.proposals
+                for proposal in self.proposals
             ],
             "notes": self.notes,
         }
@@ -109,68 +113,68 @@ class Planner:
     config: RunConfig
     inputs: Inputs
     limit: int
-    blueprint: Blueprint
+    spec: ModelSpec
     device: torch.device
     available: int
     baseline: int
     notes: list[str] = field(default_factory=list)
 
-    def work(self, config: RunConfig) -> Work:
+    def workload(self, config: RunConfig) -> Workload:
         def padded(group: TokenizedGroup) -> int:
             return len(group.responses) * group.longest
 
         def packed(group: TokenizedGroup) -> int:
             return group.length
 
-        return lay_out(config, self.inputs, self.limit, padded if self.blueprint.padded else packed)
+        return plan_batches(config, self.inputs, self.limit, padded if self.spec.padded else packed)
 
     def memory(self, config: RunConfig, roughly: bool = False) -> Memory:
-        """What a configuration will hold; roughly, from fewer micro-batches."""
-        work = self.work(config)
-        sampled = config.candidates == "sampled" and bool(config.method.needs.references)
-        own = config.lora is not None and config.reference is None
-        live = (config.reference or config.model) if sampled and not own else None
+        """The memory of a configuration; where `roughly`, from fewer micro-batches."""
+        workload = self.workload(config)
+        sampled = config.candidates == "sampled" and bool(config.built_objective.needs.references)
+        adapters_reference = config.lora is not None and config.reference is None
+        live_reference = (config.reference or config.model) if sampled and not adapters_reference else None
         return count_memory(
-            replace(self.blueprint, config=config),
-            work.load().lightened if roughly else work.load(),
-            Surroundings(work.references, live, self.device, self.baseline),
+            replace(self.spec, config=config),
+            workload.peak_batches().lightened if roughly else workload.peak_batches(),
+            Surroundings(workload.references, live_reference, self.device, self.baseline),
         )
 
     def forecast(
         self, changes: Sequence[str], seconds: float, memory: Memory | None = None
-    ) -> tuple[Forecast, Pace | None]:
-        """What the run will take with some changes."""
-        config = changed(self.config, changes)
-        work, memory = self.work(config), memory or self.memory(config)
+    ) -> tuple[Forecast, StepCosts | None]:
+        """The forecast of the run with some changes, and its step costs where they could be measured."""
+        config = apply_changes(self.config, changes)
+        workload, memory = self.workload(config), memory or self.memory(config)
         try:
-            pace = measure_pace(replace(self.blueprint, config=config), work.typical, self.device, seconds)
+            costs = measure_step_costs(replace(self.spec, config=config), workload.typical, self.device, seconds)
         except NoRoom as error:
             if (note := f"time is not predicted: {error.what}") not in self.notes:
                 self.notes.append(note)
             return Forecast(tuple(changes), memory, {}, None, self.available), None
-        phases, step = self._seconds(config, work, pace)
-        return Forecast(tuple(changes), memory, phases, step, self.available), pace
+        phases, step = self._seconds(config, workload, costs)
+        return Forecast(tuple(changes), memory, phases, step, self.available), costs
 
-    def _seconds(self, config: RunConfig, work: Work, pace: Pace) -> tuple[dict[str, float], float]:
-        layers = self.blueprint.layers
-        forward = layers * pace.layer_forward + pace.rest_forward
-        scorer = replace(self.blueprint, config=config).meta_scorer()
+    def _seconds(self, config: RunConfig, workload: Workload, costs: StepCosts) -> tuple[dict[str, float], float]:
+        layers = self.spec.layers
+        forward = layers * costs.layer_forward + costs.non_layer_forward
+        scorer = replace(self.spec, config=config).meta_scorer()
         trained = sum(p.numel() for p in scorer.parameters() if p.requires_grad)
-        reading = work.reading()
+        reading = workload.reading()
         step = (
-            work.tokens * (layers * pace.layer + pace.rest)
-            + work.micro_batches * pace.fixed
-            + trained * pace.update
-            + reading["training"] / work.steps * forward
+            workload.tokens * (layers * costs.layer + costs.non_layer)
+            + workload.micro_batches * costs.fixed
+            + trained * costs.update
+            + reading["training"] / workload.steps * forward
         )
         return {
             "reference_pass": reading["reference_pass"] * forward,
-            "training": step * work.steps,
+            "training": step * workload.steps,
             "held_out": reading["held_out"] * forward,
         }, step
 
     def proposals(self) -> list[Forecast]:
-        """Changes that make the run fit: each alone, or where none does, together."""
+        """Forecasts of changes that make the run fit: single changes, or where none does, several together."""
         config = self.config
         single = [self._smaller_budget(())]
         if not config.training.gradient_checkpointing:
@@ -180,41 +184,44 @@ class Planner:
         if config.lora is None and adapter_base(config.model) is None and not config.head.freeze_backbone:
             single.append(("lora.rank=16",))
         alone = [change for change in single if change]
-        found = self._that_fit(alone)
-        if found:
-            return found
-        others = [change for change in alone if not change[0].startswith("training.token_budget")]
+        fitting = self._that_fit(alone)
+        if fitting:
+            return fitting
+        other_changes = [change for change in alone if not change[0].startswith("training.token_budget")]
         together: list[tuple[str, ...]] = []
-        for change in others:
+        for change in other_changes:
             together.append((*(together[-1] if together else ()), *change))
         cut_too = [self._smaller_budget(change) for change in [*alone[1:], *together]]
         return self._that_fit([*together[1:], *(change for change in cut_too if change)])[:4]
 
     def _that_fit(self, candidates: Sequence[tuple[str, ...]]) -> list[Forecast]:
-        found = []
+        forecasts = []
         for changes in dict.fromkeys(candidates):
-            memory = self.memory(changed(self.config, changes), roughly=True)
+            memory = self.memory(apply_changes(self.config, changes), roughly=True)
             if memory.peak <= self.available:
-                found.append(self.forecast(changes, SECONDS / 4, memory)[0])
-        return found
+                forecasts.append(self.forecast(changes, SECONDS / 4, memory)[0])
+        return forecasts
 
     def _smaller_budget(self, changes: tuple[str, ...]) -> tuple[str, ...]:
-        """The changes with the largest halved budget that fits; none where even the longest group does not."""
-        config = changed(self.config, changes)
-        work = self.work(config)
-        longest = max(map(work.cost, work.train))
-        budget = min(config.training.token_budget, max(sum(map(work.cost, groups)) for s in work.seen for groups in s))
+        """The changes with the largest halved token budget that fits; empty where the longest group does not fit."""
+        config = apply_changes(self.config, changes)
+        workload = self.workload(config)
+        longest = max(map(workload.cost, workload.train))
+        budget = min(
+            config.training.token_budget,
+            max(sum(map(workload.cost, groups)) for s in workload.sampled_steps for groups in s),
+        )
         for _ in range(4):
             if budget <= longest:
                 break
             budget = max(budget // 2, longest)
-            cut = (*changes, f"training.token_budget={budget}")
-            if self.memory(changed(self.config, cut), roughly=True).peak <= self.available:
-                return cut
+            smaller = (*changes, f"training.token_budget={budget}")
+            if self.memory(apply_changes(self.config, smaller), roughly=True).peak <= self.available:
+                return smaller
         return ()
 
 
-def changed(config: RunConfig, changes: Sequence[str]) -> RunConfig:
+def apply_changes(config: RunConfig, changes: Sequence[str]) -> RunConfig:
     """The configuration with ``key=value`` changes."""
     if not changes:
         return config
@@ -228,7 +235,7 @@ def plan(config: RunConfig, *, available: int | None = None) -> Plan:
     """Predict the memory and time of a run on this machine; weights are not read, and need not be there.
 
     Args:
-        available: bytes the run may hold; None is what the device has.
+        available: bytes that the run may use; None: those of the device.
 
     Raises:
         PenchantError: the configuration, the data or the model's folder is at fault.
@@ -236,39 +243,39 @@ def plan(config: RunConfig, *, available: int | None = None) -> Plan:
     device = local_device()
     inputs, tokenizer, limit = read_run(config, 1, weights=False)
     shape = read_shape(config.model)
-    # Loaded now, so that the process is as large as the run's will be, and no larger.
+    # Loaded now, so that the process is as large as the run's will be.
     transformers.AutoModelForCausalLM  # noqa: B018
     baseline = process_bytes(device) + (KERNELS if device.type == "cpu" else 0)
     if available is None:
         available = available_bytes(device)
-    blueprint = Blueprint(config, shape, tokenizer)
-    planner = Planner(config, inputs, limit, blueprint, device, available, baseline, not_predicted(config))
-    work = planner.work(config)
+    spec = ModelSpec(config, shape, tokenizer)
+    planner = Planner(config, inputs, limit, spec, device, available, baseline, not_predicted(config))
+    workload = planner.workload(config)
     try:
-        planner.blueprint = check_tree(blueprint, sample_groups(work.train), device)
-        planner.notes += planner.blueprint.notes
+        planner.spec = check_tree(spec, sample_groups(workload.train), device)
+        planner.notes += planner.spec.notes
     except NoRoom:
-        planner.notes.append("it is taken that the packed tree is exact for the model: no room to try")
-    work = planner.work(config)
-    forecast, pace = planner.forecast((), SECONDS)
+        planner.notes.append("not checked for want of memory: the packed tree is assumed to be exact for the model")
+    workload = planner.workload(config)
+    forecast, costs = planner.forecast((), SECONDS)
     return Plan(
         forecast,
         device,
-        work.steps,
-        round(work.tokens * work.steps),
-        work.micro_batches,
-        pace.rate if pace else None,
+        workload.steps,
+        round(workload.tokens * workload.steps),
+        workload.micro_batches,
+        costs.rate if costs else None,
         [] if forecast.fits else planner.proposals(),
         planner.notes,
     )
 
 
 def not_predicted(config: RunConfig) -> list[str]:
-    """What a forecast leaves out, in words."""
+    """Notes on what a forecast does not include."""
     notes = []
     if not code_runs() and names_code(config.objective):
         name = config.objective["name"]
-        notes.append(f"a plan runs no code of yours: {name} is taken to need what {config.method.name} needs")
+        notes.append(f"a plan runs no code of yours: {name} is taken to need what {config.built_objective.name} needs")
     if not code_runs() and config.reward is not None:
         notes.append("a plan asks no reward: it is taken to tell all candidates apart")
     if config.candidates == "sampled":

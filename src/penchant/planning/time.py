@@ -1,7 +1,7 @@
-"""The pace of a run on this machine, from a few seconds of its own model made shallow: one layer, and two.
+"""The costs of a run's steps on this machine, from a few seconds of its model with one layer and with two.
 
-Two layers less one is a layer; one layer less a layer is everything else. The numbers of the weights do not matter,
-their shapes do, and micro-batches are the run's own.
+The difference of both is the cost of a layer; one layer minus that is the cost of everything else. Weights are random;
+micro-batches are the run's own.
 """
 
 from __future__ import annotations
@@ -28,43 +28,43 @@ from penchant.engine.scoring import (
 )
 from penchant.errors import PenchantError
 from penchant.models.multimodal import text_config
-from penchant.planning.model import Blueprint, blank_model, random_model, shallow
+from penchant.planning.model import ModelSpec, blank_model, random_model, shallow
 from penchant.training.model import weights_dtype
 from penchant.training.optimizer import build_optimizer, scale_and_clip
 
 CHECKED_OPERATIONS = 100_000_000_000
-"""Floating-point operations that a padded look at the tree may take: a second or two on a CPU."""
+"""Maximum floating-point operations of a padded check of the tree: a second or two on a CPU."""
 
 LEAST_TOKENS = 128
-"""Tokens whose pace is measured at least: in bfloat16 a CPU's products are of so many rows."""
+"""Minimum tokens of a timed pass: bfloat16 matrix products on a CPU have so many rows."""
 
 SHORTEST = 8
-"""Tokens that are left of a prompt or a response that is cut."""
+"""Minimum tokens of a prompt or response that is cut."""
 
 EMBEDDING_ELEMENTS = 1 << 26
-"""The largest embedding that is made for a measurement; of a larger one, a part stands for the whole."""
+"""Maximum elements of the embedding in a timed model; a larger one is cut, and its time scaled."""
 
 
 class NoRoom(PenchantError):
-    """Not even the shallow model fits."""
+    """Not even the shallow model fits into memory."""
 
 
 @dataclass(frozen=True)
-class Pace:
-    """Seconds of each piece of work, on this machine.
+class StepCosts:
+    """Seconds of the parts of an optimizer step on this machine.
 
     Attributes:
-        layer, layer_forward: a token in a layer, there and back; and without gradients.
-        rest, rest_forward: a token in everything else, the output head above all.
-        fixed: a micro-batch, however short.
-        update: an optimizer step, for each trained number.
-        rate: floating-point operations in a second of the model's own matrix products.
+        layer, layer_forward: seconds per token in a layer, forward and backward, and forward alone.
+        non_layer, non_layer_forward: seconds per token outside the layers, mostly in the output head.
+        fixed: seconds per micro-batch, independent of its length.
+        update: seconds of the optimizer's update per trained parameter.
+        rate: floating-point operations per second of the model's matrix products.
     """
 
     layer: float
     layer_forward: float
-    rest: float
-    rest_forward: float
+    non_layer: float
+    non_layer_forward: float
     fixed: float
     update: float
     rate: float
@@ -76,41 +76,43 @@ class _Sizes:
     few: int
 
 
-def check_tree(blueprint: Blueprint, sample: Sequence[TokenizedGroup], device: torch.device) -> Blueprint:
-    """The blueprint, knowing whether the packed tree is exact for its model: found on two layers of random weights."""
-    vocabulary = _vocabulary(blueprint)
-    _check_room(blueprint, vocabulary, device)
-    model = random_model(shallow(blueprint.shape, 2, vocabulary), blueprint.rewards, torch.float32, device)
-    choose: Callable[..., ScorerChoice[Any]] = choose_reward_scorer if blueprint.rewards else choose_scorer
-    # In float32: what random weights round is not what the real ones will.
+def check_tree(spec: ModelSpec, sample: Sequence[TokenizedGroup], device: torch.device) -> ModelSpec:
+    """The spec with `padded` set to whether the packed tree is not exact, checked on two layers of random weights."""
+    vocabulary = _vocabulary(spec)
+    _check_room(spec, vocabulary, device)
+    model = random_model(shallow(spec.shape, 2, vocabulary), spec.rewards, torch.float32, device)
+    choose: Callable[..., ScorerChoice[Any]] = choose_reward_scorer if spec.rewards else choose_scorer
+    # In float32: random weights round differently from the real ones.
     weights = sum(p.numel() for p in model.parameters())
-    choice = choose(model, _shortened(_within(sample[:2], vocabulary), CHECKED_OPERATIONS // (2 * weights)))
+    choice = choose(model, _shortened(_clip_to_vocabulary(sample[:2], vocabulary), CHECKED_OPERATIONS // (2 * weights)))
     padded = isinstance(choice.scorer, (PaddedScorer, PaddedRewardScorer))
-    notes = (*blueprint.notes, choice.notice) if choice.notice else blueprint.notes
-    return replace(blueprint, padded=padded, notes=notes)
+    notes = (*spec.notes, choice.notice) if choice.notice else spec.notes
+    return replace(spec, padded=padded, notes=notes)
 
 
-def measure_pace(blueprint: Blueprint, typical: Sequence[TokenizedGroup], device: torch.device, seconds: float) -> Pace:
-    """Time the pieces of a run.
+def measure_step_costs(
+    spec: ModelSpec, typical: Sequence[TokenizedGroup], device: torch.device, seconds: float
+) -> StepCosts:
+    """Time the parts of a run's steps.
 
     Args:
-        typical: a micro-batch of the run; the first of its groups, where all take too long.
-        seconds: about how long this may take.
+        typical: a micro-batch of the run; only the first of its groups are used where all take too long.
+        seconds: approximate duration of the timing.
 
     Raises:
-        NoRoom: two layers do not fit into half of what is available.
+        NoRoom: two layers do not fit into half of the available memory.
     """
-    vocabulary = _vocabulary(blueprint)
-    _check_room(blueprint, vocabulary, device)
-    dtype = blueprint.config.training.dtype
-    rate = _matrix_rate(int(text_config(blueprint.shape).hidden_size), dtype, device)
-    thin, deep = (_real(blueprint, layers, vocabulary, device) for layers in (1, 2))
-    groups = _within(typical, vocabulary)
+    vocabulary = _vocabulary(spec)
+    _check_room(spec, vocabulary, device)
+    dtype = spec.config.training.dtype
+    rate = _matrix_rate(int(text_config(spec.shape).hidden_size), dtype, device)
+    thin, deep = (_real(spec, layers, vocabulary, device) for layers in (1, 2))
+    groups = _clip_to_vocabulary(typical, vocabulary)
     shortest = min(groups, key=lambda group: group.length)
     # A group of which one pass would take too long is cut.
-    most = int(seconds * rate / (6 * sum(p.numel() for p in deep.parameters())))
-    if shortest.length > max(most, LEAST_TOKENS):
-        (shortest,) = groups = _shortened([shortest], max(most, LEAST_TOKENS))
+    max_tokens = int(seconds * rate / (6 * sum(p.numel() for p in deep.parameters())))
+    if shortest.length > max(max_tokens, LEAST_TOKENS):
+        (shortest,) = groups = _shortened([shortest], max(max_tokens, LEAST_TOKENS))
     groups = _affordable(groups, shortest, deep, seconds, device, dtype)
     runs = {
         "deep": lambda: _train(deep, groups, device, dtype),
@@ -119,10 +121,10 @@ def measure_pace(blueprint: Blueprint, typical: Sequence[TokenizedGroup], device
         "deep forward": lambda: _read(deep, groups, device, dtype),
         "thin forward": lambda: _read(thin, groups, device, dtype),
     }
-    took = _timed(runs, seconds)
+    run_seconds = _timed(runs, seconds)
     sizes = _Sizes(sum(group.length for group in groups), shortest.length)
-    scale = blueprint.vocabulary / vocabulary
-    return _pace(took, sizes, scale, _update_seconds(blueprint, thin), rate)
+    scale = spec.vocabulary / vocabulary
+    return _step_costs(run_seconds, sizes, scale, _update_seconds(spec, thin), rate)
 
 
 def _affordable(
@@ -133,62 +135,62 @@ def _affordable(
     device: torch.device,
     dtype: str,
 ) -> list[TokenizedGroup]:
-    """The first of the groups, so many that all runs over them, three times, take about the seconds."""
-    took = _seconds(deep, shortest, device, dtype)
-    if took < seconds / 4:
-        # The first time programs are compiled too.
-        took = _seconds(deep, shortest, device, dtype)
-    a_token = took / shortest.length
-    runs = 3 * 3  # Two kinds of training and two kinds of reading come to three of training two layers.
-    while len(groups) > 1 and sum(group.length for group in groups) * a_token * runs > seconds:
+    """The first groups, as many as can be run three times in about these seconds."""
+    group_seconds = _seconds(deep, shortest, device, dtype)
+    if group_seconds < seconds / 4:
+        # The first run includes compilation.
+        group_seconds = _seconds(deep, shortest, device, dtype)
+    token_seconds = group_seconds / shortest.length
+    runs = 3 * 3  # Two kinds of training and two of forward passes take as long as three of training two layers.
+    while len(groups) > 1 and sum(group.length for group in groups) * token_seconds * runs > seconds:
         groups = groups[: (len(groups) + 1) // 2]
     return groups
 
 
 def _seconds(scorer: Scorer, group: TokenizedGroup, device: torch.device, dtype: str) -> float:
-    started = time.perf_counter()
+    start_time = time.perf_counter()
     _train(scorer, [group], device, dtype)
-    return time.perf_counter() - started
+    return time.perf_counter() - start_time
 
 
-def _pace(took: dict[str, float], sizes: _Sizes, scale: float, update: float, rate: float) -> Pace:
+def _step_costs(run_seconds: dict[str, float], sizes: _Sizes, scale: float, update: float, rate: float) -> StepCosts:
     tokens = sizes.tokens
-    layer = max(0.0, took["deep"] - took["thin"]) / tokens
-    layer_forward = max(0.0, took["deep forward"] - took["thin forward"]) / tokens
-    rest = max(0.0, took["thin"] - layer * tokens)
-    short = max(0.0, took["short"] - layer * sizes.few)
-    slope = (rest - short) / (tokens - sizes.few) if tokens > sizes.few else rest / tokens
-    slope = min(max(0.0, slope), rest / tokens)
-    return Pace(
+    layer = max(0.0, run_seconds["deep"] - run_seconds["thin"]) / tokens
+    layer_forward = max(0.0, run_seconds["deep forward"] - run_seconds["thin forward"]) / tokens
+    non_layer = max(0.0, run_seconds["thin"] - layer * tokens)
+    short = max(0.0, run_seconds["short"] - layer * sizes.few)
+    slope = (non_layer - short) / (tokens - sizes.few) if tokens > sizes.few else non_layer / tokens
+    slope = min(max(0.0, slope), non_layer / tokens)
+    return StepCosts(
         layer=layer,
         layer_forward=layer_forward,
-        rest=slope * scale,
-        rest_forward=max(0.0, took["thin forward"] / tokens - layer_forward) * scale,
-        fixed=(rest - slope * tokens) * scale,
+        non_layer=slope * scale,
+        non_layer_forward=max(0.0, run_seconds["thin forward"] / tokens - layer_forward) * scale,
+        fixed=(non_layer - slope * tokens) * scale,
         update=update,
         rate=rate,
     )
 
 
 def _timed(runs: dict[str, Callable[[], None]], seconds: float) -> dict[str, float]:
-    """The fastest of each, taken in turns: what others do on the machine only ever adds, and differences are taken."""
+    """The fastest run of each, measured in turns: other load only adds time, and differences of them are used."""
     end = time.perf_counter() + seconds
-    found: dict[str, list[float]] = {name: [] for name in runs}
+    seconds_by_run: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(6):
         for name, run in runs.items():
-            started = time.perf_counter()
+            start_time = time.perf_counter()
             run()
-            found[name].append(time.perf_counter() - started)
+            seconds_by_run[name].append(time.perf_counter() - start_time)
         if time.perf_counter() > end:
             break
-    return {name: min(values) for name, values in found.items()}
+    return {name: min(values) for name, values in seconds_by_run.items()}
 
 
 def _train(scorer: Scorer, groups: Sequence[TokenizedGroup], device: torch.device, dtype: str) -> None:
     scorer.train()
     with precision(device, dtype):
-        said = scorer(pack(groups).to(device))
-    said.sum().backward()
+        scores = scorer(pack(groups).to(device))
+    scores.sum().backward()
     _wait(device)
 
 
@@ -204,34 +206,33 @@ def _wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def _update_seconds(blueprint: Blueprint, scorer: Scorer) -> float:
-    """Seconds of an optimizer step for each trained number: gradients scaled, clipped and applied."""
+def _update_seconds(spec: ModelSpec, scorer: Scorer) -> float:
+    """Seconds of an optimizer's update per trained parameter: gradients scaled, clipped and applied."""
     trained = [p for p in scorer.parameters() if p.grad is not None]
-    optimizer = build_optimizer(scorer, blueprint.config.training)
-    took = []
+    optimizer = build_optimizer(scorer, spec.config.training)
+    update_seconds = []
     for _ in range(3):
-        started = time.perf_counter()
+        start_time = time.perf_counter()
         scale_and_clip(scorer, 0.5, 1.0)
         optimizer.step()
         _wait(trained[0].device)
-        took.append(time.perf_counter() - started)
-    return min(took) / sum(p.numel() for p in trained)
+        update_seconds.append(time.perf_counter() - start_time)
+    return min(update_seconds) / sum(p.numel() for p in trained)
 
 
-def _real(blueprint: Blueprint, layers: int, vocabulary: int, device: torch.device) -> Scorer:
-    smaller = shallow(blueprint.shape, layers, vocabulary)
-    model = random_model(smaller, blueprint.rewards, weights_dtype(blueprint.config), device)
+def _real(spec: ModelSpec, layers: int, vocabulary: int, device: torch.device) -> Scorer:
+    smaller = shallow(spec.shape, layers, vocabulary)
+    model = random_model(smaller, spec.rewards, weights_dtype(spec.config), device)
     with torch.device(device):
-        return blueprint.scorer(model)
+        return spec.scorer(model)
 
 
-def _vocabulary(blueprint: Blueprint) -> int:
-    return min(blueprint.vocabulary, EMBEDDING_ELEMENTS // int(text_config(blueprint.shape).hidden_size))
+def _vocabulary(spec: ModelSpec) -> int:
+    return min(spec.vocabulary, EMBEDDING_ELEMENTS // int(text_config(spec.shape).hidden_size))
 
 
-def _within(groups: Sequence[TokenizedGroup], vocabulary: int) -> list[TokenizedGroup]:
-    """The groups with no token beyond a smaller vocabulary."""
-
+def _clip_to_vocabulary(groups: Sequence[TokenizedGroup], vocabulary: int) -> list[TokenizedGroup]:
+    """The groups with token ids clipped to a smaller vocabulary."""
     return [
         replace(
             group,
@@ -243,7 +244,7 @@ def _within(groups: Sequence[TokenizedGroup], vocabulary: int) -> list[Tokenized
 
 
 def _shortened(groups: Sequence[TokenizedGroup], tokens: int) -> list[TokenizedGroup]:
-    """The groups with prompts and responses cut by one share, to about so many tokens in all where they have more."""
+    """The groups with prompts and responses cut by one share, to about so many tokens in total."""
     share = tokens / sum(len(group.responses) * group.longest for group in groups)
     if share >= 1:
         return list(groups)
@@ -258,27 +259,28 @@ def _shortened(groups: Sequence[TokenizedGroup], tokens: int) -> list[TokenizedG
     ]
 
 
-def _check_room(blueprint: Blueprint, vocabulary: int, device: torch.device) -> None:
+def _check_room(spec: ModelSpec, vocabulary: int, device: torch.device) -> None:
     with torch.device("meta"):
-        model = blank_model(shallow(blueprint.shape, 2, vocabulary), blueprint.rewards, torch.float32)
+        model = blank_model(shallow(spec.shape, 2, vocabulary), spec.rewards, torch.float32)
     # Two models at once, their gradients, and moments of the smaller one.
-    needed = 16 * sum(p.numel() for p in model.parameters())
-    room = available_bytes(device) // 2
-    if needed > room:
+    required_bytes = 16 * sum(p.numel() for p in model.parameters())
+    available = available_bytes(device) // 2
+    if required_bytes > available:
         raise NoRoom(
-            f"two layers of the model take {needed >> 20} MB to time, {room >> 20} MB is half of what there is"
+            f"two layers of the model take {required_bytes >> 20} MB to time, {available >> 20} MB is half of what "
+            "there is"
         )
 
 
 def _matrix_rate(size: int, dtype: str, device: torch.device) -> float:
-    """Floating-point operations in a second, of products as the model's layers have them."""
+    """Floating-point operations per second, in matrix products of the size of the model's layers."""
     rows = 512 if device.type == "cuda" else max(16, min(512, CHECKED_OPERATIONS // (40 * size * size)))
     activations = torch.rand(rows, size, dtype=getattr(torch, dtype), device=device)
     weights = torch.rand(size, 4 * size, dtype=getattr(torch, dtype), device=device)
     seconds = []
     for _ in range(4):
-        started = time.perf_counter()
+        start_time = time.perf_counter()
         activations @ weights
         _wait(device)
-        seconds.append(time.perf_counter() - started)
+        seconds.append(time.perf_counter() - start_time)
     return 2 * rows * size * 4 * size / min(seconds)

@@ -1,4 +1,4 @@
-"""What a run computes, before it computes anything: its steps, their micro-batches, and the heaviest of them."""
+"""The work of a run: its steps, their micro-batches, and the heaviest of them."""
 
 from __future__ import annotations
 
@@ -13,26 +13,25 @@ from penchant.data.second_reading import add_mismatched
 from penchant.data.tokenized import TokenizedGroup
 from penchant.data.trees import split_into_micro_batches
 from penchant.engine.scoring import PACKING_WINDOW
-from penchant.planning.memory import Load, MicroBatch
+from penchant.planning.memory import MicroBatch, PeakBatches
 from penchant.training.batches import Order
 from penchant.training.inputs import Inputs
-from penchant.training.references import reference_sources
 
 STEPS = 512
-"""Steps that are looked at; of a longer run, so many evenly spread ones stand for all."""
+"""Maximum number of examined steps; of a longer run they are evenly spaced."""
 
 Cost = Callable[[TokenizedGroup], int]
 
 
 @dataclass(frozen=True)
-class Work:
+class Workload:
     """A run's work under one token budget.
 
     Attributes:
-        train, held_out: groups as the policy reads them; where candidates will be drawn, as long as they may get.
-        order: of the training groups.
-        cost: tokens of a group in a micro-batch.
-        reference_held_out: groups that references alone read.
+        train, held_out: groups as the policy reads them; candidates to be sampled have their maximum length.
+        order: order of the training groups.
+        cost: function that returns the tokens of a group in a micro-batch.
+        reference_held_out: groups that only references read.
     """
 
     config: RunConfig
@@ -49,69 +48,73 @@ class Work:
         return settings.max_steps or max(1, round(settings.epochs * self.order.steps_per_epoch))
 
     @cached_property
-    def seen(self) -> list[list[MicroBatch]]:
-        """Micro-batches of the steps that are looked at."""
+    def sampled_steps(self) -> list[list[MicroBatch]]:
+        """Micro-batches of the examined steps."""
         chosen = np.unique(np.linspace(0, self.steps - 1, min(self.steps, STEPS)).astype(int)).tolist()
-        return [self._cut([self.train[i] for i in self.order.batch(step)]) for step in chosen]
+        return [self._split([self.train[i] for i in self.order.batch(step)]) for step in chosen]
 
     @property
     def references(self) -> list[str | None]:
-        """Models asked before training; none where candidates are drawn while it goes on."""
-        return [] if self.config.candidates == "sampled" else reference_sources(self.config)
+        """References whose log-probs are computed before training; empty where candidates are sampled during it."""
+        return [] if self.config.candidates == "sampled" else self.config.reference_sources
 
     @property
     def tokens(self) -> float:
-        """Tokens of a step, on average."""
-        return sum(self._tokens(groups) for step in self.seen for groups in step) / len(self.seen)
+        """Mean number of tokens of a step."""
+        return sum(self._tokens(groups) for step in self.sampled_steps for groups in step) / len(self.sampled_steps)
 
     @property
     def micro_batches(self) -> float:
-        """Micro-batches of a step, on average."""
-        return sum(map(len, self.seen)) / len(self.seen)
+        """Mean number of micro-batches of a step."""
+        return sum(map(len, self.sampled_steps)) / len(self.sampled_steps)
 
     @property
     def typical(self) -> MicroBatch:
-        """The micro-batch that the middle token of the steps is in."""
-        every = sorted((groups for step in self.seen for groups in step), key=self._tokens)
-        sums = np.cumsum([self._tokens(groups) for groups in every])
-        return every[int(np.searchsorted(sums, sums[-1] / 2))]
+        """The micro-batch that holds the median token of the examined steps."""
+        micro_batches = sorted((groups for step in self.sampled_steps for groups in step), key=self._tokens)
+        sums = np.cumsum([self._tokens(groups) for groups in micro_batches])
+        return micro_batches[int(np.searchsorted(sums, sums[-1] / 2))]
 
     def reading(self) -> dict[str, float]:
-        """Tokens read without gradients: by references before training, and of the held-out part while it goes on.
+        """Tokens of passes without gradients, by phase: of references before training, and of held-out evaluations.
 
-        A reference that is updated reads every step after the first evaluation, and the held-out part after all of
-        them, as if all were the best so far.
+        A reference that is updated reads every step after the first evaluation, and the held-out part after every
+        evaluation, as if each were the best so far.
         """
-        every = sum(map(self.cost, [*self.train, *self.held_out, *self.reference_held_out]))
+        cost_of_all = sum(map(self.cost, [*self.train, *self.held_out, *self.reference_held_out]))
         held_out = sum(map(self.cost, self.held_out))
-        often = self.config.evaluation.every
-        judged = (self.steps - 1) // often if often else 0
-        moves = self.config.reference_update == "best" and often is not None
-        times = 2 + judged * (1 + moves) + moves
-        coupled = self.config.method.coupled and self.micro_batches > 1
-        live = self.config.candidates == "sampled" and bool(self.config.method.needs.references)
+        interval = self.config.evaluation.every
+        evaluations = (self.steps - 1) // interval if interval else 0
+        moves = self.config.reference_update == "best" and interval is not None
+        times = 2 + evaluations * (1 + moves) + moves
+        coupled = self.config.built_objective.coupled and self.micro_batches > 1
+        live = self.config.candidates == "sampled" and bool(self.config.built_objective.needs.references)
         return {
-            "reference_pass": float(every * len(self.references)),
+            "reference_pass": float(cost_of_all * len(self.references)),
             "held_out": float(held_out * times),
-            "training": self.tokens * (self.steps * (coupled + live) + max(0, self.steps - (often or 0)) * moves),
+            "training": self.tokens * (self.steps * (coupled + live) + max(0, self.steps - (interval or 0)) * moves),
         }
 
-    def load(self) -> Load:
-        """The steps and micro-batches that decide the peak."""
-        longest = max(self.seen, key=lambda step: max(map(_kept, step)))
-        most = max(self.seen, key=lambda step: max(map(_predicted, step)))
-        steps = [longest] if longest is most else [longest, most]
+    def peak_batches(self) -> PeakBatches:
+        """The steps and micro-batches that decide the peak of memory."""
+        longest = max(self.sampled_steps, key=lambda step: max(map(_token_count, step)))
+        most_targets = max(self.sampled_steps, key=lambda step: max(map(_target_count, step)))
+        steps = [longest] if longest is most_targets else [longest, most_targets]
         groups = [*self.train, *self.held_out, *self.reference_held_out] if self.references else []
-        return Load([_few(step) for step in steps], _few(self._windows(groups)), _few(self._windows(self.held_out)))
+        return PeakBatches(
+            [_two_heaviest(step) for step in steps],
+            _two_heaviest(self._windows(groups)),
+            _two_heaviest(self._windows(self.held_out)),
+        )
 
     def _windows(self, groups: Sequence[TokenizedGroup]) -> list[MicroBatch]:
         return [
             part
             for start in range(0, len(groups), PACKING_WINDOW)
-            for part in self._cut(groups[start : start + PACKING_WINDOW])
+            for part in self._split(groups[start : start + PACKING_WINDOW])
         ]
 
-    def _cut(self, groups: Sequence[TokenizedGroup]) -> list[MicroBatch]:
+    def _split(self, groups: Sequence[TokenizedGroup]) -> list[MicroBatch]:
         cuts = split_into_micro_batches([self.cost(group) for group in groups], self.config.training.token_budget)
         return [[groups[i] for i in members] for members in cuts]
 
@@ -119,38 +122,42 @@ class Work:
         return sum(map(self.cost, groups))
 
 
-def lay_out(config: RunConfig, inputs: Inputs, limit: int, cost: Cost) -> Work:
-    """A run's work.
+def plan_batches(config: RunConfig, inputs: Inputs, limit: int, cost: Cost) -> Workload:
+    """The workload of a run.
 
     Args:
-        limit: tokens the model can read.
+        limit: maximum tokens of the model.
+        cost: function that returns the tokens of a group in a micro-batch.
     """
     settings = config.training
     train, held_out = list(inputs.train), list(inputs.held_out)
     longest = config.data.max_length or limit
     if config.candidates == "sampled":
         by_prompt = {group.prompt.tobytes(): group for group in train}
-        train = [_drawn(group, config.sampling.samples, config.sampling.max_new_tokens) for group in by_prompt.values()]
-    elif config.method.needs.mismatched:
+        train = [
+            _with_longest_candidates(group, config.sampling.samples, config.sampling.max_new_tokens)
+            for group in by_prompt.values()
+        ]
+    elif config.built_objective.needs.mismatched:
         both = add_mismatched([*train, *held_out], settings.seed, longest)
         train, held_out = both[: len(train)], both[len(train) :]
     order = Order(len(train), settings.batch_size, settings.seed, settings.shuffle)
-    return Work(config, train, held_out, order, cost, inputs.reference_held_out)
+    return Workload(config, train, held_out, order, cost, inputs.reference_held_out)
 
 
-def _drawn(group: TokenizedGroup, samples: int, tokens: int) -> TokenizedGroup:
-    """A prompt with as many candidates as will be drawn, each as long as it may get."""
+def _with_longest_candidates(group: TokenizedGroup, samples: int, tokens: int) -> TokenizedGroup:
+    """A prompt with as many candidates as will be sampled, all of maximum length."""
     return TokenizedGroup(group.prompt, (np.zeros(tokens, np.int64),) * samples, group.group)
 
 
-def _kept(groups: MicroBatch) -> int:
+def _token_count(groups: MicroBatch) -> int:
     return sum(group.length for group in groups)
 
 
-def _predicted(groups: MicroBatch) -> int:
+def _target_count(groups: MicroBatch) -> int:
     return sum(sum(group.tokens) for group in groups)
 
 
-def _few(micro_batches: Sequence[MicroBatch]) -> list[MicroBatch]:
-    """The two heaviest: one while the gradients of another are there is enough for the peak."""
-    return sorted(micro_batches, key=_kept, reverse=True)[:2]
+def _two_heaviest(micro_batches: Sequence[MicroBatch]) -> list[MicroBatch]:
+    """The two heaviest micro-batches: gradients exist in the second one, as at the peak."""
+    return sorted(micro_batches, key=_token_count, reverse=True)[:2]

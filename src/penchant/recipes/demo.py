@@ -30,7 +30,6 @@ from penchant.api import (
     answer,
     folder_lock,
     frontier_chart,
-    local_device,
     parse_config,
     resampled_mean,
     resumable_disk_errors,
@@ -179,9 +178,9 @@ def _run_demo(folder: Path, seed: int, sizes: DemoSizes) -> DemoResult:
         dpo_metrics[beta] = _measure(aligned, tuned, held_out_prompts, seed)
         reports.append(write_run_report(run))
     held_out = reports[0]
-    assert held_out.before is not None
-    assert held_out.after is not None
-    result = DemoResult(folder, sft_metrics, dpo_metrics, held_out.before, held_out.after)
+    assert held_out.start_report is not None
+    assert held_out.trained_report is not None
+    result = DemoResult(folder, sft_metrics, dpo_metrics, held_out.start_report, held_out.trained_report)
     _write_report(result, tuned, folder / f"dpo-beta-{sizes.betas[0]:g}", held_out_prompts[:4], seed)
     (folder / "result.json").write_text(json.dumps(result.to_json(), indent=2), encoding="utf-8")
     return result
@@ -251,7 +250,7 @@ def _measure(model: Path, reference: Path, prompts: Sequence[str], seed: int) ->
     sampling = Sampling(max_new_tokens=48, seed=seed + 3, batch_size=64)
     responses = [samples[0] for samples in answer(str(model), prompts, sampling).responses]
     groups = [PreferenceGroup(p, (r,)) for p, r in zip(prompts, responses, strict=True) if r.strip()]
-    scored = score(str(model), groups, Processes(0, 1, local_device()), reference=str(reference))
+    scored = score(str(model), groups, Processes.single(), reference=str(reference))
     ratios = [group.log_probs[0] - (group.reference_log_probs or (0.0,))[0] for group in scored]
 
     def mean(values: Sequence[float]) -> Estimate:

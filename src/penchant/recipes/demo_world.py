@@ -4,10 +4,6 @@ It follows the controlled-sentiment experiment of arXiv 2305.18290, section 6: t
 text, so the gain of preference training, and its KL, can be measured on fresh samples. Short reviews of places, meals,
 shows and people are written from templates over a closed vocabulary; each review draws a mood, and the moods are
 symmetric, so the texts are neutral on average. The seed decides everything.
-
-Also in this module:
-
-- The words and sentence templates of the demo's text world, and the score of every word of sentiment.
 """
 
 from __future__ import annotations

@@ -1,19 +1,14 @@
-"""One-line summaries of recipes: the score of the model that is served, or that the recipe ends with.
-
-Also in this module:
-
-- People's review of a recipe's training data: a queue of groups, and the verdicts on them.
-"""
+"""One-line summaries of recipes, and people's review of a recipe's training data."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pydantic import Field
 
-from penchant.api import DataError, Review, Section, file_fingerprint, read_groups, show
+from penchant.api import DataError, Review, Section, Table, file_fingerprint, read_groups, show
 
 
 class ReviewConfig(Section):
@@ -129,6 +124,17 @@ def self_improve_headline(results: Results) -> Headline:
         else ""
     )
     return name, _sentence(f"success {format_estimate(last['success'])}", change)
+
+
+def estimate_table(
+    title: str, rows: Mapping[str, Mapping[str, Any]], note: str, columns: Sequence[str] | None = None
+) -> Table:
+    """A table of estimates by row and column; a missing one is an empty cell. By default all columns of the rows."""
+    if columns is None:
+        columns = list(dict.fromkeys(key for row in rows.values() for key in row))
+    return Table(
+        title, ("", *columns), [(name, *(show(row.get(key)) for key in columns)) for name, row in rows.items()], note
+    )
 
 
 def format_estimate(estimate: Mapping[str, Any] | None) -> str:

@@ -1,9 +1,4 @@
-"""How a recipe's stages read data: settings of every run and evaluation, and a check of lengths.
-
-Also in this module:
-
-- The configuration of the encoder that a recipe compares two texts with.
-"""
+"""How a recipe's stages read data: settings of every run and evaluation, and a check of lengths."""
 
 from __future__ import annotations
 
@@ -33,7 +28,6 @@ from penchant.api import (
     fit_prompts,
     load_config,
     load_tokenizer,
-    local_device,
     locate_errors,
     read_groups,
     score,
@@ -111,7 +105,7 @@ def compute_log_probs(
         model: folder or hub id.
         token_budget: maximum tokens in a micro-batch.
     """
-    return score(model, groups, World(0, 1, local_device()), reading=data.evaluation_reading(token_budget))
+    return score(model, groups, World.single(), reading=data.evaluation_reading(token_budget))
 
 
 def generate_answers(

@@ -17,11 +17,22 @@ import json
 import logging
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from penchant.api import ConfigError, folder_lock, resumable_disk_errors, run_log, write_atomically
+import yaml
+
+from penchant.api import (
+    ConfigError,
+    RunReport,
+    Section,
+    folder_lock,
+    resumable_disk_errors,
+    run_log,
+    write_atomically,
+    write_report,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -141,6 +152,13 @@ def _start_stage(folder: Path, settings: Settings) -> None:
             shutil.rmtree(aside)
     folder.mkdir(parents=True, exist_ok=True)
     _write(folder / UNFINISHED_RECORD, {"settings": settings, "found": None})
+
+
+def write_result(folder: Path, config: Section, result: Mapping[str, Any], report: RunReport) -> None:
+    """Write a recipe's `result.json`, and `report.html` with the configuration."""
+    _write(folder / "result.json", result)
+    config_yaml = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    write_report(folder / "report.html", replace(report, config_yaml=config_yaml))
 
 
 def _write(file: Path, record: Mapping[str, Any]) -> None:

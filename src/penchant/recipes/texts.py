@@ -1,9 +1,4 @@
-"""Cleaning of training text: too short, repeated and test passages are dropped, long ones are split into chunks.
-
-Also in this module:
-
-- A recipe's stage that trains a base model from scratch: training text, a small Llama, and an ordinary run.
-"""
+"""Cleaning of training text, and a stage that trains a small Llama on it from scratch."""
 
 from __future__ import annotations
 

@@ -1,9 +1,4 @@
-"""A recipe's training stage, which is an ordinary training run in the stage's folder.
-
-Also in this module:
-
-- Checks of a recipe's configuration before its first stage runs, so that no late stage refuses it.
-"""
+"""A recipe's training stage, an ordinary run in the stage's folder, and checks of its settings beforehand."""
 
 from __future__ import annotations
 
@@ -21,12 +16,12 @@ from penchant.api import (
     RunConfig,
     Section,
     TrainingConfig,
+    filter_learnable_groups,
     merge_adapter,
     parse_config,
     rename_options_in_errors,
     require_language_model,
     train,
-    usable,
 )
 from penchant.recipes.reading import DEFAULT_READING, ReadingConfig
 
@@ -158,7 +153,7 @@ def check_tuning(
     # Nothing is read or written: an error names the recipe's setting, not the run's folder.
     keys = {**stage_keys(setting), "objective.": f"{setting}.objective."}
     run = tuning_run(Path(setting), "unread", Path("unread.jsonl"), None, objective, tuned, keys=keys)
-    name, needs = run.method.name, run.method.needs
+    name, needs = run.built_objective.name, run.built_objective.needs
     reason = None
     if needs.head or needs.trains != "log_probs":
         reason = f"{name} does not train a language model"
@@ -171,4 +166,4 @@ def check_tuning(
         fixes = [f"learn from preferences: {setting}.objective.name=dpo", *filter(None, [scores_fix])]
         raise DataError(f"{name} learns from scores, and no group has any", where=source, fix=", or ".join(fixes))
     with rename_options_in_errors(keys):
-        usable(run, list(groups), "training", source, [])
+        filter_learnable_groups(run, list(groups), "training", source, [])

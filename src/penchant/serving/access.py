@@ -1,12 +1,7 @@
-"""Access control: requests need the API key, and a `Host` header that belongs to the server.
+"""Checks before a request is parsed: the API key, a `Host` that belongs to the server, size, time and limits.
 
 A web page can point a host name of its own at this machine and send requests under that name ("DNS rebinding"). So the
 `Host` of a request must be an address, which no page can claim, or one of the server's names.
-
-Also in this module:
-
-- Checks of a request before it is parsed: access, size of the body, and time to receive it.
-- Limits on the requests to the server.
 """
 
 from __future__ import annotations

@@ -1,10 +1,4 @@
-"""The web application: chat completions, completions and models of the OpenAI protocol, /health and /metrics.
-
-Also in this module:
-
-- /v1/chat/completions: parse the body, choose an expert, tokenize the messages, and answer.
-- /v1/completions: prompts are text or token ids, without a chat template.
-"""
+"""The web application: chat completions, completions and models of the OpenAI protocol, /health and /metrics."""
 
 from __future__ import annotations
 

@@ -1,10 +1,6 @@
 """Continuous batching of one expert's answers: a row joins at any token, and leaves when its answer ends.
 
 A failure of one row ends that row only. Shapes: N rows, V vocabulary.
-
-Also in this module:
-
-- One answer during its generation: its random numbers, its text to send, and its end. Shapes: V vocabulary.
 """
 
 from __future__ import annotations
@@ -181,8 +177,8 @@ class Batch:
         tokens = [0] * len(self._rows)
         for (temperature, top_p), indices in by_setting.items():
             uniform = torch.tensor([self._rows[index].draw_uniform() for index in indices], dtype=torch.float64)
-            drawn = choose_tokens(logits[indices], temperature, top_p, uniform)
-            for index, token in zip(indices, drawn.tolist(), strict=True):
+            choices = choose_tokens(logits[indices], temperature, top_p, uniform)
+            for index, token in zip(indices, choices.tolist(), strict=True):
                 tokens[index] = token
         return tokens
 

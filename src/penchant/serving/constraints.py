@@ -1,9 +1,4 @@
-"""Constraints on an answer (calls of the offered tools, or JSON) by grammars, where `llguidance` is installed.
-
-Also in this module:
-
-- Tool calls in a model's answer: parsed from its text, and held back from the streamed text.
-"""
+"""Constraints on an answer (tool calls, or JSON) by grammars of `llguidance`, and tool calls parsed from its text."""
 
 from __future__ import annotations
 

@@ -1,9 +1,4 @@
-"""Jobs for the thread that runs the models: their parameters, their events, and the record of their outcomes.
-
-Also in this module:
-
-- Metrics of the server, in Prometheus' text format.
-"""
+"""Jobs for the thread that runs the models, and metrics of the server in Prometheus' text format."""
 
 from __future__ import annotations
 

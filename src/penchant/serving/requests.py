@@ -1,10 +1,4 @@
-"""Pydantic models of the requests of the OpenAI protocol: chat completions and completions.
-
-Also in this module:
-
-- Parameters of the OpenAI protocol, and of servers that follow it, that are accepted without being supported.
-- Error responses in the OpenAI protocol's form.
-"""
+"""Requests and error responses of the OpenAI protocol: chat completions and completions."""
 
 from __future__ import annotations
 

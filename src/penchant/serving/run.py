@@ -1,9 +1,4 @@
-"""Start of a server from folders of models.
-
-Also in this module:
-
-- Connections with a time-out for a request's headers.
-"""
+"""Start of a server from folders of models; a connection has a time limit for a request's headers."""
 
 from __future__ import annotations
 

@@ -1,9 +1,4 @@
-"""The common part of both endpoints: the available models, the choice of the expert, and the jobs of an answer.
-
-Also in this module:
-
-- Parsing of a request's body, from bytes to a pydantic model; every mistake in it is a `Refusal`.
-"""
+"""The common part of both endpoints: parsing of a body, the available models, the expert, the jobs of an answer."""
 
 from __future__ import annotations
 

@@ -1,78 +1,70 @@
-"""Log-probs of frozen models on disk, under a hash of all that determines them.
+"""Log-probs of frozen models, and rewards and verdicts, on disk under a hash of all that determines them.
 
 The key covers the weights, the model's configuration, the way they are computed (the engine's own source too) and the
 exact packed row; change any and it is another key, so nothing stale can be read. The tokenizer is covered by the token
 ids it made. One SQLite file, safe against several processes.
-
-Also in this module:
-
-- Answers that took long to get, kept on disk: rewards and verdicts, by who gave them and to what.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
 from collections.abc import Iterable, Sequence
-from functools import lru_cache
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 
 from penchant.data.trees import TreeBatch
 from penchant.errors import ConfigError
-from penchant.storage.sqlite import CACHE_ADVICE, database_errors, open_cache
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from penchant.storage.fingerprints import engine_fingerprint, hash_parts
+from penchant.storage.sqlite import CACHE_ADVICE, Database
 
 
-class KeptAnswers:
-    """One SQLite file, safe against several processes; what was kept before an interruption is there after it.
+class AnswerCache:
+    """Answers of one judge or reward, in a SQLite file for several processes and threads; an interruption loses none.
 
     Args:
-        by: who answers; another name, other answers.
-        folder: holds the file; made if missing.
+        source: name of who answers; under another name the answers are others.
+        folder: holds the file; created if missing.
 
     Raises:
-        ConfigError: the file cannot be used; here and in every call, as is
-        DiskFullError: there was no room.
+        ConfigError: the file cannot be used; raised by every method.
+        DiskFullError: there was no room; raised by every method.
     """
 
-    def __init__(self, by: str, folder: Path) -> None:
-        self._by, self._file = by, folder / "answers.sqlite"
-        table = "CREATE TABLE IF NOT EXISTS answers (key BLOB PRIMARY KEY, value TEXT) WITHOUT ROWID"
-        self._connection = open_cache(self._file, table)
+    def __init__(self, source: str, folder: Path) -> None:
+        self._source = source
+        self._database = Database(
+            folder / "answers.sqlite",
+            "CREATE TABLE answers (key BLOB PRIMARY KEY, value TEXT) WITHOUT ROWID",
+            advice=CACHE_ADVICE,
+        )
 
-    def get(self, asked: Any) -> Any:
-        """The answer, or None where it is not kept."""
-        query = "SELECT value FROM answers WHERE key = ?"
-        with database_errors(self._file, CACHE_ADVICE):
-            row = self._connection.execute(query, (self._key(asked),)).fetchone()
-        return None if row is None else json.loads(row[0])
+    def get(self, question: Any) -> Any:
+        """The answer to a question, a JSON value; None where none is stored."""
+        rows = self._database.read("SELECT value FROM answers WHERE key = ?", (self._key(question),))
+        return json.loads(rows[0][0]) if rows else None
 
     def keep(self, pairs: Iterable[tuple[Any, Any]]) -> None:
-        """Keep (asked, answer) pairs, all JSON values."""
-        rows = [(self._key(asked), json.dumps(answer)) for asked, answer in pairs]
-        with database_errors(self._file, CACHE_ADVICE):
-            self._connection.executemany("INSERT OR REPLACE INTO answers VALUES (?, ?)", rows)
+        """Store (question, answer) pairs, all JSON values."""
+        rows = [(self._key(question), json.dumps(answer)) for question, answer in pairs]
+        self._database.write("INSERT OR REPLACE INTO answers VALUES (?, ?)", rows)
 
     def close(self) -> None:
-        self._connection.close()
+        """Close the file."""
+        self._database.close()
 
-    def _key(self, asked: Any) -> bytes:
-        text = json.dumps([self._by, asked], ensure_ascii=False, sort_keys=True)
-        return hashlib.blake2b(text.encode(), digest_size=20).digest()
+    def _key(self, question: Any) -> bytes:
+        text = json.dumps([self._source, question], ensure_ascii=False, sort_keys=True)
+        return hash_parts([text.encode()], _KEY)
 
 
 _LOOK_UP_AT_ONCE = 500
-_CHECKSUM = 8
-"""Bytes of the checksum in front of every value."""
+_KEY, _CHECKSUM = 20, 8
+"""Bytes of every key, and of the checksum in front of every value."""
 
 _logger = logging.getLogger(__name__)
 
@@ -91,39 +83,7 @@ def cache_folder() -> Path:
         ) from error
 
 
-def model_fingerprint(model: PreTrainedModel) -> str:
-    """A hash of the model's weights (names, shapes, dtypes, bytes) and of the configuration that gives them meaning."""
-    digest = hashlib.blake2b(digest_size=16)
-    volatile = {"_name_or_path", "transformers_version", "_attn_implementation", "use_cache", "dtype"}
-    config = {key: value for key, value in model.config.to_dict().items() if key not in volatile}
-    digest.update(json.dumps(config, sort_keys=True, default=str).encode())
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
-
-
-def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
-    """A hash of all that decides which ids a text becomes: the tokenizer as it is saved, its chat template with it."""
-    digest = hashlib.blake2b(digest_size=16)
-    with TemporaryDirectory() as folder:
-        tokenizer.save_pretrained(folder)
-        for file in sorted(path for path in Path(folder).rglob("*") if path.is_file()):
-            digest.update(f"{file.relative_to(folder).as_posix()} {file.stat().st_size} ".encode())
-            digest.update(file.read_bytes())
-    return digest.hexdigest()
-
-
-@lru_cache(maxsize=1)
-def _engine_code() -> str:
-    """A hash of the engine's source, since faster code rounds otherwise; of all files, so that none is forgotten."""
-    digest = hashlib.blake2b(digest_size=8)
-    for file in sorted(Path(__file__).parent.glob("*.py")):
-        digest.update(file.read_bytes())
-    return digest.hexdigest()
-
-
-class ReferenceCache:
+class LogProbCache:
     """One model's log-probs, by packed row.
 
     Args:
@@ -139,13 +99,15 @@ class ReferenceCache:
     def __init__(self, model: str, computed: str, folder: Path) -> None:
         import transformers
 
-        versions = f"{torch.__version__} {transformers.__version__} {_engine_code()}"
+        versions = f"{torch.__version__} {transformers.__version__} {engine_fingerprint()}"
         self._prefix = f"{model} {computed} {versions}".encode()
         self._file = folder / "log_probs.sqlite"
-        table = "CREATE TABLE IF NOT EXISTS log_probs (key BLOB PRIMARY KEY, value BLOB) WITHOUT ROWID"
-        self._connection = open_cache(self._file, table)
-        # Rows lost in a power cut are computed again.
-        self._connection.execute("PRAGMA synchronous=NORMAL")
+        self._database = Database(
+            self._file,
+            "CREATE TABLE log_probs (key BLOB PRIMARY KEY, value BLOB) WITHOUT ROWID",
+            advice=CACHE_ADVICE,
+            synchronous="NORMAL",  # rows lost in a power cut are computed again
+        )
 
     def look_up(self, batches: Iterable[TreeBatch]) -> dict[int, list[float]]:
         """Log-probs of the batches that are cached, by batch number: one per candidate, in the row's order, nats."""
@@ -155,8 +117,7 @@ class ReferenceCache:
             part = keys[start : start + _LOOK_UP_AT_ONCE]
             marks = ",".join("?" * len(part))
             query = f"SELECT key, value FROM log_probs WHERE key IN ({marks})"
-            with database_errors(self._file, CACHE_ADVICE):
-                stored_values.update(self._connection.execute(query, part))
+            stored_values.update(self._database.read(query, part))
         log_probs: dict[int, list[float]] = {}
         damaged = 0
         for index, key in enumerate(keys):
@@ -175,21 +136,16 @@ class ReferenceCache:
         """Store a batch's log-probs, one per candidate, nats."""
         key, value = self._key(batch), np.asarray(log_probs, np.float64).tobytes()
         row = key, _checksum(key, value) + value
-        with database_errors(self._file, CACHE_ADVICE):
-            self._connection.execute("INSERT OR REPLACE INTO log_probs VALUES (?, ?)", row)
+        self._database.write("INSERT OR REPLACE INTO log_probs VALUES (?, ?)", [row])
 
     def close(self) -> None:
         """Close the file."""
-        self._connection.close()
+        self._database.close()
 
     def _key(self, batch: TreeBatch) -> bytes:
-        digest = hashlib.blake2b(self._prefix, digest_size=20)
-        digest.update(repr(batch.branches).encode())
-        digest.update(batch.input_ids.numpy().tobytes())
-        if batch.loss_mask is not None:
-            digest.update(b"learnt " + batch.loss_mask.numpy().tobytes())
-        return digest.digest()
+        mask = b"" if batch.loss_mask is None else b"learnt " + batch.loss_mask.numpy().tobytes()
+        return hash_parts((self._prefix, repr(batch.branches).encode(), batch.input_ids.numpy().tobytes(), mask), _KEY)
 
 
 def _checksum(key: bytes, value: bytes) -> bytes:
-    return hashlib.blake2b(key + value, digest_size=_CHECKSUM).digest()
+    return hash_parts([key, value], _CHECKSUM)

@@ -1,10 +1,4 @@
-"""Folders that are written completely or not at all, and errors of full disks.
-
-Also in this module:
-
-- A lock on an output folder: one process writes it at a time, and a killed process leaves no lock behind.
-- Files of a run: written whole or not at all, and named by an error where they are damaged.
-"""
+"""Files and folders that are written completely or not at all, their locks, and errors of full disks."""
 
 from __future__ import annotations
 

@@ -1,19 +1,15 @@
-"""SQLite files that several processes write to, with SQLite's failures reported as Penchant errors.
-
-Also in this module:
-
-- A SQLite file of ours that several processes write to, in whole transactions.
-"""
+"""SQLite files that several processes write to, with SQLite's failures reported as Penchant errors."""
 
 from __future__ import annotations
 
 import sqlite3
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from threading import Lock
+from typing import Any, Literal
 
 from penchant.errors import ConfigError, DataError, DiskFullError, PenchantError
 
@@ -71,136 +67,128 @@ CACHE_ADVICE = Advice(
 """Advice for a cache, which the user did not name."""
 
 
-def connect(path: Path, advice: Advice = USER_FILE_ADVICE, *, several_threads: bool = False) -> sqlite3.Connection:
-    """A connection that commits each statement; the file and its folder are made if missing.
-
-    Raises:
-        DataError: the file or its folder cannot be created; a ConfigError for a cache.
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        problem = f"its folder cannot be made: {error.strerror}"
-        raise advice.error(problem, where=str(path), fix=advice.folder) from error
-    with database_errors(path, advice):
-        return sqlite3.connect(
-            path, timeout=TIMEOUT_SECONDS, isolation_level=None, check_same_thread=not several_threads
-        )
-
-
-def open_cache(path: Path, table: str) -> sqlite3.Connection:
-    """A connection to one of Penchant's caches, for any number of processes and threads.
-
-    Args:
-        table: the SQL statement that creates its table if it is missing.
-
-    Raises:
-        ConfigError: it cannot be made or used.
-        DiskFullError: there was no room.
-    """
-    # SQLite itself serializes the threads.
-    connection = connect(path, CACHE_ADVICE, several_threads=True)
-    try:
-        with database_errors(path, CACHE_ADVICE):
-            enable_write_ahead_log(connection)
-            connection.execute(table)
-    except BaseException:
-        connection.close()
-        raise
-    return connection
-
-
-def enable_write_ahead_log(connection: sqlite3.Connection) -> None:
-    """Switch a database to a write-ahead log, so that readers work beside a writer.
-
-    SQLite refuses some of several processes that switch at once, without waiting: the switch is tried again.
-    """
-    deadline = time.monotonic() + TIMEOUT_SECONDS
-    while True:
-        try:
-            connection.execute("PRAGMA journal_mode=WAL")
-            return
-        except sqlite3.OperationalError as error:
-            if _kind(error.sqlite_errorcode) != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
-                raise
-        time.sleep(0.01)
-
-
-@contextmanager
-def database_errors(path: Path, advice: Advice = USER_FILE_ADVICE) -> Iterator[None]:
-    """Turn SQLite's failures into errors with a fix; programming errors pass through.
-
-    Raises:
-        DataError: the file is no database, or cannot be used; a ConfigError for a cache.
-        DiskFullError: there was no room.
-    """
-    try:
-        yield
-    except sqlite3.DatabaseError as error:
-        # Errors that Python's module raises itself have no code.
-        code = getattr(error, "sqlite_errorcode", 0)
-        if code in DISK_FULL_CODES:
-            raise DiskFullError(
-                "the disk is full; what was stored before is untouched",
-                where=str(path),
-                fix="free some space, then give the same command again: it resumes where it stopped",
-            ) from error
-        fix = advice.fix(_kind(code))
-        if fix is None:
-            raise
-        raise advice.error(f"it cannot be used: {error}", where=str(path), fix=fix) from error
-
-
-def _kind(code: int) -> int:
-    """The primary error code: the lowest byte of an extended one."""
-    return code & 0xFF
-
-
 class Database:
-    """A file with tables of ours; what a transaction wrote is on the disk when it ends.
+    """A SQLite file with tables of ours, for several processes and threads; readers work beside a writer.
 
     Args:
-        path: the file; made if missing, with its folder.
-        application: in the file's header: says whose tables these are, and of which version; not 0.
-        schema: the statements that make the tables, a semicolon between them.
+        path: the file, created with its folder if missing.
+        schema: the statements that create the tables, with semicolons between them.
+        application: number in the file's header that identifies whose tables these are, and their version; 0: nobody's.
+        advice: the errors' class and fixes.
+        synchronous: ``NORMAL`` where rows may be lost in a power cut; ``FULL`` where they may not.
 
     Raises:
-        DataError: the file is no database, is another program's, or cannot be opened.
-        DiskFullError: here and in `writing`.
+        DataError: the file is no database, is another program's, or cannot be used (a ConfigError for a cache); raised
+            by every method.
+        DiskFullError: there was no room; raised by every method that writes.
     """
 
-    def __init__(self, path: Path, application: int, schema: str) -> None:
-        self._path = path
-        self._connection = connect(path)
+    def __init__(
+        self,
+        path: Path,
+        schema: str,
+        *,
+        application: int = 0,
+        advice: Advice = USER_FILE_ADVICE,
+        synchronous: Literal["FULL", "NORMAL"] = "FULL",
+    ) -> None:
+        self._path, self._application, self._advice, self._lock = path, application, advice, Lock()
         try:
-            self._prepare(application, schema)
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            problem = f"its folder cannot be made: {error.strerror}"
+            raise advice.error(problem, where=str(path), fix=advice.folder) from error
+        with self._errors():
+            # SQLite itself serializes the threads.
+            self._connection = sqlite3.connect(
+                path, timeout=TIMEOUT_SECONDS, isolation_level=None, check_same_thread=False
+            )
+        try:
+            self._create_tables(schema)
+            # Last: it changes the file, which by now is known to be ours.
+            with self._errors():
+                self._enable_write_ahead_log()
+                self._connection.execute(f"PRAGMA synchronous = {synchronous}")
         except BaseException:
             self.close()
             raise
 
     @contextmanager
     def writing(self) -> Iterator[sqlite3.Connection]:
-        """All of what is done meanwhile or nothing; no other process writes between."""
-        with database_errors(self._path), self._connection:
+        """The connection in a transaction: all of it is stored or nothing, and no other process writes meanwhile."""
+        with self._lock, self._errors(), self._connection:
             self._connection.execute("BEGIN IMMEDIATE")
             yield self._connection
 
+    def write(self, statement: str, rows: Iterable[Sequence[Any]]) -> None:
+        """Execute a statement with the values of every row, in one transaction."""
+        with self.writing() as connection:
+            connection.executemany(statement, rows)
+
     def read(self, query: str, values: Sequence[Any] = ()) -> list[Any]:
         """The rows of one query."""
-        with database_errors(self._path):
+        with self._errors():
             return self._connection.execute(query, values).fetchall()
 
     def close(self) -> None:
+        """Close the connection."""
         self._connection.close()
 
-    def _prepare(self, application: int, schema: str) -> None:
+    def _create_tables(self, schema: str) -> None:
+        if self._has_tables():
+            return
         with self.writing() as connection:
-            (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
-            (found,) = connection.execute("PRAGMA application_id").fetchone()
-            if tables and found != application:
-                raise DataError("this is another program's database", where=str(self._path), fix="name a new file")
-            for statement in () if tables else (*schema.split(";"), f"PRAGMA application_id = {application}"):
-                connection.execute(statement)
-        # Last: it changes the file, which by now is known to be ours.
-        with database_errors(self._path):
-            enable_write_ahead_log(self._connection)
+            # Another process may have created them meanwhile.
+            if not self._has_tables():
+                for statement in (*schema.split(";"), f"PRAGMA application_id = {self._application}"):
+                    connection.execute(statement)
+
+    def _has_tables(self) -> bool:
+        """Whether the file has tables, which must be ours."""
+        [(tables,)], [(application,)] = (
+            self.read(query) for query in ("SELECT count(*) FROM sqlite_master", "PRAGMA application_id")
+        )
+        if tables and application != self._application:
+            raise self._advice.error(
+                "this is another program's database", where=str(self._path), fix=self._advice.damaged
+            )
+        return bool(tables)
+
+    def _enable_write_ahead_log(self) -> None:
+        """Switch to a write-ahead log, so that readers work beside a writer.
+
+        SQLite refuses some of several processes that switch at once, without waiting: the switch is tried again.
+        """
+        deadline = time.monotonic() + TIMEOUT_SECONDS
+        while True:
+            try:
+                self._connection.execute("PRAGMA journal_mode=WAL")
+                return
+            except sqlite3.OperationalError as error:
+                if _kind(error.sqlite_errorcode) != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                    raise
+            time.sleep(0.01)
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        """Turn SQLite's failures into errors with a fix; programming errors pass through."""
+        try:
+            yield
+        except sqlite3.DatabaseError as error:
+            # Errors that Python's module raises itself have no code.
+            code = getattr(error, "sqlite_errorcode", 0)
+            if code in DISK_FULL_CODES:
+                raise DiskFullError(
+                    "the disk is full; what was stored before is untouched",
+                    where=str(self._path),
+                    fix="free some space, then give the same command again: it resumes where it stopped",
+                ) from error
+            fix = self._advice.fix(_kind(code))
+            if fix is None:
+                raise
+            raise self._advice.error(f"it cannot be used: {error}", where=str(self._path), fix=fix) from error
+
+
+def _kind(code: int) -> int:
+    """The primary error code: the lowest byte of an extended one."""
+    return code & 0xFF

@@ -20,29 +20,35 @@ from penchant.engine.distributed import World
 from penchant.engine.scoring import Scorer, precision
 from penchant.errors import ConfigError
 from penchant.objectives import Groups, Objective, Output, State
-from penchant.training.batches import References, group_facts, padded_table
+from penchant.training.batches import References, group_tensors, padded_table
 
 
 @dataclass
 class Result:
-    """What one process found in its part of a batch.
+    """Loss and metrics of one process's part of a batch.
 
     Attributes:
-        sums: the loss and each metric: (total, count) as a [2] float64 tensor.
-        broken: ids of the groups whose loss is not a finite number.
+        sums: name of the loss or a metric -> (total, count) as a [2] float64 tensor.
+        non_finite_ids: ids of groups whose loss is not a finite number.
     """
 
     sums: dict[str, Tensor] = field(default_factory=dict)
-    broken: list[str] = field(default_factory=list)
+    non_finite_ids: list[str] = field(default_factory=list)
 
     def add(self, output: Output, groups: Sequence[TokenizedGroup], counts: bool) -> None:
-        """Add an objective's output; it counts nothing where another process counts the same groups."""
+        """Add an objective's output.
+
+        Args:
+            counts: false where another process counts the same groups; then zeros are added.
+        """
         for name, value in {"loss": output.loss, **output.metrics}.items():
             pair = torch.stack([value.total.detach().double(), value.count.detach().double()])
             self.sums[name] = self.sums.get(name, torch.zeros_like(pair)) + (pair if counts else 0.0)
         finite = torch.isfinite(output.losses.detach())
         if counts and not finite.all():
-            self.broken += [group.group.id for group, fine in zip(groups, finite.tolist(), strict=True) if not fine]
+            self.non_finite_ids += [
+                group.group.id for group, fine in zip(groups, finite.tolist(), strict=True) if not fine
+            ]
 
 
 @dataclass(frozen=True)
@@ -51,9 +57,9 @@ class Batch:
 
     Attributes:
         references: [R][groups][candidates] log-probs.
-        token_budget: tokens in a micro-batch.
-        dtype: of the matrix products.
-        temperature: of the softmax that log-probs are taken of.
+        token_budget: maximum tokens of a micro-batch.
+        dtype: dtype of the matrix products.
+        temperature: temperature of the softmax.
     """
 
     groups: Sequence[TokenizedGroup]
@@ -72,26 +78,26 @@ def backward(scorer: Scorer, objective: Objective, state: State, batch: Batch, w
     """Add the gradient of the batch's *total* loss to the parameters; the caller divides by the global count.
 
     Raises:
-        ConfigError: an objective that is not coupled changes its state, which is to move once for the whole batch.
+        ConfigError: an objective that is not coupled changes its state; a state must change once per optimizer step.
     """
     cuts = split_into_micro_batches([scorer.cost(group) for group in batch.groups], batch.token_budget)
     if objective.coupled and (len(cuts) > 1 or world.size > 1):
         return _coupled(scorer, objective, state, batch, world, cuts)
     result = Result()
-    for members, own in world.share(cuts):
+    for members, counts_here in world.share(cuts):
         part = batch.part(members)
-        said = _said(scorer, part, world)
-        policy, reference, facts = arguments(said, part.groups, part.references)
+        log_probs = _score_micro_batch(scorer, part, world)
+        policy, reference, facts = objective_inputs(log_probs, part.groups, part.references)
         output, new_state = objective(policy, reference, facts, state)
         if not objective.coupled and _differ(state, new_state):
             raise ConfigError(
-                f"objective {objective.name} changes its state, and says that it is not coupled: it would change once "
-                "for each micro-batch, so the token budget would decide how often",
-                fix="let its `coupled` be True: it is then given each optimizer batch at once",
+                f"objective {objective.name} changes its state, and its `coupled` is False: the state would change "
+                "once for each micro-batch, so the token budget would decide how often",
+                fix="set its `coupled` to True: it then gets every optimizer batch at once",
             )
         state = new_state
-        (output.loss.total * float(own)).backward()
-        result.add(output, part.groups, own)
+        (output.loss.total * float(counts_here)).backward()
+        result.add(output, part.groups, counts_here)
     return result, state
 
 
@@ -106,21 +112,21 @@ def _coupled(
 ) -> tuple[Result, State]:
     # Adapters' dropout must be the same in both passes: each micro-batch has a seed of its own.
     seed = torch.initial_seed() % 2**62
-    whole = say(scorer, batch, world, cuts, seed).requires_grad_()
-    policy, reference, facts = arguments(whole, batch.groups, batch.references)
+    scores_of_batch = score_batch(scorer, batch, world, cuts, seed).requires_grad_()
+    policy, reference, facts = objective_inputs(scores_of_batch, batch.groups, batch.references)
     output, state = objective(policy, reference, facts, state)
-    (gradient,) = torch.autograd.grad(output.loss.total, whole)
-    for members, own in world.share(cuts):
+    (gradient,) = torch.autograd.grad(output.loss.total, scores_of_batch)
+    for members, counts_here in world.share(cuts):
         torch.manual_seed(seed + members[0])
-        said = _said(scorer, batch.part(members), world)
-        said.backward(gradient[..., list(members), : said.shape[-1]] * float(own))
+        scores = _score_micro_batch(scorer, batch.part(members), world)
+        scores.backward(gradient[..., list(members), : scores.shape[-1]] * float(counts_here))
     result = Result()
     result.add(output, batch.groups, counts=world.is_main)
     return result, state
 
 
 @torch.no_grad()
-def say(
+def score_batch(
     scorer: Scorer,
     batch: Batch,
     world: World,
@@ -128,47 +134,49 @@ def say(
     seed: int = 0,
     advance: Callable[[int], None] = lambda groups: None,
 ) -> Tensor:
-    """What the model says of every candidate of a batch, without a graph: [G, K], or [2, G, K] with a head.
+    """The model's scores of every candidate of a batch, without a graph: [G, K], or [2, G, K] with a head.
 
     Args:
-        cuts: the batch's micro-batches.
-        seed: of the adapters' dropout, where the scorer is in training mode.
+        cuts: indices of the groups of each micro-batch.
+        seed: seed of the adapters' dropout, where the scorer is in training mode.
         advance: called with the number of groups done since the last call.
     """
-    found: dict[int, Tensor] = {}
+    rows_by_index: dict[int, Tensor] = {}
     for members, _ in world.share(cuts):
         torch.manual_seed(seed + members[0])
-        said = _said(scorer, batch.part(members), world).cpu()
-        found.update(zip(members, said.unbind(-2), strict=True))
+        scores = _score_micro_batch(scorer, batch.part(members), world).cpu()
+        rows_by_index.update(zip(members, scores.unbind(-2), strict=True))
         advance(len(members) * world.size)
-    for others in world.gather(found):
-        found.update(others)
-    widest = max(row.shape[-1] for row in found.values())
-    rows = [pad(found[i], (0, widest - found[i].shape[-1])) for i in range(len(batch.groups))]
+    for rank_rows in world.gather(rows_by_index):
+        rows_by_index.update(rank_rows)
+    widest = max(row.shape[-1] for row in rows_by_index.values())
+    rows = [pad(rows_by_index[i], (0, widest - rows_by_index[i].shape[-1])) for i in range(len(batch.groups))]
     return torch.stack(rows, -2).to(world.device)
 
 
-def arguments(said: Tensor, groups: Sequence[TokenizedGroup], references: References) -> tuple[Tensor, Tensor, Groups]:
-    """What an objective is called with, besides its state.
+def objective_inputs(
+    scores: Tensor, groups: Sequence[TokenizedGroup], references: References
+) -> tuple[Tensor, Tensor, Groups]:
+    """The inputs of an objective besides its state.
 
     Args:
-        said: what the model said of these groups' candidates: [G, K], or with a preference head
-            [2, G, K]: log-probs and the head's rewards.
+        scores: [G, K] log-probs of these groups' candidates; with a preference head [2, G, K]: log-probs and the
+            head's rewards.
         references: [R][groups][candidates].
 
     Returns:
-        policy [G, K], reference [R, G, K], and what is known of the candidates.
+        policy [G, K], reference [R, G, K], and the candidates' masks, preferences, scores and labels.
     """
-    policy, rewards = (said[0], said[1]) if said.ndim == 3 else (said, None)
+    policy, rewards = (scores[0], scores[1]) if scores.ndim == 3 else (scores, None)
     tables = [padded_table(table, policy.shape[1]) for table in references]
     reference = torch.stack(tables) if tables else policy.new_zeros(0, *policy.shape)
     lengths = [group.tokens for group in groups]
-    known = group_facts([group.group for group in groups], lengths)
-    facts = replace(known.to(policy.device), rewards=rewards)
+    tensors = group_tensors([group.group for group in groups], lengths)
+    facts = replace(tensors.to(policy.device), rewards=rewards)
     return policy, reference.to(policy.device), facts
 
 
-def _said(scorer: Scorer, batch: Batch, world: World) -> Tensor:
+def _score_micro_batch(scorer: Scorer, batch: Batch, world: World) -> Tensor:
     with precision(world.device, batch.dtype):
         scores: Tensor = scorer(pack(batch.groups, batch.temperature).to(world.device))
     return scores

@@ -1,4 +1,4 @@
-"""Which groups make up each optimizer step, and what the objective is told of them."""
+"""The groups of each optimizer step, and their masks, preferences and labels as tensors."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from penchant.objectives import Groups
 
 @dataclass(frozen=True)
 class Order:
-    """The order of groups in a run: a function of the step, so that there is no position to save or lose.
+    """The order of groups in a run: a function of the step, so that a checkpoint needs no position.
 
-    Each epoch sees every group once, in a permutation of its own; its last batch may be smaller.
+    Each epoch has every group once, in a new permutation; its last batch may be smaller.
     """
 
     groups: int
@@ -45,13 +45,13 @@ References = Sequence[Sequence[Sequence[float]]]
 
 
 @dataclass(frozen=True)
-class Drawn:
+class StepBatch:
     """The groups of one optimizer step.
 
     Attributes:
-        references: their references' log-probs.
-        sums: metrics of how they came about: name -> (total, count).
-        temperature: that they were drawn at, and of the log-probs they are learnt from by; 1 of the data's own.
+        references: [R][groups][candidates] log-probs of the references.
+        sums: metrics of the sampling: name -> (total, count).
+        temperature: temperature of the sampling and of the log-probs in the loss; 1 for the data's own candidates.
     """
 
     groups: Sequence[TokenizedGroup]
@@ -60,43 +60,48 @@ class Drawn:
     temperature: float = 1.0
 
 
-class Source(Protocol):
-    """Where the groups of each step come from: the data, or fresh samples of the policy."""
+class BatchSource(Protocol):
+    """The groups of each step: the data's own, or fresh samples of the policy."""
 
-    def batch(self, step: int) -> Drawn:
+    @property
+    def order(self) -> Order:
+        """The order of the groups, or of the prompts; it says how many steps an epoch has."""
+        ...
+
+    def batch(self, step: int) -> StepBatch:
         """The groups of a 0-based step."""
         ...
 
 
 @dataclass(frozen=True)
 class Split:
-    """Tokenized groups, with their references' log-probs."""
+    """Tokenized groups, with the references' log-probs."""
 
     groups: Sequence[TokenizedGroup]
     references: References
 
 
 @dataclass(frozen=True)
-class Given:
+class FixedDataset:
     """The data's own groups, in an order."""
 
     split: Split
     order: Order
 
-    def batch(self, step: int) -> Drawn:
+    def batch(self, step: int) -> StepBatch:
         members = self.order.batch(step)
         references = [[table[i] for i in members] for table in self.split.references]
-        return Drawn([self.split.groups[i] for i in members], references)
+        return StepBatch([self.split.groups[i] for i in members], references)
 
 
-def group_facts(groups: Sequence[PreferenceGroup], lengths: Sequence[Sequence[int]]) -> Groups:
-    """What the objective is told of G groups of at most K candidates; see `Groups`.
+def group_tensors(groups: Sequence[PreferenceGroup], lengths: Sequence[Sequence[int]]) -> Groups:
+    """Masks, preferences, scores and labels of G groups of at most K candidates; see `Groups`.
 
     Args:
-        lengths: tokens of each candidate; a picture's is 1.
+        lengths: number of tokens of each candidate; 1 for a picture.
     """
     g, k = len(groups), max(map(len, lengths))
-    facts = Groups(
+    tensors = Groups(
         mask=torch.zeros(g, k, dtype=torch.bool),
         tokens=torch.zeros(g, k, dtype=torch.int64),
         better=torch.zeros(g, k, k, dtype=torch.bool),
@@ -106,31 +111,31 @@ def group_facts(groups: Sequence[PreferenceGroup], lengths: Sequence[Sequence[in
         weights=torch.tensor([group.weight for group in groups], dtype=torch.float32),
         mismatched=torch.zeros(g, k, dtype=torch.bool),
     )
-    assert facts.mismatched is not None
-    for row, (known, counted) in enumerate(zip(groups, lengths, strict=True)):
-        n = len(counted)
-        facts.mask[row, :n] = True
-        facts.tokens[row, :n] = torch.tensor(counted)
-        if known.scores is not None:
-            facts.scores[row, :n] = torch.tensor(known.scores, dtype=torch.float32)
-            facts.scored[row, :n] = True
-        if known.labels is not None:
-            facts.labels[row, :n] = torch.tensor([1 if label else -1 for label in known.labels])
-        for i, j in known.pairs:
-            facts.better[row, i, j] = True
-        if known.labels is None:
-            # As pairs are taken apart for unpaired methods: who wins is desirable, who only loses is not.
-            wins, loses = facts.better[row].any(1), facts.better[row].any(0)
-            facts.labels[row] = (wins & ~loses).long() - (loses & ~wins).long()
-        if known.mismatched is not None:
-            facts.mismatched[row, known.mismatched] = True
-            for table in (facts.mask, facts.scored, facts.labels):
-                table[row, known.mismatched] = 0
-    return facts
+    assert tensors.mismatched is not None
+    for row, (preferences, token_counts) in enumerate(zip(groups, lengths, strict=True)):
+        n = len(token_counts)
+        tensors.mask[row, :n] = True
+        tensors.tokens[row, :n] = torch.tensor(token_counts)
+        if preferences.scores is not None:
+            tensors.scores[row, :n] = torch.tensor(preferences.scores, dtype=torch.float32)
+            tensors.scored[row, :n] = True
+        if preferences.labels is not None:
+            tensors.labels[row, :n] = torch.tensor([1 if label else -1 for label in preferences.labels])
+        for i, j in preferences.pairs:
+            tensors.better[row, i, j] = True
+        if preferences.labels is None:
+            # Pairs give labels to unpaired methods: a winner is desirable, a candidate that only loses is not.
+            wins, loses = tensors.better[row].any(1), tensors.better[row].any(0)
+            tensors.labels[row] = (wins & ~loses).long() - (loses & ~wins).long()
+        if preferences.mismatched is not None:
+            tensors.mismatched[row, preferences.mismatched] = True
+            for table in (tensors.mask, tensors.scored, tensors.labels):
+                table[row, preferences.mismatched] = 0
+    return tensors
 
 
 def padded_table(rows: Sequence[Sequence[float]], k: int) -> torch.Tensor:
-    """[G, K] float64 from G rows of at most K numbers, 0 where a row has fewer."""
+    """A [G, K] float64 tensor of G rows of at most K numbers; 0 where a row has fewer."""
     table = torch.zeros(len(rows), k, dtype=torch.float64)
     for i, row in enumerate(rows):
         table[i, : len(row)] = torch.tensor(row, dtype=torch.float64)

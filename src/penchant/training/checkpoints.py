@@ -1,20 +1,15 @@
-"""Checkpoints: complete or absent, checked when read, and loadable at another number of processes.
+"""Checkpoints: complete or absent, verified when they are read, loadable with another number of processes.
 
 checkpoints/step-00000100/
     rank-*.safetensors      weights, optimizer and objective state, a reference that moves: each process's shards
-    index.json              which shards a tensor has, and where they begin
+    index.json              the shards of every tensor, with their offsets
     state.json              the loop's own state
     manifest.json           size and hash of each file; written last
-
-Also in this module:
-
-- Tensors of all processes in one folder: safetensors files of each process, and an index in JSON.
 """
 
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import logging
 import os
@@ -35,21 +30,22 @@ from penchant.engine.distributed import World
 from penchant.errors import CheckpointError, reason_of
 from penchant.objectives import State
 from penchant.storage.files import disk_errors, is_full, new_folder, sync
+from penchant.storage.fingerprints import hash_file
 
 logger = logging.getLogger(__name__)
 
 FORMAT = 2
 INDEX = "index.json"
 PART = 2**30
-"""Bytes of a file: a GPU's tensors pass through the host's memory a file at a time."""
+"""Maximum bytes of a file: tensors of a GPU pass through the host's memory one file at a time."""
 
 Tensors = Mapping[str, Tensor]
 ShardIndex = dict[str, list[dict[str, Any]]]
-"""Of each tensor one process's shards: their file, offset in every dimension, and shape."""
+"""Tensor name -> one process's shards: file, offset in every dimension, and shape."""
 
 
 def write_shards(tensors: Tensors, folder: Path, rank: int) -> ShardIndex:
-    """Write this process's shards; returns where they are."""
+    """Write this process's shards, and return their index."""
     index: ShardIndex = {}
     for number, part in enumerate(_parts(tensors, rank)):
         file = f"rank-{rank:05d}-{number:05d}.safetensors"
@@ -60,7 +56,7 @@ def write_shards(tensors: Tensors, folder: Path, rank: int) -> ShardIndex:
 
 
 def write_index(tensors: Tensors, folder: Path, shards: list[ShardIndex]) -> None:
-    """Write the index of what all processes wrote."""
+    """Write the index of all processes' shards."""
     index = {
         name: {
             "dtype": str(tensor.dtype).removeprefix("torch."),
@@ -73,7 +69,7 @@ def write_index(tensors: Tensors, folder: Path, shards: list[ShardIndex]) -> Non
 
 
 def read_shards(tensors: Tensors, folder: Path) -> None:
-    """Fill these tensors in place, each with its own part.
+    """Fill these tensors in place from the shards in a folder.
 
     Raises:
         CheckpointError: the index is of another format, or does not have these tensors.
@@ -97,7 +93,7 @@ def read_shards(tensors: Tensors, folder: Path) -> None:
 
 
 def _parts(tensors: Tensors, rank: int) -> Iterator[dict[str, tuple[Tensor, list[int]]]]:
-    """This process's shards with their offsets, up to `PART` bytes at a time."""
+    """This process's shards with their offsets, in parts of at most `PART` bytes."""
     part: dict[str, tuple[Tensor, list[int]]] = {}
     size = 0
     for name, tensor in tensors.items():
@@ -115,7 +111,7 @@ def _parts(tensors: Tensors, rank: int) -> Iterator[dict[str, tuple[Tensor, list
 
 
 def _local(tensor: Tensor) -> tuple[Tensor, list[int]]:
-    """This process's shard, and where it begins in every dimension."""
+    """This process's shard, and its offset in every dimension."""
     if not isinstance(tensor, DTensor):
         return tensor.detach(), [0] * tensor.dim()
     from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
@@ -146,15 +142,15 @@ def _read_index(folder: Path) -> dict[str, Any]:
 
 
 def _slice(open_file: Callable[[str], Any], name: str, file: str) -> Any:
-    """A tensor in a file, to be indexed; nothing is read yet."""
+    """A lazy slice of a tensor in a file; indexing it reads."""
     return open_file(file).get_slice(name)
 
 
 def _fill(tensor: Tensor, entry: Mapping[str, Any], open_shard: Callable[[str], Any]) -> None:
-    """Copy what the files hold of this process's part of a tensor.
+    """Copy this process's part of a tensor from the files.
 
     Args:
-        open_shard: the tensor's shard in a file, to be indexed.
+        open_shard: returns the lazy slice of the tensor's shard in a file.
     """
     dtype = str(tensor.dtype).removeprefix("torch.")
     if entry["dtype"] != dtype or entry["shape"] != list(tensor.shape):
@@ -166,7 +162,7 @@ def _fill(tensor: Tensor, entry: Mapping[str, Any], open_shard: Callable[[str], 
         low = [max(a, b) for a, b in zip(start, shard["offset"], strict=True)]
         ends = zip(start, target.shape, shard["offset"], shard["shape"], strict=True)
         high = [min(a + length, b + size) for a, length, b, size in ends]
-        if any(first >= last for first, last in zip(low, high, strict=True)):
+        if any(begin >= end for begin, end in zip(low, high, strict=True)):
             continue
         values = open_shard(shard["file"])[_range(low, high, shard["offset"])]
         target[_range(low, high, start)].copy_(values)
@@ -176,11 +172,11 @@ def _fill(tensor: Tensor, entry: Mapping[str, Any], open_shard: Callable[[str], 
 
 
 def _range(low: list[int], high: list[int], start: list[int]) -> Any:
-    """As an index; of a scalar the only one it has."""
+    """The index of [low, high) relative to a start; `...` for a scalar."""
     return (
         ...
         if not low
-        else tuple(slice(first - zero, last - zero) for first, last, zero in zip(low, high, start, strict=True))
+        else tuple(slice(begin - zero, end - zero) for begin, end, zero in zip(low, high, start, strict=True))
     )
 
 
@@ -191,9 +187,9 @@ class Checkpoints:
         self._folder, self._world, self._keep = folder, world, keep
 
     def latest(self) -> Path | None:
-        """The last complete one."""
-        found = sorted(self._folder.glob("step-*"))
-        return found[-1] if found else None
+        """The latest complete checkpoint."""
+        checkpoints = sorted(self._folder.glob("step-*"))
+        return checkpoints[-1] if checkpoints else None
 
     def save(
         self,
@@ -204,10 +200,10 @@ class Checkpoints:
         reference: Tensors,
         loop: Mapping[str, Any],
     ) -> Path:
-        """Write a checkpoint aside, sync it to disk, then give it its name; drop those beyond the kept number.
+        """Write a checkpoint to a temporary folder, sync it to disk and rename it; delete the oldest beyond `keep`.
 
         Args:
-            reference: tensors of a reference that moves; none of one that stays.
+            reference: tensors of a moving reference; empty for a fixed one.
 
         Raises:
             DiskFullError: the disk is full; earlier checkpoints are untouched.
@@ -253,7 +249,7 @@ class Checkpoints:
         return state, loop
 
     def _write(self, tensors: Tensors, folder: Path) -> list[ShardIndex]:
-        """Write every process's shards; where one fails all do, so that none waits for it."""
+        """Write every process's shards; where one process fails all raise, so that none waits for it."""
         failure: Exception | None = None
         shards: ShardIndex = {}
         try:
@@ -273,7 +269,7 @@ class Checkpoints:
 def _tensors(
     module: nn.Module, optimizer: torch.optim.Optimizer, state: State, reference: Tensors
 ) -> dict[str, Tensor]:
-    """Everything a checkpoint holds, by the parameters' names, sharded as they are; loading fills it in place."""
+    """All tensors of a checkpoint by name, sharded as the parameters are; loading fills them in place."""
     trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
     for parameter in trained.values():
         if not optimizer.state[parameter]:
@@ -298,9 +294,8 @@ def _seal(folder: Path) -> None:
     """Record every file's size and hash, and force all of it to disk."""
     files = {}
     for file in sorted(folder.iterdir()):
-        with file.open("rb") as stream:
-            os.fsync(stream.fileno())
-            files[file.name] = {"size": file.stat().st_size, "hash": hashlib.file_digest(stream, "blake2b").hexdigest()}
+        sync(file)
+        files[file.name] = {"size": file.stat().st_size, "hash": hash_file(file, "blake2b")}
     manifest = folder / "manifest.json"
     with manifest.open("w", encoding="utf-8") as text:
         json.dump(files, text)
@@ -319,8 +314,7 @@ def _verify(checkpoint: Path) -> None:
         file = checkpoint / name
         size = file.stat().st_size if file.exists() else 0
         if size != expected["size"]:
-            found = f"the file has {size} bytes, {expected['size']} were written"
-            raise CheckpointError(found, where=str(file), fix=fix)
-        with file.open("rb") as stream:
-            if hashlib.file_digest(stream, "blake2b").hexdigest() != expected["hash"]:
-                raise CheckpointError("the file was changed since it was written", where=str(file), fix=fix)
+            message = f"the file has {size} bytes, {expected['size']} were written"
+            raise CheckpointError(message, where=str(file), fix=fix)
+        if hash_file(file, "blake2b") != expected["hash"]:
+            raise CheckpointError("the file was changed since it was written", where=str(file), fix=fix)

@@ -1,4 +1,4 @@
-"""A run's output folder: whose it is, what made it, and when it is finished.
+"""A run's output folder: its files, and whether it belongs to a run that can be resumed.
 
 OUTPUT/
     config.yaml             the resolved configuration
@@ -12,15 +12,10 @@ OUTPUT/
     README.md               model card, with Hugging Face metadata
     evaluation.json         held-out preference metrics before and after
     report.html
-
-Also in this module:
-
-- The day that a run's chat templates write as today's: settled when the run starts, the same when it is resumed.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
@@ -38,21 +33,21 @@ from penchant.data.template import has_date, reads_clock
 from penchant.errors import ConfigError
 from penchant.evaluation.held_out import recorded_day, today, tokenizers
 from penchant.storage.files import read_record, write_atomically
+from penchant.storage.fingerprints import hash_text
 from penchant.training.input_hashes import SCHEME, Input, changed_inputs, input_hashes, touched_inputs
-from penchant.training.references import reference_sources
 
 logger = logging.getLogger(__name__)
 
 
 def on_one_day(config: RunConfig) -> RunConfig:
-    """The configuration with `data.date`: its own, else that of the run in its folder, else today.
+    """The configuration with `data.date` set: as configured, else that of the run in its folder, else today.
 
     None where no chat template of the run's models writes a date.
     """
     if config.data.date is not None:
         return config
-    begun = (Path(config.output) / "run.json").exists()
-    day = recorded_day(config.output) if begun else None
+    is_started = (Path(config.output) / "run.json").exists()
+    day = recorded_day(config.output) if is_started else None
     return with_day(config, day or (today() if run_writes_today(config) else None))
 
 
@@ -62,14 +57,14 @@ def with_day(config: RunConfig, day: str | None) -> RunConfig:
 
 
 def run_writes_today(config: RunConfig) -> bool:
-    """Whether a chat template of the run's models writes today's date: policy, references or reward model."""
+    """Whether a chat template of the policy, the references or the reward model writes today's date."""
     return any(map(reads_clock, tokenizers(_models(config))))
 
 
 def _models(config: RunConfig) -> list[tuple[str, str | None]]:
     template = config.data.chat_template
     models: list[tuple[str, str | None]] = [
-        (source, template) for source in dict.fromkeys([config.model, *reference_sources(config)]) if source
+        (source, template) for source in dict.fromkeys([config.model, *config.reference_sources]) if source
     ]
     if config.reward is not None and config.reward.model is not None:
         models.append((config.reward.model, None))
@@ -77,7 +72,7 @@ def _models(config: RunConfig) -> list[tuple[str, str | None]]:
 
 
 def day_note(config: RunConfig) -> list[str]:
-    """A line for people, where a day is set."""
+    """A note on the date of the chat templates; empty where none is set."""
     day = config.data.date
     if day is None:
         return []
@@ -87,7 +82,7 @@ def day_note(config: RunConfig) -> list[str]:
 
 
 _STARTED = ("run.json", "config.yaml", "metrics.jsonl", "timing.jsonl", "run.log")
-"""What a run's folder holds before its first step."""
+"""Files of a run's folder before its first step."""
 
 
 def check(
@@ -96,40 +91,40 @@ def check(
     *,
     resume: bool,
 ) -> bool:
-    """Whether the output folder holds this run to go on with, or can be taken for it; writes nothing.
+    """Whether the output folder holds this run, to be resumed; false where it is free for a new one. Writes nothing.
 
     Args:
-        fingerprint: of the run's data.
+        fingerprint: hash of the run's data.
 
     Raises:
         ConfigError: it holds another run, or something else; or the run to resume had other data, settings, models or
             files.
     """
     folder = Path(config.output)
-    # Hidden files are what a killed process was writing; config.yaml alone, what it wrote before run.json.
-    held = sorted(item.name for item in folder.iterdir() if item.name[0] != ".") if folder.exists() else []
-    begun = "run.json" in held
-    if not begun and set(held) - {"config.yaml"}:
+    # Hidden files are left by a killed process, and so is a config.yaml without run.json.
+    names = sorted(item.name for item in folder.iterdir() if item.name[0] != ".") if folder.exists() else []
+    is_started = "run.json" in names
+    if not is_started and set(names) - {"config.yaml"}:
         raise ConfigError(
-            f"the output folder holds something that is no run: {', '.join(held[:3])}",
+            f"the output folder holds something that is no run: {', '.join(names[:3])}",
             where=str(folder),
             fix="name a new folder: output=DIR",
         )
-    if begun and not resume:
+    if is_started and not resume:
         raise ConfigError(
             "the output folder holds another run",
             where=str(folder),
             fix=f"go on with it: penchant train --resume {folder}; or name a new folder: output=DIR",
         )
-    if resume and not held:
+    if resume and not names:
         raise ConfigError("there is no run to resume", where=str(folder), fix="leave out --resume to start one")
-    if begun:
+    if is_started:
         _same_run(folder, config, fingerprint)
-    return begun
+    return is_started
 
 
 def take(config: RunConfig, fingerprint: str, notes: list[str], inputs: Mapping[str, Input]) -> None:
-    """Take the output folder for a new run: from here on it holds one.
+    """Write config.yaml and run.json: from here on the output folder holds this run.
 
     Args:
         inputs: hashes of the models and files it is started from, taken before they were loaded.
@@ -148,7 +143,7 @@ def take(config: RunConfig, fingerprint: str, notes: list[str], inputs: Mapping[
 
 
 def release(config: RunConfig) -> None:
-    """Give the output folder back after a run that failed before its first step: nothing is there to go on with."""
+    """Delete the files of a run that failed before its first step, so that the same command can be run again."""
     folder = Path(config.output)
     if any(item.name not in _STARTED for item in folder.iterdir() if item.name[0] != "."):
         return
@@ -197,7 +192,7 @@ def run_log() -> Iterator[RunLog]:
 
 
 def _with_hub_commits(config: RunConfig, inputs: Mapping[str, Input]) -> dict[str, Input]:
-    """The inputs with the commits of models that were only fetched when they were loaded."""
+    """The inputs with the commits of models that were downloaded when they were loaded."""
     fetched = [key for key, value in inputs.items() if not value["files"]]
     return {**inputs, **input_hashes(config, fetched)}
 
@@ -213,7 +208,8 @@ def _same_run(folder: Path, config: RunConfig, fingerprint: str) -> None:
         )
     if record["config"] != _config_hash(config) and not _same_but_for_new_keys(folder, config, record["config"]):
         raise ConfigError(
-            f"the configuration is not what this run was started with; it differs in: {_changed(folder, config)}",
+            "the configuration is not what this run was started with; it differs in: "
+            + _describe_changes(folder, config),
             where=str(folder),
             fix=f"resume with the run's own: penchant train --resume {folder}; or start a new run: output=DIR",
         )
@@ -247,17 +243,17 @@ def _in_words(key: str, path: str, files: list[str]) -> str:
 
 
 def _same_but_for_new_keys(folder: Path, config: RunConfig, recorded: str) -> bool:
-    """Whether a run of an older Penchant differs only in keys that have come since, which then have their defaults."""
+    """Whether a run of an older Penchant differs only in newer keys, which then have their defaults."""
     import yaml
 
     values = read_yaml(folder / "config.yaml")
     text = yaml.safe_dump({**values, "output": ""}, sort_keys=False, allow_unicode=True)
-    if hashlib.blake2b(text.encode(), digest_size=16).hexdigest() != recorded:
+    if hash_text(text) != recorded:
         return False  # the file was changed by hand since
     return _config_hash(parse_config(values, str(folder / "config.yaml"))) == _config_hash(config)
 
 
-def _changed(folder: Path, config: RunConfig) -> str:
+def _describe_changes(folder: Path, config: RunConfig) -> str:
     recorded = _flat(read_yaml(folder / "config.yaml"))
     current = _flat(parse_yaml(dump_config(config)))
     keys = sorted(key for key in recorded.keys() | current.keys() if recorded.get(key) != current.get(key))
@@ -272,13 +268,13 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _config_hash(config: RunConfig) -> str:
-    # Where the folder stands is not what the run is: a moved folder resumes.
+    # The folder's path is left out: a moved run can be resumed.
     text = dump_config(config.model_copy(update={"output": ""}))
-    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+    return hash_text(text)
 
 
 def environment() -> dict[str, str | int]:
-    """Versions and machine, for the record."""
+    """Versions of packages, and the machine."""
     from importlib.metadata import version
 
     import torch

@@ -1,13 +1,12 @@
-"""Hashes of the models and files that a run is started from: a path does not say what the file holds by now.
+"""Hashes of the models and files that a run is started from, which may change under the same path.
 
 A file's hash is that of its bytes. One larger than `WHOLE_FILE_BYTES` is hashed by its size, its first and last block
-and `BLOCKS` blocks between them, which a few megabytes of reading do: training changes every weight, and so some of
-these; a change of a few bytes may be missed there. Its time of change is recorded as a hint and never decides.
+and `BLOCKS` blocks between them, a few megabytes: training changes every weight, and so some of these blocks, but a
+change of a few bytes may be missed. The time of the last change is recorded as a hint and never decides.
 """
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
@@ -17,15 +16,16 @@ from penchant.config.objective import method_files
 from penchant.config.run import RunConfig
 from penchant.errors import ConfigError
 from penchant.models.loading import adapter_base
+from penchant.storage.fingerprints import hash_blocks, hash_file
 
 WHOLE_FILE_BYTES = 256 * 2**20
-"""Bytes up to which a file is read whole."""
+"""Maximum bytes of a file that is hashed whole."""
 
 BLOCKS, BLOCK = 510, 2**14
-"""Blocks sampled within a larger file beside its ends, and the bytes of each."""
+"""Number of blocks sampled from a larger file besides its ends, and their bytes."""
 
 SCHEME = 2
-"""Of these records: what an older one holds is hashed otherwise."""
+"""Version of these records; older ones were hashed differently."""
 
 _PARTS = (
     "*.safetensors",
@@ -41,24 +41,24 @@ _PARTS = (
     "merges.txt",
     "spiece.model",
 )
-"""A model folder's files that are read; a run's folder holds many others, some written later."""
+"""The hashed files of a model's folder; a run's folder holds many others, some written later."""
 
 _HUB_FILES = ("config.json", "adapter_config.json", "tokenizer_config.json")
 
 Stamp = Mapping[str, Any]
-"""Of one file: ``hash``, ``size`` in bytes, ``modified`` in nanoseconds; of a model on the hub ``hash``, its commit."""
+"""``hash``, ``size`` in bytes and ``modified`` in nanoseconds of a file; only ``hash``, the commit, of a hub model."""
 
 Input = Mapping[str, Any]
-"""Of one key of the configuration: ``path``, and ``files``, by name the stamp of each."""
+"""``path`` of one key of the configuration, and ``files``: name -> stamp."""
 
 
 def input_hashes(config: RunConfig, keys: Collection[str] | None = None) -> dict[str, Input]:
-    """Hashes of all files and models that a configuration names, its data aside, by key of the configuration.
+    """Hashes of all files and models of a configuration except its data, by key of the configuration.
 
-    A model on the hub is known by its commit in the local cache; one that is not there yet has no files.
+    A model on the hub is hashed by its commit in the local cache; one that is not in the cache has no files.
 
     Args:
-        keys: those to hash; None is all.
+        keys: the keys to hash; None: all.
 
     Raises:
         ConfigError: a file cannot be read.
@@ -71,25 +71,25 @@ def input_hashes(config: RunConfig, keys: Collection[str] | None = None) -> dict
 
 
 def named_paths(config: RunConfig) -> dict[str, str]:
-    """By key of the configuration the files, functions and models that it names, its data aside."""
+    """Key of the configuration -> its file, function or model, except its data."""
     return {key: path for key, (path, _) in _sources(config).items()}
 
 
 def changed_inputs(recorded: Mapping[str, Input], current: Mapping[str, Input]) -> dict[str, list[str]]:
-    """By key the files whose contents are others now, or that came or went; only of keys that both records have."""
-    changed = {}
+    """Key -> names of files that changed, appeared or disappeared; only of keys that both records have."""
+    changes = {}
     for key in recorded.keys() & current.keys():
         old, new = recorded[key]["files"], current[key]["files"]
-        # A model on the hub that was not in the cache says nothing.
+        # A model on the hub that was not in the cache cannot be compared.
         names = old.keys() | new.keys() if old and new else ()
         differ = [name for name in sorted(names) if _hash(old, name) != _hash(new, name)]
         if differ:
-            changed[key] = differ
-    return dict(sorted(changed.items()))
+            changes[key] = differ
+    return dict(sorted(changes.items()))
 
 
 def touched_inputs(recorded: Mapping[str, Input], current: Mapping[str, Input]) -> list[str]:
-    """Large files that were written since and whose sampled blocks are the same."""
+    """Large files with a newer time of change and the same sampled blocks."""
     return [
         f"{key} ({current[key]['path']}): {name}"
         for key in sorted(recorded.keys() & current.keys())
@@ -105,7 +105,7 @@ def _hash(files: Mapping[str, Stamp], name: str) -> str | None:
 
 
 def _sources(config: RunConfig) -> dict[str, tuple[str, Callable[[str], dict[str, Stamp]]]]:
-    """By key of the configuration the path that it names, and the function that hashes the files there."""
+    """Key of the configuration -> its path, and the function that hashes the files there."""
     reward = config.reward
     judge = None if reward is None else reward.judge
     entries: dict[str, tuple[str | None, Callable[[str], dict[str, Stamp]]]] = {
@@ -124,7 +124,7 @@ def _sources(config: RunConfig) -> dict[str, tuple[str, Callable[[str], dict[str
 
 
 def _model_stamps(source: str) -> dict[str, Stamp]:
-    """Of a folder's files (an adapter's base too), of a file, or of a model on the hub."""
+    """Stamps of a folder's files (an adapter's base too), of a file, or of a model on the hub."""
     path = Path(source)
     if path.is_file():
         return _file_stamps(source)
@@ -139,13 +139,13 @@ def _model_stamps(source: str) -> dict[str, Stamp]:
 
 
 def _function_stamps(where: str) -> dict[str, Stamp]:
-    """Of the file that a function stands in; the function is not called, nor its module run."""
+    """Stamp of the file that defines a function; its module is not run."""
     module = where.rpartition(":")[0]
     if module.endswith(".py"):
         return _file_stamps(module)
     try:
         spec = importlib.util.find_spec(module)
-    except (ImportError, ValueError):  # told where the function is called
+    except (ImportError, ValueError):  # reported where the function is called
         return {}
     return {} if spec is None or spec.origin is None or not Path(spec.origin).is_file() else _file_stamps(spec.origin)
 
@@ -157,28 +157,17 @@ def _file_stamps(path: str) -> dict[str, Stamp]:
 def _stamp(file: Path) -> Stamp:
     try:
         status = file.stat()
-        digest = _content_hash(file) if status.st_size <= WHOLE_FILE_BYTES else _sampled_hash(file, status.st_size)
+        if status.st_size <= WHOLE_FILE_BYTES:
+            content_hash = hash_file(file)[:32]
+        else:
+            content_hash = f"sampled-{hash_blocks(file, BLOCKS + 2, BLOCK)[:32]}"
     except OSError as error:
         raise ConfigError(f"it cannot be read: {error.strerror}", where=str(file), fix="check the path") from error
-    return {"hash": digest, "size": status.st_size, "modified": status.st_mtime_ns}
-
-
-def _content_hash(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()[:32]
-
-
-def _sampled_hash(file: Path, size: int) -> str:
-    digest = hashlib.sha256(str(size).encode())
-    with file.open("rb") as stream:
-        for number in range(BLOCKS + 2):
-            stream.seek((size - BLOCK) * number // (BLOCKS + 1))
-            digest.update(stream.read(BLOCK))
-    return f"sampled-{digest.hexdigest()[:32]}"
+    return {"hash": content_hash, "size": status.st_size, "modified": status.st_mtime_ns}
 
 
 def _hub_commit(source: str) -> str | None:
-    """The commit that a hub id stands for in the local cache; None where it is not there."""
+    """The commit of a hub id in the local cache; None where it is not cached."""
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 

@@ -1,10 +1,9 @@
-"""From a configuration to tokenized groups, checked against what the objective needs before a model is loaded."""
+"""A run's data: read, scored, checked against what the objective needs, and tokenized before a model is loaded."""
 
 from __future__ import annotations
 
-import hashlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -21,10 +20,17 @@ from penchant.engine.distributed import local_device
 from penchant.engine.reference_model import NO_LIMIT
 from penchant.errors import ConfigError, DataError, locate_errors, rename_options_in_errors
 from penchant.objectives import FittedObjective, Objective
-from penchant.training.batches import group_facts
+from penchant.storage.fingerprints import hash_parts
+from penchant.training.batches import group_tensors
 from penchant.training.log import direction
-from penchant.training.needs import check_head, check_models, check_references, check_sampled, fitted, usable
-from penchant.training.references import reference_sources
+from penchant.training.needs import (
+    check_head,
+    check_models,
+    check_references,
+    check_sampled,
+    filter_learnable_groups,
+    fit_state,
+)
 from penchant.training.sampled import prompts_to_answer
 
 if TYPE_CHECKING:
@@ -39,9 +45,9 @@ class Inputs:
 
     Attributes:
         train: groups to learn from; where candidates are sampled, one for each prompt to answer.
-        notes: what was detected, and what happened to rows.
-        fingerprint: a hash of every group, its facts and its token ids.
-        reference_held_out: groups that the objective's state is fitted to; empty where it fits none.
+        notes: the detected format, and counts of changed or dropped rows.
+        fingerprint: hash of all groups with their preferences and token ids.
+        reference_held_out: groups that the objective's state is fitted to; empty where nothing is fitted.
     """
 
     train: list[TokenizedGroup]
@@ -53,10 +59,10 @@ class Inputs:
 
 @dataclass(frozen=True)
 class DataParts:
-    """A run's groups as its files have them: no prompt of `reference_held_out` is in the other two.
+    """A run's groups as read: no prompt of `reference_held_out` is in the other two.
 
     Attributes:
-        notes: what was detected.
+        notes: the detected formats, and the sizes of the parts.
     """
 
     train: list[PreferenceGroup]
@@ -69,7 +75,7 @@ def read_inputs(config: RunConfig) -> DataParts:
     """Training groups, held-out groups, and those that reference weights are fitted to.
 
     Raises:
-        DataError: a file cannot be read, a share leaves a part empty, or the last part has a prompt of the others.
+        DataError: a file cannot be read, a share leaves a part empty, or the third part has a prompt of the others.
     """
     data = config.data
     training_set = _read(data, data.train, data.split)
@@ -115,8 +121,8 @@ def _refuse_shared_prompts(
     source: str,
 ) -> None:
     prompts = {as_text(group.prompt) for group in groups}
-    for use, others in (("trained on", train), ("tested on", held_out)):
-        shared = prompts & {as_text(group.prompt) for group in others}
+    for use, other_groups in (("trained on", train), ("tested on", held_out)):
+        shared = prompts & {as_text(group.prompt) for group in other_groups}
         if shared:
             raise DataError(
                 f"{len(shared)} of the {len(prompts)} prompts of data.reference_held_out are {use}",
@@ -129,10 +135,10 @@ def tokenize_inputs(config: RunConfig, tokenizer: PreTrainedTokenizerBase, conte
     """Read a run's data, score it where the run has a reward, and tokenize it.
 
     Args:
-        context: tokens the model was made for; the limit where the configuration sets none.
+        context: maximum tokens of the model; the limit where the configuration sets none.
 
     Raises:
-        PenchantError: the data, or the objective for it, is at fault.
+        PenchantError: the data cannot be read, or the objective cannot learn from it.
     """
     data = config.data
     if data.max_length and context and data.max_length > context:
@@ -145,18 +151,20 @@ def tokenize_inputs(config: RunConfig, tokenizer: PreTrainedTokenizerBase, conte
     train, held_out, notes = parts.train, parts.held_out, parts.notes
     held_out_source = data.held_out if isinstance(data.held_out, str) else data.train
     if held_out and config.evaluation.every:
-        _check_metric(config.evaluation.metric, config.method, len(reference_sources(config)))
+        _check_metric(config.evaluation.metric, config.built_objective, len(config.reference_sources))
     if config.candidates == "given":
-        train = usable(config, _scored(config, train), "training", data.train, notes)
+        train = filter_learnable_groups(config, _scored(config, train), "training", data.train, notes)
     if held_out:
-        held_out = usable(config, _scored(config, held_out), "held-out", held_out_source, notes)
+        held_out = filter_learnable_groups(config, _scored(config, held_out), "held-out", held_out_source, notes)
     fitting: list[PreferenceGroup] = []
     fitting_source = data.reference_held_out if isinstance(data.reference_held_out, str) else data.train
-    if config.method.needs.fitting_pairs:
+    if config.built_objective.needs.fitting_pairs:
         scored = _scored(config, parts.reference_held_out)
-        fitting = usable(config, scored, "reference-held-out", fitting_source, notes)
+        fitting = filter_learnable_groups(config, scored, "reference-held-out", fitting_source, notes)
     elif parts.reference_held_out:
-        notes.append(f"{config.method.name} fits no weights to data.reference_held_out; its groups are not trained on")
+        notes.append(
+            f"{config.built_objective.name} fits no weights to data.reference_held_out; its groups are not trained on"
+        )
     tokenized_parts: list[list[TokenizedGroup]] = []
     sources = (
         ("training", train, data.train),
@@ -187,9 +195,9 @@ def tokenize_inputs(config: RunConfig, tokenizer: PreTrainedTokenizerBase, conte
 
 
 def check_inputs(config: RunConfig, train: list[PreferenceGroup], held_out: list[PreferenceGroup]) -> None:
-    """Refuse a run its groups have not enough for, as training would, without scoring or tokenizing them.
+    """Check a run's groups against what the objective needs, as training does, without scoring or tokenizing them.
 
-    A reward is taken to tell candidates apart that the data does not.
+    A reward is assumed to give different scores to candidates without preferences.
 
     Raises:
         PenchantError: as training would.
@@ -199,12 +207,12 @@ def check_inputs(config: RunConfig, train: list[PreferenceGroup], held_out: list
     check_models(config)
     check_references(config)
     if held_out and config.evaluation.every:
-        _check_metric(config.evaluation.metric, config.method, len(reference_sources(config)))
-    given = train if config.candidates == "given" else []
-    for name, groups in (("training", given), ("held-out", held_out)):
+        _check_metric(config.evaluation.metric, config.built_objective, len(config.reference_sources))
+    train_groups = train if config.candidates == "given" else []
+    for name, groups in (("training", train_groups), ("held-out", held_out)):
         if groups:
             scored = groups if config.reward is None else [_foreseen(group) for group in groups]
-            usable(config, scored, name, f"{name} groups", [])
+            filter_learnable_groups(config, scored, name, f"{name} groups", [])
 
 
 def _foreseen(group: PreferenceGroup) -> PreferenceGroup:
@@ -214,7 +222,7 @@ def _foreseen(group: PreferenceGroup) -> PreferenceGroup:
 
 
 def report_notes(name: str, report: TokenizationReport) -> list[str]:
-    """What happened to the rows, a line each."""
+    """Lines on the rows that were changed or dropped, prefixed with the part's name."""
     return [f"{name}: {line}" for line in report.lines()]
 
 
@@ -223,7 +231,7 @@ def _read(data: DataConfig, source: str, split: str | None) -> GroupSet:
 
 
 def _scored(config: RunConfig, groups: list[PreferenceGroup]) -> list[PreferenceGroup]:
-    """The groups with the run's reward as their scores; preferences they have stay what they are."""
+    """The groups with the run's reward as their scores; existing preferences stay."""
     if config.reward is None or not groups:
         return groups
     if not code_runs():
@@ -239,30 +247,31 @@ def _scored(config: RunConfig, groups: list[PreferenceGroup]) -> list[Preference
 
 
 def _check_metric(metric: str, objective: Objective, references: int) -> None:
-    """Refuse a metric that the objective does not have, by asking it for those of one pair, or that has no better."""
-    pair = group_facts([PreferenceGroup("", ("a", "b"), preferred=0)], [[1, 1]])
-    pair = replace(pair, rewards=torch.zeros(1, 2))
-    nothing = torch.zeros(references, 1, 2)
+    """Refuse a metric that the objective does not return for a pair, or that is better neither higher nor lower."""
+    tensors = group_tensors([PreferenceGroup("", ("a", "b"), preferred=0)], [[1, 1]])
+    tensors = replace(tensors, rewards=torch.zeros(1, 2))
+    zeros = torch.zeros(references, 1, 2)
     state = objective.initial_state(seed=0)
     if isinstance(objective, FittedObjective):
-        state = fitted(objective, nothing, pair, state)
-    output = objective.evaluate(torch.zeros(1, 2), nothing, pair, state)
-    known = ["loss", *output.metrics]
-    fix = f"one of: {', '.join(name for name in known if direction(name) is not None)}"
-    if metric not in known:
+        state = fit_state(objective, zeros, tensors, state)
+    output = objective.evaluate(torch.zeros(1, 2), zeros, tensors, state)
+    names = ["loss", *output.metrics]
+    fix = f"one of: {', '.join(name for name in names if direction(name) is not None)}"
+    if metric not in names:
         raise ConfigError(f"evaluation.metric is {metric!r}, which {objective.name} does not have", fix=fix)
     if direction(metric) is None:
         raise ConfigError(f"evaluation.metric is {metric!r}, which is better neither higher nor lower", fix=fix)
 
 
 def _fingerprint(groups: Sequence[TokenizedGroup]) -> str:
-    digest = hashlib.blake2b(digest_size=16)
-    for tokenized in groups:
-        group = tokenized.group
-        known = (group.id, group.pairs, group.scores, group.labels, group.weight, group.source)
-        digest.update(repr(known).encode())
-        for ids in (tokenized.prompt, *tokenized.responses):
-            digest.update(len(ids).to_bytes(8, "little") + ids.tobytes())
-        for mask in tokenized.loss_masks or ():
-            digest.update(b"learnt " + mask.tobytes())
-    return digest.hexdigest()
+    def parts() -> Iterator[bytes]:
+        for tokenized in groups:
+            group = tokenized.group
+            facts = (group.id, group.pairs, group.scores, group.labels, group.weight, group.source)
+            yield repr(facts).encode()
+            for ids in (tokenized.prompt, *tokenized.responses):
+                yield len(ids).to_bytes(8, "little") + ids.tobytes()
+            for mask in tokenized.loss_masks or ():
+                yield b"learnt " + mask.tobytes()
+
+    return hash_parts(parts()).hex()

@@ -1,16 +1,11 @@
-"""What a run writes down while it runs.
+"""The files a run writes while it trains, and the direction in which each metric is better.
 
 `metrics.jsonl` holds only what the configuration, data and seed determine, so that a resumed run's file is the same
 byte for byte; seconds and speed go to `timing.jsonl`.
-
-Also in this module:
-
-- Which way a metric is better: what decides which checkpoint is the best. The table stands in docs/metrics.md too.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -18,11 +13,12 @@ from pathlib import Path
 from typing import Literal
 
 from penchant.errors import CheckpointError
+from penchant.storage.fingerprints import hash_bytes
 
 Direction = Literal["lower", "higher"]
 
 LOWER = ("loss", "nll_loss", "error", "rejected", "ddo_rm/kl")
-"""Names, or their last parts, of what is better lower."""
+"""Names, or last parts of names, of metrics that are better lower."""
 
 NEITHER = (
     "kl",
@@ -33,11 +29,11 @@ NEITHER = (
     "advantage/squared",
     "multi_reference/clipped",
 )
-"""Of what describes a run and says not how good it is."""
+"""Names, or last parts of names, of metrics that are better neither lower nor higher."""
 
 
 def direction(metric: str) -> Direction | None:
-    """Which way a metric is better; None where neither way is. A name that is in no table is better higher."""
+    """Whether a metric is better lower or higher; None for neither. A metric in no table is better higher."""
     names = (metric, metric.rpartition("/")[2])
     if any(name in LOWER for name in names):
         return "lower"
@@ -47,7 +43,7 @@ def direction(metric: str) -> Direction | None:
 
 
 class JsonLines:
-    """A file of JSON lines that can be cut back to where a checkpoint was made."""
+    """A file of JSON lines that can be truncated to its size at a checkpoint."""
 
     def __init__(self, file: Path) -> None:
         self._file = file
@@ -60,19 +56,19 @@ class JsonLines:
 
     @property
     def size(self) -> int:
-        """Bytes written."""
+        """Bytes of the file; 0 where there is none."""
         return self._file.stat().st_size if self._file.exists() else 0
 
     def digest(self, size: int) -> str:
         """A hash of the first `size` bytes."""
         content = self._file.read_bytes()[:size] if self._file.exists() else b""
-        return hashlib.blake2b(content, digest_size=16).hexdigest()
+        return hash_bytes(content)
 
-    def cut(self, size: int, digest: str = "") -> None:
-        """Forget what came after the first `size` bytes.
+    def truncate(self, size: int, digest: str = "") -> None:
+        """Drop all after the first `size` bytes.
 
         Args:
-            digest: of these bytes when the checkpoint was made; empty where the checkpoint holds none.
+            digest: hash of these bytes when the checkpoint was made; empty where the checkpoint has none.
 
         Raises:
             CheckpointError: the file is shorter than that, or holds other bytes.
@@ -93,8 +89,8 @@ class JsonLines:
         if self._file.exists():
             os.truncate(self._file, size)
 
-    def cut_last_part(self) -> None:
-        """Forget a last line that was not written whole, as a full disk leaves it."""
+    def drop_partial_line(self) -> None:
+        """Drop an incomplete last line, as a full disk leaves it."""
         if self._file.exists():
             content = self._file.read_bytes()
             os.truncate(self._file, content.rfind(b"\n") + 1)

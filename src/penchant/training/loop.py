@@ -1,4 +1,4 @@
-"""The loop: batches of groups in, optimizer steps out. Reads top to bottom; knows no method and no attention.
+"""The training loop: batches of groups in, optimizer steps out. It knows no objective and no attention.
 
 Sums are divided once: every micro-batch's backward adds up the gradient of the *total* loss, and the gradient is
 divided by the global count just before the step. So the loss does not depend on how a batch was cut, nor on how many
@@ -23,8 +23,8 @@ from penchant.engine.scoring import Scorer, micro_batches
 from penchant.errors import ConfigError, TrainingError
 from penchant.objectives import Objective, State
 from penchant.progress import Progress
-from penchant.training.backward import Batch, Result, arguments, backward, say
-from penchant.training.batches import Order, Source, Split
+from penchant.training.backward import Batch, Result, backward, objective_inputs, score_batch
+from penchant.training.batches import BatchSource, Split
 from penchant.training.checkpoints import Checkpoints
 from penchant.training.log import JsonLines, direction
 from penchant.training.moving_reference import MovingReference
@@ -34,9 +34,14 @@ from penchant.training.stop_signals import STOP_SIGNALS, Interrupted, StopSignal
 
 @dataclass
 class LoopState:
-    """All the loop remembers between steps; saved with every checkpoint.
+    """The loop's state between steps, saved with every checkpoint.
 
-    `sums` holds (total, count) of each metric since the last logged step.
+    Attributes:
+        sums: metric -> (total, count) since the last logged step.
+        best: value of the best evaluation, lower is better; None before the first.
+        worse: evaluations since the best one.
+        stopped: whether patience has ended the run.
+        log_size, log_digest: bytes of metrics.jsonl at the checkpoint, and their hash.
     """
 
     step: int = 0
@@ -50,15 +55,14 @@ class LoopState:
 
 
 class Loop:
-    """One run's loop.
+    """The loop of one run.
 
     Args:
         scorer: the policy; sharded over the world where there are several processes.
         source: the groups of each step.
-        order: of the training groups; says how many steps an epoch has.
-        state: what the objective remembers before the first step.
+        state: the objective's state before the first step.
         held_out: groups and references; may be empty.
-        moving_reference: becomes the policy at each best evaluation; None where the references stay.
+        moving_reference: the reference that becomes the policy at each best evaluation; None where all are fixed.
         save_best: called when a held-out evaluation during training is the best so far.
     """
 
@@ -66,61 +70,59 @@ class Loop:
         self,
         config: RunConfig,
         scorer: Scorer,
-        source: Source,
-        order: Order,
+        source: BatchSource,
         state: State,
         held_out: Split,
         moving_reference: MovingReference | None,
         world: World,
-        folder: Path,
         save_best: Callable[[], None],
     ) -> None:
         settings = config.training
-        self.config, self.scorer, self.world, self.folder = config, scorer, world, folder
-        self.source, self.order, self.state = source, order, state
+        self.config, self.scorer, self.world, self.folder = config, scorer, world, Path(config.output)
+        self.source, self.objective_state = source, state
         self.held_out, self.save_best = held_out, save_best
         self.moving_reference = moving_reference
-        self.objective: Objective = config.method
-        self.total = settings.max_steps or max(1, round(settings.epochs * self.order.steps_per_epoch))
+        self.objective: Objective = config.built_objective
+        self.total = settings.max_steps or max(1, round(settings.epochs * source.order.steps_per_epoch))
         self.optimizer = build_optimizer(scorer, settings, config.head.weight_decay)
-        self.at = LoopState()
-        self.checkpoints = Checkpoints(folder / "checkpoints", world, config.checkpoints.keep)
-        self.metrics = JsonLines(folder / "metrics.jsonl")
-        self.timing = JsonLines(folder / "timing.jsonl")
+        self.state = LoopState()
+        self.checkpoints = Checkpoints(self.folder / "checkpoints", world, config.checkpoints.keep)
+        self.metrics = JsonLines(self.folder / "metrics.jsonl")
+        self.timing = JsonLines(self.folder / "timing.jsonl")
 
     def resume(self) -> None:
-        """Go back to the last complete checkpoint, or to the start where there is none."""
+        """Load the latest complete checkpoint, if there is one."""
         checkpoint = self.checkpoints.latest()
         if checkpoint is not None:
-            self.state, saved = self.checkpoints.load(
-                checkpoint, self.scorer, self.optimizer, self.state, self._reference_tensors()
+            self.objective_state, saved = self.checkpoints.load(
+                checkpoint, self.scorer, self.optimizer, self.objective_state, self._reference_tensors()
             )
-            values = {name: saved[name] for name in vars(self.at)}
+            values = {name: saved[name] for name in vars(self.state)}
             values["sums"] = {name: tuple(pair) for name, pair in saved["sums"].items()}
-            self.at = LoopState(**values)
+            self.state = LoopState(**values)
             self._rescore_held_out()
         if self.world.is_main:
-            self.metrics.cut(self.at.log_size, self.at.log_digest)
-            self.timing.cut_last_part()
+            self.metrics.truncate(self.state.log_size, self.state.log_digest)
+            self.timing.drop_partial_line()
         self.world.barrier()
 
     def run(self) -> None:
         """Train to the end.
 
         Raises:
-            TrainingError: the loss or its gradient is not a number; the last checkpoint is untouched.
+            TrainingError: the loss or its gradient is not a finite number; the last checkpoint is untouched.
             Interrupted: on Ctrl-C, SIGTERM or SIGHUP, after the step in progress was finished and saved.
         """
-        if self.at.step == 0 and self.held_out.groups:
+        if self.state.step == 0 and self.held_out.groups:
             self.evaluate()
-        progress = Progress("training", self.total, "steps", start=self.at.step, visible=self.world.is_main)
+        progress = Progress("training", self.total, "steps", start=self.state.step, visible=self.world.is_main)
         with progress, StopSignals(self.folder, self.config.training.grace_seconds) as signals:
-            while self.at.step < self.total and not self.at.stopped:
+            while self.state.step < self.total and not self.state.stopped:
                 loss, number = self.step(signals)
                 progress.advance(1, f"loss {loss:.4f}")
-                if self.held_out.groups and self._due(self.config.evaluation.every):
+                if self.held_out.groups and self._is_due(self.config.evaluation.every):
                     self.evaluate()
-                if number or self.at.stopped or self._due(self.config.checkpoints.every):
+                if number or self.state.stopped or self._is_due(self.config.checkpoints.every):
                     self.save()
                 if number:
                     raise Interrupted(f"interrupted; go on with: penchant train --resume {self.folder}", number)
@@ -131,47 +133,47 @@ class Loop:
         Returns:
             The batch's loss, and the number of a stop signal that any process has received.
         """
-        started = time.perf_counter()
+        start_time = time.perf_counter()
         settings = self.config.training
-        drawn = self.source.batch(self.at.step)
-        groups, references = drawn.groups, drawn.references
+        step_batch = self.source.batch(self.state.step)
+        groups, references = step_batch.groups, step_batch.references
         if self.moving_reference is not None:
             references = self.moving_reference.rescore(groups, references)
-        # Only LoRA's own dropout draws random numbers; a seed of its own for each step leaves nothing to save.
-        torch.manual_seed(settings.seed * 1_000_003 + self.at.step)
-        batch = Batch(groups, references, settings.token_budget, settings.dtype, drawn.temperature)
-        result, self.state = backward(self.scorer, self.objective, self.state, batch, self.world)
+        # Only LoRA's dropout draws random numbers; a seed for each step leaves no generator to save.
+        torch.manual_seed(settings.seed * 1_000_003 + self.state.step)
+        batch = Batch(groups, references, settings.token_budget, settings.dtype, step_batch.temperature)
+        result, self.objective_state = backward(self.scorer, self.objective, self.objective_state, batch, self.world)
         sums, number = self._reduce(result.sums, signals)
-        sums.update(drawn.sums)
+        sums.update(step_batch.sums)
         total, count = sums["loss"]
         norm = self._scale_gradients(count)
         if not (math.isfinite(total) and math.isfinite(norm)):
-            self._refuse(result.broken, groups)
-        rate = learning_rate(self.at.step, self.total, settings)
+            self._refuse(result.non_finite_ids, groups)
+        rate = learning_rate(self.state.step, self.total, settings)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.step()
         self.optimizer.zero_grad()
-        self._note(sums, groups, rate, norm, time.perf_counter() - started)
+        self._note(sums, groups, rate, norm, time.perf_counter() - start_time)
         return total / max(count, 1e-30), number
 
     def evaluate(self) -> None:
-        """Held-out loss and metrics of the policy as it is; the objective's state stays as it is too."""
+        """Log held-out loss and metrics of the policy; the objective's state is not changed."""
         settings = self.config.training
         groups = self.held_out.groups
         batch = Batch(groups, self.held_out.references, settings.token_budget, settings.dtype)
         cuts = micro_batches(self.scorer, groups, settings.token_budget)
         self.scorer.eval()
         with Progress("held-out", len(groups), "groups", visible=self.world.is_main) as progress:
-            said = say(self.scorer, batch, self.world, cuts, advance=progress.advance)
+            scores = score_batch(self.scorer, batch, self.world, cuts, advance=progress.advance)
         self.scorer.train()
         reshard(self.scorer)
-        policy, reference, facts = arguments(said, groups, batch.references)
+        policy, reference, tensors = objective_inputs(scores, groups, batch.references)
         result = Result()
-        result.add(self.objective.evaluate(policy, reference, facts, self.state), groups, counts=True)
+        result.add(self.objective.evaluate(policy, reference, tensors, self.objective_state), groups, counts=True)
         sums = {name: value.tolist() for name, value in result.sums.items()}
         means = {name: total / count for name, (total, count) in sums.items() if count}
-        line = {"step": self.at.step, **{f"eval_{name}": value for name, value in means.items()}}
+        line = {"step": self.state.step, **{f"eval_{name}": value for name, value in means.items()}}
         if self.moving_reference is not None:
             line["reference_step"] = self.moving_reference.step
         if self.world.is_main:
@@ -180,15 +182,20 @@ class Loop:
             self._judge(means)
 
     def save(self) -> None:
-        """Write a checkpoint of everything."""
-        self.at.log_size = self.metrics.size
-        self.at.log_digest = self.metrics.digest(self.at.log_size)
+        """Write a checkpoint."""
+        self.state.log_size = self.metrics.size
+        self.state.log_digest = self.metrics.digest(self.state.log_size)
         self.checkpoints.save(
-            self.at.step, self.scorer, self.optimizer, self.state, self._reference_tensors(), vars(self.at)
+            self.state.step,
+            self.scorer,
+            self.optimizer,
+            self.objective_state,
+            self._reference_tensors(),
+            vars(self.state),
         )
 
-    def _due(self, every: int | None) -> bool:
-        return self.at.step == self.total or (every is not None and self.at.step % every == 0)
+    def _is_due(self, interval: int | None) -> bool:
+        return self.state.step == self.total or (interval is not None and self.state.step % interval == 0)
 
     def _judge(self, means: Mapping[str, float]) -> None:
         metric = self.config.evaluation.metric
@@ -199,25 +206,25 @@ class Loop:
                 where=str(self.folder),
                 fix=f"add held-out groups that have it; or set evaluation.metric to one of: {judged}",
             )
-        if self.at.step == 0:
-            return  # What training starts from is no checkpoint of it.
+        if self.state.step == 0:
+            return  # The starting model is not a checkpoint of the run.
         value = means[metric] if direction(metric) == "lower" else -means[metric]
-        if self.at.best is None or value < self.at.best:
-            self.at.best, self.at.worse = value, 0
+        if self.state.best is None or value < self.state.best:
+            self.state.best, self.state.worse = value, 0
             self.save_best()
             if self.moving_reference is not None:
-                self.moving_reference.update(self.at.step)
+                self.moving_reference.update(self.state.step)
                 self._rescore_held_out()
         else:
-            self.at.worse += 1
+            self.state.worse += 1
         patience = self.config.evaluation.patience
-        self.at.stopped = patience is not None and self.at.worse >= patience
+        self.state.stopped = patience is not None and self.state.worse >= patience
 
     def _reference_tensors(self) -> Mapping[str, Tensor]:
         return {} if self.moving_reference is None else self.moving_reference.tensors
 
     def _rescore_held_out(self) -> None:
-        """Let the reference that moves read the held-out groups, once for all evaluations until its next update."""
+        """Compute the moving reference's held-out log-probs, once for all evaluations until its next update."""
         if self.moving_reference is not None:
             references = self.moving_reference.rescore(self.held_out.groups, self.held_out.references)
             self.held_out = replace(self.held_out, references=references)
@@ -225,29 +232,29 @@ class Loop:
     def _reduce(
         self, sums: Mapping[str, Tensor], signals: StopSignals
     ) -> tuple[dict[str, tuple[float, float]], int | None]:
-        """Sums over all processes, and the number of a stop signal that any has received, in one exchange."""
-        rows = [[float(signals.received == number), 0.0] for number in STOP_SIGNALS]
-        received = torch.tensor(rows, dtype=torch.float64, device=self.world.device)
-        stacked = self.world.sum(torch.cat([torch.stack([*sums.values()]), received])).tolist()
+        """Sums over all processes, and the number of a stop signal that any has received, in one all-reduce."""
+        rows = [[float(signals.signal_number == number), 0.0] for number in STOP_SIGNALS]
+        signal_rows = torch.tensor(rows, dtype=torch.float64, device=self.world.device)
+        stacked = self.world.sum(torch.cat([torch.stack([*sums.values()]), signal_rows])).tolist()
         counts = zip(STOP_SIGNALS, stacked[len(sums) :], strict=True)
         number = next((number for number, (count, _) in counts if count), None)
         return {name: (row[0], row[1]) for name, row in zip(sums, stacked, strict=False)}, number
 
     def _scale_gradients(self, count: float) -> float:
-        """Divide the gradient of the total by the global count, then clip; returns the norm before clipping."""
+        """Divide the gradient of the total by the global count, then clip it; returns the norm before clipping."""
         # FSDP averages over processes; the loss is a sum over them.
         factor = self.world.size / max(count, 1e-30)
         return scale_and_clip(self.scorer, factor, self.config.training.max_grad_norm)
 
-    def _refuse(self, broken: Sequence[str], groups: Sequence[TokenizedGroup]) -> None:
-        ids = sorted({id for part in self.world.gather(list(broken)) for id in part})
+    def _refuse(self, group_ids: Sequence[str], groups: Sequence[TokenizedGroup]) -> None:
+        ids = sorted({id for part in self.world.gather(list(group_ids)) for id in part})
         rows = ids or [group.group.id for group in groups]
-        what = "the loss is not a finite number" if ids else "the gradient is not a finite number"
-        shown = ", ".join(rows[:10]) + (", ..." if len(rows) > 10 else "")
-        saved = self.checkpoints.latest()
+        problem = "the loss is not a finite number" if ids else "the gradient is not a finite number"
+        row_list = ", ".join(rows[:10]) + (", ..." if len(rows) > 10 else "")
+        checkpoint = self.checkpoints.latest()
         raise TrainingError(
-            f"{what} at step {self.at.step + 1}, with the groups {shown}; the weights were not changed by this step"
-            + (f", and {saved.name} is the last good checkpoint" if saved else ""),
+            f"{problem} at step {self.state.step + 1}, with the groups {row_list}; the weights were not changed by "
+            "this step" + (f", and {checkpoint.name} is the last good checkpoint" if checkpoint else ""),
             where=str(self.folder),
             fix="look at those groups with `penchant data show`; lower training.learning_rate",
         )
@@ -260,19 +267,19 @@ class Loop:
         norm: float,
         seconds: float,
     ) -> None:
-        at = self.at
+        state = self.state
         tokens = sum(group.length for group in groups)
-        at.step += 1
-        at.tokens += tokens
+        state.step += 1
+        state.tokens += tokens
         for name, (total, count) in sums.items():
-            before = at.sums.get(name, (0.0, 0.0))
-            at.sums[name] = (before[0] + total, before[1] + count)
-        if not self._due(self.config.logging.every):
+            previous = state.sums.get(name, (0.0, 0.0))
+            state.sums[name] = (previous[0] + total, previous[1] + count)
+        if not self._is_due(self.config.logging.every):
             return
-        means = {name: total / count for name, (total, count) in at.sums.items() if count}
-        at.sums = {}
+        means = {name: total / count for name, (total, count) in state.sums.items() if count}
+        state.sums = {}
         if self.world.is_main:
-            epoch = round(at.step / self.order.steps_per_epoch, 4)
-            line = {"step": at.step, "epoch": epoch, **means, "grad_norm": norm, "learning_rate": rate}
-            self.metrics.write({**line, "num_tokens": at.tokens})
-            self.timing.write({"step": at.step, "seconds": seconds, "tokens_per_second": tokens / seconds})
+            epoch = round(state.step / self.source.order.steps_per_epoch, 4)
+            line = {"step": state.step, "epoch": epoch, **means, "grad_norm": norm, "learning_rate": rate}
+            self.metrics.write({**line, "num_tokens": state.tokens})
+            self.timing.write({"step": state.step, "seconds": seconds, "tokens_per_second": tokens / seconds})

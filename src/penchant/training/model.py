@@ -1,4 +1,4 @@
-"""The model of a run: loaded, given adapters or a head as the configuration asks, and saved."""
+"""The trained model of a run: loading, adapters and preference head, saving."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor, nn
 
 from penchant.config.run import RunConfig
 from penchant.data.special_tokens import SpecialTokens
@@ -37,7 +38,7 @@ from penchant.models.source_checkpoint import checkpoint_of
 from penchant.models.special_tokens import TrainedResponses, set_pad_token
 from penchant.objectives import Objective, WeightedSum
 from penchant.objectives import PreferenceHead as PreferenceHeadLoss
-from penchant.storage.caches import model_fingerprint
+from penchant.storage.fingerprints import model_fingerprint
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -47,13 +48,13 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Trained:
-    """What is trained.
+    """The model that is trained.
 
     Attributes:
-        scorer: says log-probs (or rewards) of candidates; sharded over the world.
-        fingerprint: of the weights training starts from.
-        dtype: of the weights on disk.
-        notes: on the checkpoint and the scorer; logged.
+        scorer: computes log-probs or rewards of candidates; sharded over the world.
+        fingerprint: hash of the weights that training starts from.
+        dtype: dtype of the saved weights.
+        notes: notes on the checkpoint and the scorer, which are logged.
     """
 
     policy: Policy
@@ -63,7 +64,7 @@ class Trained:
     notes: tuple[str, ...]
 
     def save(self, folder: Path, world: World) -> None:
-        """Write it in Hugging Face's or PEFT's format, and a head beside it."""
+        """Write the model in Hugging Face's or PEFT's format, and a preference head beside it."""
         self.policy.save(folder, self.scorer, world, self.dtype)
         if isinstance(self.scorer, HeadedScorer) and world.is_main:
             save_head(folder, self.scorer.head)
@@ -78,22 +79,22 @@ def load_trained(
     """The model to train, on this process's device.
 
     Args:
-        groups: of the run; a few of them show whether the tree is exact for this model.
+        groups: groups of the run; a few of them are used to check that the tree is exact for this model.
 
     Raises:
-        PenchantError: the model is at fault, or cannot be trained so.
+        PenchantError: the model cannot be loaded, or cannot be trained with this configuration.
     """
     loaded = weights_dtype(config)
     # A fresh head and adapters start from random numbers, the same on every process and in every start.
     torch.manual_seed(config.training.seed)
-    rewards = config.method.needs.trains == "rewards"
+    rewards = config.built_objective.needs.trains == "rewards"
     load = start_reward_model if rewards else load_model
     policy = Policy(load(config.model, dtype=loaded), tokenizer)
     policy.model.to(world.device)
     checkpoint = checkpoint_of(policy.model)
     check_vocabulary(policy.model, tokenizer, config.model)
     if rewards:
-        # Under LoRA a row more of the embedding would not be in the adapter's folder.
+        # Under LoRA a further row of the embedding would not be saved in the adapter's folder.
         set_pad_token(policy.model, tokenizer, grow=config.lora is None)
     fingerprint = model_fingerprint(policy.model)
     sample = sample_groups(groups)
@@ -106,7 +107,7 @@ def load_trained(
     torch.manual_seed(config.training.seed)
     adapt(config, policy)
     scorer: Scorer = choice.scorer
-    if config.method.needs.head:
+    if config.built_objective.needs.head:
         scorer = _headed(config, policy, scorer, groups, world)
     scorer.train()
     shard(scorer, world)
@@ -114,15 +115,15 @@ def load_trained(
 
 
 def _saved_dtype(config: RunConfig, policy: Policy) -> SavedDtype:
-    """Adapters are small, and stay float32 unless asked otherwise; all weights have the dtype of the base's."""
+    """The dtype of the saved weights: with ``auto`` float32 for adapters, else that of the starting model."""
     choice = config.training.save_dtype
     adapters = config.lora is not None and choice == "auto"
     return saved_dtype(policy.model, config.model, "float32" if adapters else choice)
 
 
 def trained_responses(config: RunConfig, groups: Sequence[TokenizedGroup]) -> TrainedResponses | None:
-    """What responses the language model learns; None where it learns none."""
-    if config.method.needs.trains == "rewards" or config.head.freeze_backbone or not groups:
+    """The lengths and end tokens of the trained responses; None where the language model is not trained."""
+    if config.built_objective.needs.trains == "rewards" or config.head.freeze_backbone or not groups:
         return None
     trained = TrainedResponses.from_groups(groups)
     if config.candidates == "given":
@@ -132,32 +133,37 @@ def trained_responses(config: RunConfig, groups: Sequence[TokenizedGroup]) -> Tr
 
 
 def weights_dtype(config: RunConfig) -> torch.dtype:
-    """Trained weights are float32 masters; under LoRA the frozen ones are held in the run's dtype."""
+    """The dtype of the loaded weights: float32 where they are trained; the run's dtype for frozen ones under LoRA."""
     bfloat16 = config.lora is not None and config.training.dtype == "bfloat16"
     return torch.bfloat16 if bfloat16 else torch.float32
 
 
 def adapt(config: RunConfig, policy: Policy) -> None:
-    """Put on the adapters and the checkpointing the configuration asks for."""
+    """Add the configured adapters and gradient checkpointing to a policy's model."""
     if config.lora is not None:
         policy.add_lora(
             rank=config.lora.rank,
             alpha=config.lora.alpha,
             dropout=config.lora.dropout,
             targets=config.lora.targets,
-            task="SEQ_CLS" if config.method.needs.trains == "rewards" else "CAUSAL_LM",
+            task="SEQ_CLS" if config.built_objective.needs.trains == "rewards" else "CAUSAL_LM",
         )
     if config.training.gradient_checkpointing:
         policy.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
 
 
+def copy_trained_weights(module: nn.Module) -> dict[str, Tensor]:
+    """A copy of every trained parameter, by its name."""
+    return {name: p.detach().clone() for name, p in module.named_parameters() if p.requires_grad}
+
+
 def add_head(config: RunConfig, policy: Policy, scorer: LanguageScorer) -> HeadedScorer:
-    """The scorer with a fresh preference head, on the default device.
+    """The scorer with a new preference head, on the default device.
 
     Raises:
-        ConfigError: adapters are on the output head, and no loss reads what it says.
+        ConfigError: adapters are on the output head, and no loss uses its log-probs.
     """
-    if lora_rank(policy.model.get_output_embeddings()) and not _reads_log_probs(config.method):
+    if lora_rank(policy.model.get_output_embeddings()) and not _reads_log_probs(config.built_objective):
         raise ConfigError(
             "lora.targets names the output head, and a preference head reads the hidden states before it: "
             "its adapter would never change",

@@ -1,10 +1,4 @@
-"""A saved folder's README.md: a model card with Hugging Face metadata, so that the folder can be pushed as it is.
-
-Also in this module:
-
-- The Python that loads a saved folder, for its model card.
-- Rows of a run's held-out table, as the model card, the report and the command line show them.
-"""
+"""A saved folder's README.md: a model card with Hugging Face metadata, so that the folder can be pushed as it is."""
 
 from __future__ import annotations
 
@@ -24,7 +18,6 @@ from penchant.models.model_kind import ModelKind, model_kind
 from penchant.models.saving import stored_types
 from penchant.storage.files import read_record, write_atomically
 from penchant.training.model_source import ModelSource, describe_source
-from penchant.training.references import reference_sources
 
 
 def held_out_rows(start_metrics: Mapping[str, Any], final_metrics: Mapping[str, Any]) -> list[tuple[str, str, str]]:
@@ -42,7 +35,7 @@ def held_out_rows(start_metrics: Mapping[str, Any], final_metrics: Mapping[str, 
 
 
 def metric_text(value: object) -> str | None:
-    """A metric of evaluation.json with its 95 % interval; None where it is none or has no value."""
+    """A metric of evaluation.json with its 95 % interval as text; None where there is no value."""
     if not isinstance(value, dict) or value.get("value") is None:
         return None
     if value.get("low") is None:
@@ -54,7 +47,7 @@ _NAME = '"FOLDER OR ID"'
 
 
 def loading_code(kind: ModelKind, base: ModelSource) -> str:
-    """A code block that loads the folder, and sentences on what it does not load."""
+    """A code block that loads the folder, and sentences on what the code does not load."""
     code = "\n".join(["```python", *_imports(kind), "", *_calls(kind), "```"])
     return "\n\n".join([code, *_remarks(kind, base)])
 
@@ -70,8 +63,8 @@ def _class(kind: ModelKind) -> str:
 def _imports(kind: ModelKind) -> list[str]:
     if not kind.is_adapter:
         return [f"from transformers import {_class(kind)}, AutoTokenizer"]
-    also = "AutoTokenizer" if kind.is_reward_model else "AutoTokenizer, GenerationConfig"
-    return [f"from peft import {_class(kind)}", f"from transformers import {also}"]
+    names = "AutoTokenizer" if kind.is_reward_model else "AutoTokenizer, GenerationConfig"
+    return [f"from peft import {_class(kind)}", f"from transformers import {names}"]
 
 
 def _calls(kind: ModelKind) -> list[str]:
@@ -113,20 +106,20 @@ _TRAINING = (
 
 @dataclass(frozen=True)
 class Card:
-    """What a card says; absent parts are left out.
+    """The contents of a model card; empty parts are left out.
 
     Attributes:
-        name: the folder's.
-        summary: one sentence on what the model is.
+        name: name of the folder.
+        summary: one sentence that describes the model.
         base: the model that training started from.
-        kind: decides the metadata and how it is loaded.
-        tags: beside `penchant`.
-        rows: name and value of what made it.
+        kind: the kind of model, which decides the metadata and the loading code.
+        tags: tags besides `penchant`.
+        rows: name and value of the settings of training.
         data: lines on the data.
-        held_out: metric, before, after.
-        notes: sentences under the table of numbers.
-        versions: packages by name.
-        datasets: hub ids.
+        held_out: rows of metric, value before and value after.
+        notes: sentences under the table of metrics.
+        versions: package -> version.
+        datasets: hub ids of the data.
     """
 
     name: str
@@ -142,7 +135,7 @@ class Card:
     datasets: Sequence[str] = ()
 
     def text(self) -> str:
-        """The whole file."""
+        """The text of the file."""
         return "\n\n".join(part for part in (self._front(), *self._body()) if part) + "\n"
 
     def _front(self) -> str:
@@ -171,7 +164,7 @@ class Card:
 
 
 def write_model_card(folder: Path, config: RunConfig) -> None:
-    """Write the card of a run's folder, from what stands in it; with held-out numbers once they were measured."""
+    """Write the card of a run's folder from its files, with held-out metrics once evaluation.json is there."""
     write_atomically(folder / CARD_FILE, run_card(folder, config, model_kind(str(folder)), folder).text())
 
 
@@ -198,8 +191,8 @@ def run_card(folder: Path, config: RunConfig, kind: ModelKind, weights: Path) ->
     """The card of a run.
 
     Args:
-        folder: the run's.
-        weights: the folder whose weights are described.
+        folder: the run's folder.
+        weights: the folder with the described weights.
     """
     base, method = describe_source(config.model), method_name(config)
     record = read_record(folder / "run.json", ("data", "environment"), "put the whole file back")
@@ -221,8 +214,12 @@ def run_card(folder: Path, config: RunConfig, kind: ModelKind, weights: Path) ->
 
 
 def method_name(config: RunConfig) -> str:
-    """The objective's own name; the configuration's, where its code is not run."""
-    return config.method.name if code_runs() or not names_code(config.objective) else str(config.objective["name"])
+    """The name of the objective; as configured where its code is not run."""
+    return (
+        config.built_objective.name
+        if code_runs() or not names_code(config.objective)
+        else str(config.objective["name"])
+    )
 
 
 def _product(kind: ModelKind) -> str:
@@ -234,12 +231,12 @@ def _product(kind: ModelKind) -> str:
 
 
 def _method_rows(config: RunConfig, base: ModelSource) -> list[tuple[str, str]]:
-    settings = describe_objective(config.method, config.objective)
+    settings = describe_objective(config.built_objective, config.objective)
     hyper_parameters = {name: value for name, value in settings.items() if name not in ("name", "file")}
     rows = [("starting model", base.name), ("method", f"`{method_name(config)}`")]
     if hyper_parameters:
         rows.append(("its hyper-parameters", ", ".join(f"{name} {value}" for name, value in hyper_parameters.items())))
-    names = [base.name if source is None else describe_source(source).name for source in reference_sources(config)]
+    names = [base.name if source is None else describe_source(source).name for source in config.reference_sources]
     if names:
         names[0] += " (replaced by the policy at each best evaluation)" if config.reference_update == "best" else ""
         rows.append(("reference" if len(names) == 1 else "references", ", ".join(names)))
@@ -252,8 +249,8 @@ def _method_rows(config: RunConfig, base: ModelSource) -> list[tuple[str, str]]:
         rows.append(("LoRA", f"rank {lora.rank}, alpha {lora.alpha:g}, targets {lora.targets}"))
     training = config.training.model_dump()
     unused = "epochs" if config.training.max_steps is not None else "max_steps"
-    listed = [f"{name} {training[name]}" for name in _TRAINING if name != unused]
-    return [*rows, ("training", ", ".join(listed))]
+    values = [f"{name} {training[name]}" for name in _TRAINING if name != unused]
+    return [*rows, ("training", ", ".join(values))]
 
 
 def _weights_rows(folder: Path, base: ModelSource) -> list[tuple[str, str]]:
@@ -303,8 +300,8 @@ def _held_out_rows(record: Mapping[str, Any]) -> tuple[list[tuple[str, str, str]
     if "after" in record:
         rows += held_out_rows(record["before"], record["after"])
         notes.append(f"{record['after']['groups']} groups; in brackets the 95 % interval over prompts.")
-    if (choosing := metric_text(record.get("reward_accuracy"))) is not None:
-        rows.append(("reward_accuracy", "", choosing))
+    if (reward_accuracy := metric_text(record.get("reward_accuracy"))) is not None:
+        rows.append(("reward_accuracy", "", reward_accuracy))
     return rows, notes
 
 
@@ -325,7 +322,7 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _file_name(source: str) -> str:
-    """A file's name without its folders, which are this machine's; a hub id whole."""
+    """A file's name without its folders; a hub id as it is."""
     return source if _is_hub_id(source) else Path(source).name
 
 

@@ -1,4 +1,4 @@
-"""Where a starting model came from, in words that mean something on another machine."""
+"""Name, base and licence of a starting model, without paths of this machine."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ class ModelSource:
     """A starting model.
 
     Attributes:
-        name: for people: a hub id, or a folder's or file's name without the folders above it.
-        hub_name: for a card's `base_model`: the same, in the letters that the hub allows.
-        local: whether it is a folder or file that is on no hub, as far as is known.
-        gguf: the type of most weights in a GGUF file, as in ``Q4_1``; None of other models.
-        license: the keys of a card's metadata that say it; empty where none is known.
-        license_file: whether a file of that name stands beside it.
+        name: hub id, or name of a folder or file without its path.
+        hub_name: the name in characters that the hub allows, for a card's `base_model`.
+        local: whether it is a folder or file without a hub id.
+        gguf: type of most weights in a GGUF file, as in ``Q4_1``; None for other models.
+        license: licence keys of a card's metadata; empty where the licence is unknown.
+        license_file: whether the folder has a LICENSE file.
     """
 
     name: str
@@ -39,31 +39,39 @@ class ModelSource:
 
     @property
     def license_text(self) -> str:
-        """One sentence."""
+        """One sentence on the licence."""
         if self.license:
             return f"As the base model's: {self.license.get('license_name') or self.license.get('license')}."
-        beside = "a licence file stands beside the base model" if self.license_file else "the base model's is not known"
-        return f"None is given here: {beside}; read it before this model is shared."
+        license_note = (
+            "a licence file stands beside the base model" if self.license_file else "the base model's is not known"
+        )
+        return f"None is given here: {license_note}; read it before this model is shared."
 
 
 def describe_source(source: str) -> ModelSource:
-    """Read off a model's folder, GGUF file, or the local cache of a hub id; an adapter folder counts by its base."""
+    """The source of a model folder, GGUF file or hub id in the local cache; of an adapter folder that of its base."""
     path = Path(source)
     if is_gguf(source) and path.is_file():
         name = path.stem
         license = _gguf_license(source)
-        return ModelSource(name, _allowed(name), local=True, gguf=stored_types(path)[0], license=license)
+        return ModelSource(name, _hub_safe_name(name), local=True, gguf=stored_types(path)[0], license=license)
     if not path.is_dir():
         return ModelSource(source, source, local=False, license=_license(_cached_card(source)))
     if (base := adapter_base(source)) is not None:
-        below = describe_source(base)
-        name = f"{path.resolve().name} (an adapter on {below.name})"
-        return ModelSource(name, below.hub_name, below.local, below.gguf, _license(path / "README.md") or below.license)
-    hub_id = _of_cache(path)
+        base_source = describe_source(base)
+        name = f"{path.resolve().name} (an adapter on {base_source.name})"
+        return ModelSource(
+            name,
+            base_source.hub_name,
+            base_source.local,
+            base_source.gguf,
+            _license(path / "README.md") or base_source.license,
+        )
+    hub_id = _hub_id_of_cache_folder(path)
     name = hub_id or path.resolve().name
     return ModelSource(
         name,
-        hub_id or _allowed(name),
+        hub_id or _hub_safe_name(name),
         local=hub_id is None,
         license=_license(path / "README.md"),
         license_file=any(path.glob("LICEN[CS]E*")),
@@ -71,7 +79,7 @@ def describe_source(source: str) -> ModelSource:
 
 
 def card_metadata(file: Path | None) -> dict[str, Any]:
-    """The YAML in front of a card; empty where there is none, or none that can be read."""
+    """The YAML metadata at the start of a card; empty where there is none, or where it cannot be read."""
     if file is None or not file.is_file():
         return {}
     text = file.read_text(encoding="utf-8-sig", errors="replace")
@@ -99,10 +107,10 @@ def _cached_card(source: str) -> Path | None:
     return Path(path) if isinstance(path, str) else None
 
 
-def _of_cache(path: Path) -> str | None:
+def _hub_id_of_cache_folder(path: Path) -> str | None:
     """The hub id of a folder in the hub's local cache: .../models--org--name/snapshots/COMMIT."""
-    above = path.absolute().parents
-    name = above[1].name if len(above) > 1 and above[0].name == "snapshots" else ""
+    parents = path.absolute().parents
+    name = parents[1].name if len(parents) > 1 and parents[0].name == "snapshots" else ""
     return name.removeprefix("models--").replace("--", "/") if name.startswith("models--") else None
 
 
@@ -113,5 +121,5 @@ def _gguf_license(source: str) -> dict[str, Any]:
     return {} if field_ is None else {"license": str(field_.contents())}
 
 
-def _allowed(name: str) -> str:
+def _hub_safe_name(name: str) -> str:
     return re.sub(r"[^\w.-]+|--+|\.\.+", "-", name, flags=re.ASCII).strip("-.")[:96] or "model"

@@ -1,4 +1,4 @@
-"""A primary reference that moves while the policy trains: a copy of the policy's trained weights."""
+"""A primary reference that is updated during training: a copy of the policy's trained weights."""
 
 from __future__ import annotations
 
@@ -6,22 +6,23 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from penchant.config.run import TrainingConfig
 from penchant.data.tokenized import TokenizedGroup
 from penchant.engine.distributed import World
 from penchant.engine.scoring import Scorer, score_groups
 from penchant.training.batches import References
+from penchant.training.model import copy_trained_weights
 
 
 class MovingReference:
-    """The primary reference of a run that updates it.
+    """The primary reference of a run with `reference_update`.
 
-    Up to the first update it is the reference that the configuration names, whose log-probs were computed before
-    training. After an update it is the policy of that step, which reads the policy's tokens. Only the trained weights
-    are copied: the frozen ones (of LoRA's base model) are the policy's. To score, policy and copy change places in
-    memory, so that a reference is packed, sharded and rounded as the policy is.
+    Before the first update it is the configured reference, whose log-probs were computed before training. After an
+    update it is the policy of that step, which reads the policy's tokens. Only trained weights are copied: frozen ones
+    (LoRA's base model) are shared. To score, policy and copy are swapped in memory, so that the reference is packed,
+    sharded and rounded as the policy is.
 
     Args:
         scorer: the policy; sharded over the world where there are several processes.
@@ -34,31 +35,31 @@ class MovingReference:
 
     @property
     def step(self) -> int:
-        """Optimizer step of the policy that is the reference; 0 before the first update."""
+        """The optimizer step of the copied policy; 0 before the first update."""
         return int(self._step)
 
     @property
     def tensors(self) -> Mapping[str, Tensor]:
-        """All that a checkpoint holds of it; loading fills them in place."""
+        """The tensors to save in a checkpoint; loading fills them in place."""
         return {"step": self._step, **{f"weights.{name}": copy for name, copy in self._weights.items()}}
 
     def update(self, step: int) -> None:
-        """Make the policy, as it is after this many optimizer steps, the reference."""
+        """Copy the policy's weights, as they are after this many optimizer steps."""
         for name, parameter in self._scorer.named_parameters():
             if parameter.requires_grad:
                 self._weights[name].copy_(parameter.detach())
         self._step.fill_(step)
 
     def rescore(self, groups: Sequence[TokenizedGroup], references: References) -> References:
-        """The references' log-probs of these groups with the primary's by the copied weights.
+        """The references' log-probs of these groups, the primary's computed with the copied weights.
 
         Args:
-            references: [R][groups][candidates] log-probs by the references that the configuration names; returned as
-                they are before the first update.
+            references: [R][groups][candidates] log-probs of the configured references; returned unchanged before the
+                first update.
         """
         if not self.step or not groups:
             return references
-        with self._in_the_policys_place():
+        with self._swapped_in():
             primary = score_groups(
                 self._scorer,
                 groups,
@@ -69,7 +70,7 @@ class MovingReference:
         return [primary, *references[1:]]
 
     @contextmanager
-    def _in_the_policys_place(self) -> Iterator[None]:
+    def _swapped_in(self) -> Iterator[None]:
         self._swap()
         try:
             yield
@@ -84,8 +85,3 @@ class MovingReference:
                 policy = parameter.detach().clone()
                 parameter.copy_(self._weights[name])
                 self._weights[name].copy_(policy)
-
-
-def copy_trained_weights(module: nn.Module) -> dict[str, Tensor]:
-    """A copy of every trained parameter, by its name."""
-    return {name: p.detach().clone() for name, p in module.named_parameters() if p.requires_grad}

@@ -1,8 +1,9 @@
-"""What a run has, checked against what its objective needs, before a model is loaded."""
+"""Checks of a run's data and models against what its objective needs, before a model is loaded."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from torch import Tensor
@@ -12,21 +13,20 @@ from penchant.data.groups import PreferenceGroup
 from penchant.errors import ConfigError, DataError
 from penchant.models.loading import adapter_base, context_length, load_config, load_tokenizer
 from penchant.models.model_kind import model_kind, require_language_model
-from penchant.objectives import FittedObjective, Groups, Objective, State
-from penchant.training.references import reference_sources
+from penchant.objectives import FittedObjective, Groups, State
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
 def check_references(config: RunConfig) -> str | None:
-    """Refuse more references than the objective takes; returns a notice where one is named and none is used.
+    """Refuse references that the objective cannot use; returns a notice where one is named and not used.
 
     Raises:
-        ConfigError: too many, or none for an objective that mixes them; or no pairs to fit their weights to; or the
-            primary is updated, and there is none, or the weights were fitted to the one before.
+        ConfigError: there are too many references, or none for an objective that mixes them; or no pairs to fit their
+            weights to; or reference_update is set without a reference, or with weights fitted before training.
     """
-    objective, named = config.method, len(config.references) or int(config.reference is not None)
+    objective, reference_count = config.built_objective, len(config.references) or int(config.reference is not None)
     needs = objective.needs
     if needs.fitting_pairs and config.data.reference_held_out is None:
         raise ConfigError(
@@ -34,7 +34,7 @@ def check_references(config: RunConfig) -> str | None:
             "references that were trained on the training pairs know those by heart",
             fix="give a share of the prompts or a file: data.reference_held_out=0.1",
         )
-    if needs.many_references and not named:
+    if needs.many_references and not reference_count:
         raise ConfigError(
             f"{objective.name} mixes references, and none is named",
             fix="references=[MODEL, MODEL, ...], the first is the primary; of the starting model alone it is "
@@ -47,36 +47,36 @@ def check_references(config: RunConfig) -> str | None:
             fix="reference_update=never"
             + (", or another weighting, as in objective.weighting=adaptive" if needs.references else ""),
         )
-    if named and not needs.references:
+    if reference_count and not needs.references:
         return f"{objective.name} has no reference: the one that is named is not used"
-    if named > needs.references and not needs.many_references:
+    if reference_count > needs.references and not needs.many_references:
         raise ConfigError(
-            f"references names {named} models, {objective.name} takes {needs.references}",
+            f"references names {reference_count} models, {objective.name} takes {needs.references}",
             fix="name one with reference=MODEL, or use objective.name=multi_reference",
         )
     return None
 
 
 def check_models(config: RunConfig) -> list[str]:
-    """Refuse a reward model where the run needs a language model; returns a notice where a head is not carried on.
+    """Refuse a reward model where the run needs a language model; returns a notice on an unused preference head.
 
     Raises:
-        ModelError: names the folder and what it holds.
+        ModelError: a folder does not hold a language model.
     """
-    if config.method.needs.trains == "log_probs":
+    if config.built_objective.needs.trains == "log_probs":
         require_language_model(config.model)
-    if config.method.needs.references:
-        for source in filter(None, reference_sources(config)):
+    if config.built_objective.needs.references:
+        for source in filter(None, config.reference_sources):
             require_language_model(source)
     heads = model_kind(config.model).heads
     if not heads:
         return []
     notice = f"the preference head beside {config.model} ({', '.join(heads)}) is not part of this run"
-    return [f"{notice}; a fresh one is trained" if config.method.needs.head else notice]
+    return [f"{notice}; a fresh one is trained" if config.built_objective.needs.head else notice]
 
 
-def fitted(objective: FittedObjective, reference: Tensor, groups: Groups, state: State) -> State:
-    """The state a method begins with, once it has seen its references' log-probs.
+def fit_state(objective: FittedObjective, reference: Tensor, groups: Groups, state: State) -> State:
+    """The objective's initial state, fitted to the references' log-probs [R, G, K].
 
     Raises:
         ConfigError: its hyper-parameters do not fit the number of references.
@@ -88,14 +88,14 @@ def fitted(objective: FittedObjective, reference: Tensor, groups: Groups, state:
 
 
 def check_sampled(config: RunConfig, processes: int) -> None:
-    """Refuse what cannot be had of candidates drawn while training.
+    """Refuse settings that do not work with candidates sampled during training.
 
     Raises:
-        ConfigError: says which key and why.
+        ConfigError: a setting or the objective does not work with them.
     """
     if config.candidates == "given":
         return
-    objective, needs = config.method, config.method.needs
+    objective, needs = config.built_objective, config.built_objective.needs
     reason = None
     if needs.many_references:
         reason = f"{objective.name} takes its references' log-probs from a table made before training"
@@ -123,33 +123,34 @@ def check_head(config: RunConfig) -> None:
     """Refuse a frozen backbone where no head is trained.
 
     Raises:
-        ConfigError: says that all weights would be trained.
+        ConfigError: the objective has no head, so all weights would be trained.
     """
-    if config.head.freeze_backbone and not config.method.needs.head:
+    if config.head.freeze_backbone and not config.built_objective.needs.head:
         raise ConfigError(
-            f"head.freeze_backbone is true, and {config.method.name} has no head: it would train the whole model",
+            f"head.freeze_backbone is true, and {config.built_objective.name} has no head: it would train the whole "
+            "model",
             fix="head.freeze_backbone=false, or train a head: objective.name=preference_head",
         )
 
 
 def check_live_reference(config: RunConfig, tokenizer: PreTrainedTokenizerBase, longest: int) -> None:
-    """Refuse a reference that cannot read what the policy draws: it is given the very tokens.
+    """Refuse a reference that cannot score the policy's token ids.
 
     Args:
-        longest: tokens of the longest prompt with its answer.
+        longest: maximum tokens of a prompt with its answer.
 
     Raises:
-        PenchantError: its tokenizer is another, its context is too short, or it is not there.
+        PenchantError: its tokenizer differs, its context is too short, or it cannot be loaded.
     """
     ours = tokenizer.get_vocab()
-    for source in filter(None, reference_sources(config)):
+    for source in filter(None, config.reference_sources):
         theirs = load_tokenizer(source).get_vocab()
-        others = [token for token in sorted(ours, key=ours.__getitem__) if theirs.get(token) != ours[token]]
-        if others:
+        differing = [token for token in sorted(ours, key=ours.__getitem__) if theirs.get(token) != ours[token]]
+        if differing:
             raise ConfigError(
                 "candidates is sampled: the reference is given the very tokens that are drawn, and its tokenizer is "
-                f"another ({len(others)} of the model's {len(ours)} tokens have no id or another one in it; the first "
-                f"is {others[0]!r})",
+                f"another ({len(differing)} of the model's {len(ours)} tokens have no id or another one in it; the "
+                f"first is {differing[0]!r})",
                 where=source,
                 fix="name a reference with the model's own tokenizer, or none: it is the model training starts from; "
                 "with candidates=given each reads the text with its own",
@@ -165,15 +166,15 @@ def check_live_reference(config: RunConfig, tokenizer: PreTrainedTokenizerBase, 
             )
 
 
-def usable(
+def filter_learnable_groups(
     config: RunConfig, groups: list[PreferenceGroup], name: str, source: str, notes: list[str]
 ) -> list[PreferenceGroup]:
-    """The groups the objective can learn from; those it cannot are counted in `notes`.
+    """The groups that the objective can learn from; the number of the others is added to `notes`.
 
     Raises:
-        DataError: a group has too few candidates, or no group has what is needed.
+        DataError: a group has too few candidates, or no group meets a requirement.
     """
-    objective, needs = config.method, config.method.needs
+    objective, needs = config.built_objective, config.built_objective.needs
     small = [g for g in groups if len(g.candidates) < needs.candidates]
     if small:
         raise DataError(
@@ -183,50 +184,64 @@ def usable(
             fix="use data with a chosen and a rejected response, or an objective for single responses: "
             "objective.name=sft",
         )
+    requirements = []
     if needs.pairs:
-        groups = _with(
-            [g for g in groups if g.pairs],
-            groups,
-            objective,
-            ("learns from preferences", "says which candidate is better", "all candidates tie"),
-            "add scores, ranks or a preferred index to the rows; see `penchant data check`",
-            (name, source, notes),
-        )
+        requirements.append(_PREFERENCES)
     if needs.scores and config.reward is None:
-        groups = _with(
-            [g for g in groups if g.scores is not None],
-            groups,
-            objective,
-            ("learns from scores", "has any", "no scores"),
-            "write them with `penchant score`, or let the run do it: reward.model=MODEL or reward.function=FILE:NAME",
-            (name, source, notes),
-        )
+        requirements.append(_SCORES)
     if needs.labels:
-        groups = _with(
-            [g for g in groups if g.labels is not None or g.pairs],
-            groups,
-            objective,
-            ("learns from labels", "has labels or preferences", "neither labels nor preferences"),
-            "add a yes/no label to each row, or preferences, whose winners count as desirable",
-            (name, source, notes),
-        )
+        requirements.append(_LABELS)
+    for requirement in requirements:
+        learnable = [group for group in groups if requirement.is_met(group)]
+        if not learnable:
+            raise DataError(
+                f"{objective.name} learns from {requirement.learns_from}, and no group {requirement.has}",
+                where=source,
+                fix=requirement.fix,
+            )
+        if len(learnable) < len(groups):
+            left_out = len(groups) - len(learnable)
+            notes.append(f"{name}: {left_out} of {len(groups)} groups left out: {requirement.lacks}")
+        groups = learnable
     return groups
 
 
-def _with(
-    having: list[PreferenceGroup],
-    groups: Sequence[PreferenceGroup],
-    objective: Objective,
-    words: tuple[str, str, str],
-    fix: str,
-    place: tuple[str, str, list[str]],
-) -> list[PreferenceGroup]:
-    (learns, has, lacks), (name, source, notes) = words, place
-    if not having:
-        raise DataError(f"{objective.name} {learns}, and no group {has}", where=source, fix=fix)
-    if len(having) < len(groups):
-        notes.append(f"{name}: {len(groups) - len(having)} of {len(groups)} groups left out: {lacks}")
-    return having
+@dataclass(frozen=True)
+class _Requirement:
+    """What a group must have for an objective to learn from it.
+
+    Attributes:
+        learns_from, has, lacks, fix: the words of the error where no group meets it, and of the note where some do not.
+    """
+
+    is_met: Callable[[PreferenceGroup], bool]
+    learns_from: str
+    has: str
+    lacks: str
+    fix: str
+
+
+_PREFERENCES = _Requirement(
+    lambda group: bool(group.pairs),
+    learns_from="preferences",
+    has="says which candidate is better",
+    lacks="all candidates tie",
+    fix="add scores, ranks or a preferred index to the rows; see `penchant data check`",
+)
+_SCORES = _Requirement(
+    lambda group: group.scores is not None,
+    learns_from="scores",
+    has="has any",
+    lacks="no scores",
+    fix="write them with `penchant score`, or let the run do it: reward.model=MODEL or reward.function=FILE:NAME",
+)
+_LABELS = _Requirement(
+    lambda group: group.labels is not None or bool(group.pairs),
+    learns_from="labels",
+    has="has labels or preferences",
+    lacks="neither labels nor preferences",
+    fix="add a yes/no label to each row, or preferences, whose winners count as desirable",
+)
 
 
 def _ids(groups: Sequence[PreferenceGroup]) -> str:

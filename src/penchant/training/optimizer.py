@@ -1,4 +1,4 @@
-"""AdamW and the learning rate's course."""
+"""AdamW, gradient clipping, and the learning-rate schedule."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from penchant.config.run import TrainingConfig
 def build_optimizer(module: nn.Module, config: TrainingConfig, head_decay: float = 0.0) -> torch.optim.AdamW:
     """Fused AdamW over the trained parameters; biases and norms (below two dimensions) are not decayed.
 
-    With ``decay_towards: start`` the model's weights are decayed to what they are now:
-    ``theta -= lr lambda (theta - theta_0)``. A preference head's are decayed to zero in any case.
+    With ``decay_towards: start`` the model's weights are decayed to their current values theta_0:
+    ``theta -= lr lambda (theta - theta_0)``. A preference head's weights are always decayed to zero.
 
     Args:
-        head_decay: weight decay of a preference head's weights; the other weights' is the configuration's.
+        head_decay: weight decay of a preference head.
     """
     trained = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
     weights = [p for name, p in trained if p.ndim >= 2 and not name.startswith("head.")]
@@ -41,7 +41,7 @@ def build_optimizer(module: nn.Module, config: TrainingConfig, head_decay: float
 
 
 def _return_to_start(parameters: Sequence[nn.Parameter]) -> Callable[..., None]:
-    """After AdamW's decay of the first group, ``theta (1 - lr lambda)``, add ``lr lambda theta_0``."""
+    """A hook that adds ``lr lambda theta_0`` after AdamW's decay of the first group, ``theta (1 - lr lambda)``."""
     starts = [parameter.detach().clone() for parameter in parameters]
 
     @torch.no_grad()
@@ -56,7 +56,7 @@ def _return_to_start(parameters: Sequence[nn.Parameter]) -> Callable[..., None]:
 def scale_and_clip(module: nn.Module, factor: float, max_norm: float) -> float:
     """Multiply every gradient by `factor`, and by less where their norm would be above `max_norm`.
 
-    In one pass: each over all gradients takes as long as a part of the optimizer's step.
+    Both in one pass over the gradients, which takes as long as a part of the optimizer's step.
 
     Returns:
         The norm of the multiplied gradients, before clipping.
@@ -69,11 +69,11 @@ def scale_and_clip(module: nn.Module, factor: float, max_norm: float) -> float:
 
 
 def learning_rate(step: int, total: int, config: TrainingConfig) -> float:
-    """The rate of a step: linear warm-up, then the schedule, which ends just above 0.
+    """The learning rate of a step: linear warm-up, then the schedule, which ends just above 0.
 
     Args:
-        step: 0-based.
-        total: steps of the run.
+        step: index of the step, from 0.
+        total: number of steps of the run.
     """
     warmup = config.warmup if config.warmup >= 1 else config.warmup * total
     if step + 1 < warmup:

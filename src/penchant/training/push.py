@@ -1,4 +1,4 @@
-"""A saved folder on the Hugging Face hub: its model, card, configuration and metrics, and nothing else of it."""
+"""Upload of a saved folder's model, card, configuration and metrics to the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ _FILES = (
     *PROCESSOR_FILES,
     *(CARD_FILE, "LICENSE*", "config.yaml", "metrics.jsonl", "evaluation.json"),
 )
-"""What is uploaded; a run's checkpoints, samples, best model, report and times stay here."""
+"""Uploaded files; a run's checkpoints, samples, best model, report and times are not uploaded."""
 
 
 @dataclass(frozen=True)
 class Pushed:
-    """What is on the hub now.
+    """The result of an upload.
 
     Attributes:
-        url: of the repository.
-        commit: of the last commit.
-        files: names of those that were uploaded.
+        url: address of the repository.
+        commit: id of the last commit.
+        files: names of the uploaded files.
     """
 
     url: str
@@ -56,14 +56,14 @@ def push_folder(
     revision: str | None = None,
     message: str | None = None,
 ) -> Pushed:
-    """Create a model repository where there is none, and upload a folder's files.
+    """Upload a folder's files to a model repository, which is created where there is none.
 
-    The address is the environment's HF_ENDPOINT, the token HF_TOKEN's or that of `hf auth login`.
+    The hub is at HF_ENDPOINT of the environment; the token is HF_TOKEN, or that of `hf auth login`.
 
     Args:
         folder: a run's output, or another folder with a model or an adapter.
-        private: of a repository that is created here.
-        revision: a branch, created where there is none; None is the main one.
+        private: whether a repository that is created here is private.
+        revision: a branch, created where there is none; None: the main branch.
 
     Raises:
         ModelError: the folder holds no model.
@@ -106,7 +106,7 @@ def _upload(
     endpoint = os.environ.get("HF_ENDPOINT")
     api = HfApi(endpoint=endpoint, library_name="penchant")
     try:
-        # Of a repository that is there the visibility stays what it is.
+        # The visibility of an existing repository is not changed.
         url = api.create_repo(repository, private=private or None, exist_ok=True)
         if revision is not None:
             api.create_branch(url.repo_id, branch=revision, exist_ok=True)
@@ -118,14 +118,14 @@ def _upload(
             commit_message=message or "Upload by Penchant",
         )
     except Exception as error:
-        raise _explained(
+        raise _explain_error(
             error, repository, str(api.endpoint)
         ) from None  # the cause may hold the request, and its token
     return Pushed(str(url), str(commit.oid), files)
 
 
-def _explained(error: Exception, repository: str, endpoint: str) -> ConfigError:
-    """One message for each way in which the hub says no."""
+def _explain_error(error: Exception, repository: str, endpoint: str) -> ConfigError:
+    """The error to show for a failed upload."""
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError, OfflineModeIsEnabled
 
     if isinstance(error, HFValidationError):
@@ -139,7 +139,7 @@ def _explained(error: Exception, repository: str, endpoint: str) -> ConfigError:
     if isinstance(error, LocalTokenNotFoundError):
         return _no_token(repository)
     if isinstance(error, HfHubHTTPError):
-        return _refused(error, repository, endpoint)
+        return _explain_response(error, repository, endpoint)
     return ConfigError(
         f"the hub at {endpoint} cannot be reached: {type(error).__name__}",
         where=repository,
@@ -155,7 +155,7 @@ def _no_token(repository: str) -> ConfigError:
     )
 
 
-def _refused(error: Any, repository: str, endpoint: str) -> ConfigError:
+def _explain_response(error: Any, repository: str, endpoint: str) -> ConfigError:
     status = error.response.status_code
     if status == 401:
         return _no_token(repository)

@@ -1,4 +1,4 @@
-"""Log-probs by a run's references: a table each, made before training, one model in memory at a time."""
+"""Log-probs of a run's references: one table per reference, computed before training, one model in memory at a time."""
 
 from __future__ import annotations
 
@@ -21,27 +21,20 @@ Table = list[list[float]]
 """[groups][candidates] summed log-probs, nats."""
 
 
-def reference_sources(config: RunConfig) -> list[str | None]:
-    """The references' folders or hub ids, in order; None is the model training starts from."""
-    if not config.method.needs.references:
-        return []
-    return list(config.references) or [config.reference]
-
-
 def reference_tables(
     config: RunConfig, groups: Sequence[TokenizedGroup], longest: int, world: World
 ) -> tuple[list[Table | None], list[str]]:
-    """A table for each reference that is named, None where it is the model training starts from; and notes, logged.
+    """One table per named reference, None for the model that training starts from; and notes, which are logged.
 
-    Each reference reads the groups' *texts* with its own tokenizer and chat template, and borrows responses to other
-    prompts as the policy does.
+    Every reference reads the groups' *texts* with its own tokenizer and chat template, and gets responses to other
+    prompts where the policy does.
 
     Args:
-        longest: tokens of prompt + response the policy reads; a borrowed response is cut there.
+        longest: maximum tokens of prompt + response of the policy; a response to another prompt is cut there.
     """
     tables: list[Table | None] = []
     notes: list[str] = []
-    for source in reference_sources(config):
+    for source in config.reference_sources:
         if source is not None and groups:
             table, lines = _table(config, source, groups, longest, world)
             tables.append(table)
@@ -52,17 +45,17 @@ def reference_tables(
 
 
 class LiveReference:
-    """The reference of candidates that are drawn while training: it stays in memory.
+    """The reference of candidates sampled during training; it stays in memory.
 
-    Where adapters are trained on the starting model, that model without them is the reference; else it is a second one.
-    It reads the tokens that were drawn, so its tokenizer is the policy's: see `needs.check_live_reference`. Its
-    log-probs are at the temperature of the draw, as the policy's are.
+    Where adapters are trained on the starting model, that model without them is the reference; else it is a second
+    model. It reads the sampled token ids, so its tokenizer must be the policy's: see `needs.check_live_reference`. Its
+    log-probs are at the temperature of sampling, as the policy's are.
     """
 
     def __init__(self, config: RunConfig, model: Trained, world: World) -> None:
         self._settings, self._world = config.training, world
         self._temperature = config.sampling.temperature
-        (source,) = reference_sources(config)
+        (source,) = config.reference_sources
         self._adapters = model.policy.adapters if source is None else None
         self._policy = model.scorer
         self._frozen: FrozenModel | None = None
@@ -73,7 +66,7 @@ class LiveReference:
         self._chosen: Scorer | None = None
 
     def __call__(self, groups: Sequence[TokenizedGroup]) -> list[Table]:
-        """[1][groups][candidates] log-probs of the groups' own tokens."""
+        """[1][groups][candidates] log-probs of the groups' tokens."""
         if self._chosen is None:
             self._chosen = self._policy if self._frozen is None else self._choose(self._frozen, groups)
         with self._adapters.disable_adapter() if self._adapters is not None else nullcontext():
@@ -106,7 +99,7 @@ def _table(
     frozen = FrozenModel.load(source, world, settings.dtype, config.data.chat_template, config.rendering)
     with locate_errors(source):
         theirs, notes = frozen.retokenize(groups, config.data.truncation)
-    if config.method.needs.mismatched:
+    if config.built_objective.needs.mismatched:
         # The policy's limit counts the policy's tokens.
         limit = min(longest, frozen.context) if all(map(have_same_ids, groups, theirs)) else frozen.context
         theirs = add_mismatched(theirs, settings.seed, limit)

@@ -1,4 +1,4 @@
-"""One run, from its configuration to its folder: the way from `penchant train` to the loop."""
+"""Training of one run, from its configuration to its folder."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from penchant.models.loading import adapter_base, context_length, dropout_settin
 from penchant.models.lora import untrained_adapters
 from penchant.objectives import FittedObjective
 from penchant.storage.files import disk_errors, folder_lock, is_full
-from penchant.training.backward import arguments
-from penchant.training.batches import Given, Order, References, Source, Split
+from penchant.training.backward import objective_inputs
+from penchant.training.batches import BatchSource, FixedDataset, Order, References, Split
 from penchant.training.folder import RunLog, check, day_note, on_one_day, release, run_log, take, with_day
 from penchant.training.input_hashes import input_hashes
 from penchant.training.inputs import Inputs, tokenize_inputs
@@ -37,7 +37,7 @@ from penchant.training.needs import (
     check_models,
     check_references,
     check_sampled,
-    fitted,
+    fit_state,
 )
 from penchant.training.references import LiveReference, reference_tables
 from penchant.training.sampled import SampledBatches
@@ -81,19 +81,19 @@ def train(config: RunConfig, *, resume: bool = False) -> Path:
 def _train(config: RunConfig, world: World, resume: bool, log: RunLog) -> None:
     config = with_day(config, world.broadcast(on_one_day(config).data.date))
     inputs, tokenizer, limit = read_run(config, world.size)
-    begun = check(config, inputs.fingerprint, resume=resume)
-    hashes = input_hashes(config) if world.is_main and not begun else {}
+    is_started = check(config, inputs.fingerprint, resume=resume)
+    hashes = input_hashes(config) if world.is_main and not is_started else {}
     loop, model, notes = _prepare(config, world, inputs, tokenizer, limit)
     world.barrier()  # Everyone has looked at the folder before it is taken.
-    if world.is_main and not begun:
+    if world.is_main and not is_started:
         take(config, inputs.fingerprint, [*inputs.notes, *notes], hashes)
     if world.is_main:
         log.open(Path(config.output))
     world.barrier()
-    if begun:
+    if is_started:
         loop.resume()
-        logger.info(f"going on after step {loop.at.step} of {loop.total}")
-    with _released_on_failure(config, world, loop, begun):
+        logger.info(f"going on after step {loop.state.step} of {loop.total}")
+    with _released_on_failure(config, world, loop, is_started):
         loop.run()
     model.save(Path(config.output), world)
     if world.is_main:
@@ -105,25 +105,25 @@ def _train(config: RunConfig, world: World, resume: bool, log: RunLog) -> None:
 
 
 @contextmanager
-def _released_on_failure(config: RunConfig, world: World, loop: Loop, begun: bool) -> Iterator[None]:
-    """Gives the output folder back where a new run fails before its first step, so that the same command runs again."""
+def _released_on_failure(config: RunConfig, world: World, loop: Loop, is_started: bool) -> Iterator[None]:
+    """Release the output folder where a new run fails before its first step, so that the same command can run again."""
     try:
         yield
     except Exception as error:
-        # A full disk is told to be resumed, and can be.
-        if world.is_main and not begun and loop.at.step == 0 and not is_full(error):
+        # A run that a full disk ended can be resumed.
+        if world.is_main and not is_started and loop.state.step == 0 and not is_full(error):
             release(config)
         raise
 
 
 def read_run(config: RunConfig, processes: int, *, weights: bool = True) -> tuple[Inputs, PreTrainedTokenizerBase, int]:
-    """A run's data, its tokenizer and the tokens its model can read: all that is checked before a model is loaded.
+    """A run's data, tokenizer and maximum tokens, after all checks that need no model in memory.
 
     Args:
         weights: whether a model's folder without weights is refused.
 
     Raises:
-        PenchantError: the configuration, the data or the model's folder is at fault.
+        PenchantError: the configuration, the data or the model's folder is invalid.
     """
     check_sampled(config, processes)
     check_head(config)
@@ -158,50 +158,49 @@ def _prepare(
     config: RunConfig, world: World, inputs: Inputs, tokenizer: PreTrainedTokenizerBase, limit: int
 ) -> tuple[Loop, Trained, list[str]]:
     """The run's loop and model, ready for the first step, and notes on references, model and candidates."""
-    settings, needs = config.training, config.method.needs
-    # Of prompts that candidates will be drawn for, a reference has nothing to say yet.
-    given = [] if config.candidates == "sampled" else inputs.train
-    every = [*given, *inputs.held_out, *inputs.reference_held_out]
-    # References that are other models come first: they are gone before the policy is loaded.
+    settings, needs = config.training, config.built_objective.needs
+    # Candidates that are sampled later have no reference log-probs yet.
+    train_groups = [] if config.candidates == "sampled" else inputs.train
+    groups = [*train_groups, *inputs.held_out, *inputs.reference_held_out]
+    # References that are other models come first: they are freed before the policy is loaded.
     longest = config.data.max_length or limit
-    tables, notes = reference_tables(config, every, longest, world)
+    tables, notes = reference_tables(config, groups, longest, world)
     if needs.mismatched:
-        every = add_mismatched(every, settings.seed, longest)
-    model = load_trained(config, tokenizer, every or inputs.train, world)
+        groups = add_mismatched(groups, settings.seed, longest)
+    model = load_trained(config, tokenizer, groups or inputs.train, world)
     notes += model.notes
     model.policy.trained_responses = trained_responses(config, inputs.train)
     if None in tables:
-        own = cached_log_probs(model.scorer, model.fingerprint, every, world, settings.token_budget, settings.dtype)
-        tables = [own if table is None else table for table in tables]
-    first, second = len(given), len(given) + len(inputs.held_out)
+        policy_table = cached_log_probs(
+            model.scorer, model.fingerprint, groups, world, settings.token_budget, settings.dtype
+        )
+        tables = [policy_table if table is None else table for table in tables]
+    train_end, held_out_end = len(train_groups), len(train_groups) + len(inputs.held_out)
     train, held_out, fitting = (
-        Split(every[part], [table[part] for table in tables if table is not None])
-        for part in (slice(first), slice(first, second), slice(second, None))
+        Split(groups[part], [table[part] for table in tables if table is not None])
+        for part in (slice(train_end), slice(train_end, held_out_end), slice(held_out_end, None))
     )
-    state = config.method.initial_state(settings.seed)
-    if isinstance(config.method, FittedObjective) and first:
+    state = config.built_objective.initial_state(settings.seed)
+    if isinstance(config.built_objective, FittedObjective) and train_end:
         fitting = fitting if needs.fitting_pairs else train
         log_probs = torch.zeros(len(fitting.groups), _widest(fitting))
-        _, reference, facts = arguments(log_probs, fitting.groups, fitting.references)
-        state = fitted(config.method, reference, facts, state)
-    folder = Path(config.output)
-    source: Source
+        _, reference, facts = objective_inputs(log_probs, fitting.groups, fitting.references)
+        state = fit_state(config.built_objective, reference, facts, state)
+    source: BatchSource
     if config.candidates == "sampled":
         source, note = _sampled(config, inputs, tokenizer, model, world)
         notes.append(note)
-        order = source.order
     else:
-        order = Order(first, settings.batch_size, settings.seed, settings.shuffle)
-        source = Given(train, order)
+        source = FixedDataset(train, Order(train_end, settings.batch_size, settings.seed, settings.shuffle))
 
     moving = MovingReference(model.scorer, settings, world) if config.reference_update == "best" else None
 
     def save_best() -> None:
-        (folder / "best").mkdir(exist_ok=True)
-        model.save(folder / "best", world)
+        folder = Path(config.output) / "best"
+        folder.mkdir(exist_ok=True)
+        model.save(folder, world)
 
-    loop = Loop(config, model.scorer, source, order, state, held_out, moving, world, folder, save_best)
-    return loop, model, notes
+    return Loop(config, model.scorer, source, state, held_out, moving, world, save_best), model, notes
 
 
 def _sampled(
@@ -225,7 +224,7 @@ def _sampled(
         order=Order(len(inputs.train), settings.batch_size, settings.seed, settings.shuffle),
         settings=config.sampling,
         reward=reward,
-        references=LiveReference(config, model, world) if config.method.needs.references else _no_references,
+        references=LiveReference(config, model, world) if config.built_objective.needs.references else _no_references,
         folder=Path(config.output) / "samples",
         seed=settings.seed,
     )

@@ -1,11 +1,7 @@
-"""Candidates drawn from the policy while it trains, scored by a reward: the groups of each step are new.
+"""Candidates sampled from the policy during training and scored by a reward: the groups of each step are new.
 
 samples/step-00000000.json in the run's folder holds each draw. It is written before it is used, and read again by a
 resumed run: in the middle of a window the weights are no longer those the window was drawn with.
-
-Also in this module:
-
-- The prompts that are answered while a run trains: each once, as it is read at inference, with room for an answer.
 """
 
 from __future__ import annotations
@@ -30,7 +26,7 @@ from penchant.errors import CheckpointError, ConfigError, DataError, reason_of
 from penchant.evaluation.answering import ends_of, text_after
 from penchant.evaluation.rewards import Reward
 from penchant.storage.files import read_record, write_atomically
-from penchant.training.batches import Drawn, Order, References
+from penchant.training.batches import Order, References, StepBatch
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -39,33 +35,33 @@ if TYPE_CHECKING:
 def prompts_to_answer(
     config: RunConfig, groups: Sequence[PreferenceGroup], tokenizer: PreTrainedTokenizerBase, limit: int
 ) -> tuple[list[TokenizedGroup], TokenizationReport]:
-    """A group for each distinct prompt, and what happened to prompts; the data's responses say nothing here.
+    """A group for each distinct prompt, and a report of changed and dropped prompts; the data's responses are not used.
 
     Args:
-        limit: tokens of a prompt with its answer.
+        limit: maximum tokens of a prompt with its answer.
 
     Raises:
         ConfigError: a prompt leaves no room for `sampling.max_new_tokens`, and `data.truncation` is ``error``.
-        DataError: no prompt is left, or the tokenizer or its chat template refuses one.
+        DataError: no prompt is left, or the tokenizer or its chat template cannot render one.
     """
-    first: dict[str, PreferenceGroup] = {}
+    group_by_prompt: dict[str, PreferenceGroup] = {}
     for group in groups:
-        # One response, so that nothing is compared with anything.
+        # One response, so that there are no preferences to check.
         single = PreferenceGroup(group.prompt, group.candidates[:1], id=group.id, source=group.source)
-        first.setdefault(as_text(group.prompt), single)
-    # The rules of all data: what cannot be read is refused with its group's name.
+        group_by_prompt.setdefault(as_text(group.prompt), single)
+    # The same checks as for all data: an error names the group.
     tokenized, report = tokenize_groups(
-        [group for group in first.values() if group.prompt],
+        [group for group in group_by_prompt.values() if group.prompt],
         tokenizer,
         max_length=NO_LIMIT,
         rendering=config.rendering,
         empty="keep",
     )
-    report.groups = len(first)
-    for group in first.values():
+    report.groups = len(group_by_prompt)
+    for group in group_by_prompt.values():
         if not group.prompt:
             report.note("empty_prompt_dropped", group.id)
-    # A response begins behind the whole prompt, wherever the data's would.
+    # A sampled response begins after the whole prompt, so no boundary moves.
     report.counts.pop("boundary_moved", None)
     ids = tokenize_prompts([entry.group.prompt for entry in tokenized], tokenizer, config.rendering)
     room = limit - config.sampling.max_new_tokens
@@ -86,32 +82,32 @@ def prompts_to_answer(
     return fitting, report
 
 
-def _bound(config: RunConfig, limit: int) -> str:
+def _describe_limit(config: RunConfig, limit: int) -> str:
     return f"data.max_length is {limit}" if config.data.max_length else f"the model's context is {limit} tokens"
 
 
-def _refuse_no_room(config: RunConfig, limit: int, least: int) -> None:
+def _refuse_no_room(config: RunConfig, limit: int, min_prompt: int) -> None:
     tokens = config.sampling.max_new_tokens
-    if limit - tokens < least:
+    if limit - tokens < min_prompt:
         raise ConfigError(
-            f"sampling.max_new_tokens is {tokens} and {_bound(config, limit)}: no room is left for a prompt",
+            f"sampling.max_new_tokens is {tokens} and {_describe_limit(config, limit)}: no room is left for a prompt",
             fix=f"sampling.max_new_tokens={max(1, limit // 2)}, or less",
         )
 
 
 def _shorter(longest: int, limit: int) -> str:
-    """Fewer new tokens are advised only where they would do."""
+    """Advice to sample fewer tokens, where that would be enough."""
     return f"sampling.max_new_tokens={limit - longest}, or " if longest < limit else ""
 
 
 def _refuse_too_long(config: RunConfig, groups: Sequence[TokenizedGroup], ids: Sequence[Ids], limit: int) -> None:
     tokens, lengths = config.sampling.max_new_tokens, [len(prompt) for prompt in ids]
-    long = [each.group.id for each, length in zip(groups, lengths, strict=True) if length > limit - tokens]
-    if long and config.data.truncation == "error":
-        shown = ", ".join(long[:5]) + (", ..." if len(long) > 5 else "")
+    group_ids = [group.group.id for group, length in zip(groups, lengths, strict=True) if length > limit - tokens]
+    if group_ids and config.data.truncation == "error":
+        id_list = ", ".join(group_ids[:5]) + (", ..." if len(group_ids) > 5 else "")
         raise ConfigError(
             f"the longest prompt has {max(lengths)} tokens, its answer up to sampling.max_new_tokens={tokens}, and "
-            f"{_bound(config, limit)} ({len(long)} of {len(groups)} prompts are too long: {shown})",
+            f"{_describe_limit(config, limit)} ({len(group_ids)} of {len(groups)} prompts are too long: {id_list})",
             where=config.data.train,
             fix=f"{_shorter(max(lengths), limit)}leave such prompts out, counted: data.truncation=drop, or cut their "
             "beginnings: data.truncation=keep_end_of_prompt",
@@ -120,15 +116,14 @@ def _refuse_too_long(config: RunConfig, groups: Sequence[TokenizedGroup], ids: S
 
 @dataclass
 class SampledBatches:
-    """Fresh groups for each step.
+    """Groups of newly sampled candidates for each step.
 
     Attributes:
-        prompts: what is answered, with the ids the model reads; in the order's numbering.
-        order: of the prompts.
-        references: log-probs of groups by each frozen reference at the temperature of the draw,
-            [R][groups][candidates].
-        folder: where draws are kept.
-        seed: of the run.
+        prompts: the prompts with their token ids, by the index that the order uses.
+        order: the order of the prompts.
+        references: computes [R][groups][candidates] log-probs of the frozen references, at the temperature of sampling.
+        folder: the folder of the samples.
+        seed: the run's seed.
     """
 
     model: PreTrainedModel
@@ -143,15 +138,15 @@ class SampledBatches:
     _window: int | None = None
     _groups: dict[int, list[TokenizedGroup]] = field(default_factory=dict)
 
-    def batch(self, step: int) -> Drawn:
-        """The groups of a 0-based step, their references' log-probs, and what the draw was like."""
+    def batch(self, step: int) -> StepBatch:
+        """The groups of a 0-based step, their references' log-probs, and metrics of the samples."""
         window = step - step % self.settings.every
         if window != self._window:
             self._groups = self._window_from(window)
             self._window = window
         groups = self._groups[step]
         sums = _sums(groups, self.tokenizer, self.model)
-        return Drawn(groups, self.references(groups), sums, self.settings.temperature)
+        return StepBatch(groups, self.references(groups), sums, self.settings.temperature)
 
     def _window_from(self, window: int) -> dict[int, list[TokenizedGroup]]:
         file = self.folder / f"step-{window:08d}.json"
@@ -167,7 +162,7 @@ class SampledBatches:
             raise CheckpointError(f"the file is damaged: {reason_of(error)}", where=str(file), fix=fix) from error
 
     def _draw(self, window: int) -> dict[str, list[dict[str, Any]]]:
-        """For each step of the window, its prompts' numbers with ids, texts and scores of the candidates."""
+        """Step of the window -> rows of a prompt's number with ids, texts and scores of its candidates."""
         settings = self.settings
         steps = {step: self.order.batch(step) for step in range(window, window + settings.every)}
         numbers = [number for members in steps.values() for number in members]
@@ -178,18 +173,20 @@ class SampledBatches:
             settings.top_p,
             self.seed * 1_000_003 + window,
         )
-        asked = [self.prompts[number] for number in numbers]
-        drawn = sample(self.model, [ids for _, ids in asked], draw, ends=ends_of(self.model, self.tokenizer))
-        texts = [self._texts(ids, found) for (_, ids), found in zip(asked, drawn, strict=True)]
-        scores = self.reward([prompt for prompt, _ in asked], texts)
+        prompts = [self.prompts[number] for number in numbers]
+        responses = sample(self.model, [ids for _, ids in prompts], draw, ends=ends_of(self.model, self.tokenizer))
+        texts = [self._texts(ids, candidates) for (_, ids), candidates in zip(prompts, responses, strict=True)]
+        scores = self.reward([prompt for prompt, _ in prompts], texts)
         rows = iter(
             {
                 "prompt": number,
-                "ids": [each.ids.tolist() for each in found],
-                "texts": said,
-                "scores": worth,
+                "ids": [candidate.ids.tolist() for candidate in candidates],
+                "texts": candidate_texts,
+                "scores": candidate_scores,
             }
-            for number, found, said, worth in zip(numbers, drawn, texts, scores, strict=True)
+            for number, candidates, candidate_texts, candidate_scores in zip(
+                numbers, responses, texts, scores, strict=True
+            )
         )
         return {str(step): [next(rows) for _ in members] for step, members in steps.items()}
 
@@ -197,16 +194,18 @@ class SampledBatches:
         return [text_after(self.tokenizer, prompt, response.content) for response in responses]
 
     def _group(self, row: dict[str, Any]) -> TokenizedGroup:
-        """The very tokens that were drawn: a text tokenized again may be others."""
+        """The group of a row, with the sampled token ids: a text tokenized again may give other ones."""
         prompt, ids = self.prompts[row["prompt"]]
         group = PreferenceGroup(prompt, tuple(row["texts"]), scores=tuple(row["scores"]), id=str(row["prompt"]))
-        return TokenizedGroup(ids, tuple(np.array(each, dtype=np.int64) for each in row["ids"]), group)
+        return TokenizedGroup(
+            ids, tuple(np.array(candidate_ids, dtype=np.int64) for candidate_ids in row["ids"]), group
+        )
 
 
 def _sums(
     groups: Sequence[TokenizedGroup], tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel
 ) -> dict[str, tuple[float, float]]:
-    """What the candidates of a step are like: (total, count) of each metric."""
+    """(total, count) of each metric of a step's candidates."""
     ends = set(ends_of(model, tokenizer))
     scores = [group.group.scores or () for group in groups]
     responses = [response for group in groups for response in group.responses]
@@ -217,6 +216,6 @@ def _sums(
         "sampled/reward_best": (sum(map(max, scores)), n),
         "sampled/length": (sum(map(len, responses)), k),
         "sampled/cut": (sum(int(response[-1]) not in ends for response in responses), k),
-        "sampled/tied": (sum(len(set(of)) == 1 for of in scores), n),
+        "sampled/tied": (sum(len(set(group_scores)) == 1 for group_scores in scores), n),
         "sampled/distinct": (distinct, k),
     }

@@ -1,4 +1,4 @@
-"""Signals that end a run after the step in progress: Ctrl-C, and what schedulers send before they take a machine."""
+"""Signals that end a run after the step in progress: Ctrl-C, SIGTERM and SIGHUP."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Interrupted(Exception):
     """A signal ended the run; the step was finished and the run saved.
 
     Args:
-        number: the signal's.
+        number: number of the signal.
     """
 
     def __init__(self, message: str, number: int = signal.SIGINT) -> None:
@@ -26,18 +26,18 @@ class Interrupted(Exception):
 
 
 class StopSignals:
-    """While it is entered, a stop signal is noted instead of ending the process.
+    """A context in which a stop signal is recorded instead of ending the process.
 
-    A second Ctrl-C interrupts at once. After any other signal the process leaves, without saving, once the grace is
-    over: from another thread, for the main one may be waiting for a process that is gone.
+    A second Ctrl-C interrupts at once. After any other signal the process exits without saving once the grace period
+    is over: from another thread, because the main one may be waiting for a process that has ended.
 
     Attributes:
-        received: the first signal's number; None before.
+        signal_number: number of the first signal; None before.
     """
 
     def __init__(self, folder: Path, grace: float) -> None:
         self._folder, self._grace = folder, grace
-        self.received: int | None = None
+        self.signal_number: int | None = None
         self._timer: threading.Timer | None = None
         self._handlers: dict[int, Any] = {}
 
@@ -65,13 +65,13 @@ class StopSignals:
             self._timer = threading.Timer(self._grace, self._leave, [number])
             self._timer.daemon = True
             self._timer.start()
-        if self.received is None:
-            self.received = number
+        if self.signal_number is None:
+            self.signal_number = number
 
     def _leave(self, number: int) -> None:
         print(
             f"error: {signal.Signals(number).name}: the step was not finished and saved within "
-            f"training.grace_seconds ({self._grace:g} s), so this process leaves without saving; go on from the last "
+            f"training.grace_seconds ({self._grace:g} s), so this process exits without saving; go on from the last "
             f"checkpoint with: penchant train --resume {self._folder}",
             file=sys.stderr,
             flush=True,

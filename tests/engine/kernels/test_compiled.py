@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch._dynamo.exc import BackendCompilerFailed
 
-from penchant.engine.kernels import compiled as one_kernel
+from penchant.engine.kernels import compiled
 
 ON_GPU = SimpleNamespace(is_cuda=True, value=2)
 
@@ -17,7 +17,7 @@ def compiled_by(monkeypatch, compiler):
     """A formula compiled by a function, and the `dynamic` flags that the function gets."""
     dynamic_flags = []
     monkeypatch.setattr(torch, "compile", lambda formula, dynamic: dynamic_flags.append(dynamic) or compiler(formula))
-    return one_kernel._CompiledOnGpu(lambda x, increment: x.value + increment), dynamic_flags
+    return compiled._CompiledOnGpu(lambda x, increment: x.value + increment), dynamic_flags
 
 
 def test_it_is_compiled_once_for_any_sizes_and_only_on_a_gpu(monkeypatch):

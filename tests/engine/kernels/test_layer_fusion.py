@@ -13,16 +13,15 @@ from torch import nn
 from torch.nn.functional import silu
 
 from penchant.data.trees import pack
-from penchant.engine.attention import TREE
 from penchant.engine.kernels.layer_fusion import fuse_layers
-from penchant.engine.tree import TreeScorer
+from penchant.engine.tree import TreeScorer, use_tree
 
 
 def fused_classes(model):
     """Class names of a fused model, by the class whose forward replaced theirs."""
     classes = {}
     for module in model.modules():
-        if "_penchant_lean" in vars(type(module)):
+        if "_penchant_fused" in vars(type(module)):
             classes.setdefault(type(module).__mro__[1].__name__, set()).add(type(module).__name__)
     return classes
 
@@ -105,8 +104,7 @@ def test_half_precision_keeps_the_norms_own_roundings(build):
 
 def test_a_copied_model_is_independent(build, make_groups):
     model = build("llama")
-    model.set_attn_implementation(TREE)
-    fuse_layers(model)
+    use_tree(model)
     batch = pack(make_groups([(6, (3, 4))], 0))
     log_probs = TreeScorer(model)(batch)
     other = copy.deepcopy(model)
@@ -119,8 +117,7 @@ def test_a_copied_model_is_independent(build, make_groups):
 
 def test_the_last_layers_mlp_computes_tokens_that_are_read_only(build, make_groups):
     model = build("llama")
-    model.set_attn_implementation(TREE)
-    fuse_layers(model)
+    use_tree(model)
     row_counts = [[], []]
     for layer, sizes in zip(model.model.layers, row_counts, strict=True):
         layer.mlp.gate_proj.register_forward_hook(lambda m, inputs, out, sizes=sizes: sizes.append(inputs[0].shape[1]))

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig
 from penchant.data.trees import pack
 from penchant.engine.attention import TREE, tree_attention
 from penchant.engine.kernels import linear_log_probs as linear
-from penchant.engine.kernels import output_layer as vocabulary
+from penchant.engine.kernels import output_layer
 from penchant.engine.memory import replace_tensors, track_memory
 from penchant.engine.tree import TreeScorer
 
@@ -63,7 +63,7 @@ def test_four_times_as_much_takes_four_times_the_memory(make_groups, small, larg
 
 def test_a_large_vocabulary_keeps_no_more_logits_than_allowed(make_groups, monkeypatch):
     """20,000 words in 14 blocks: where half of 600 tokens' logits may be kept, six are."""
-    monkeypatch.setattr(vocabulary, "BLOCK_ELEMENTS", 1 << 20)
+    monkeypatch.setattr(output_layer, "BLOCK_ELEMENTS", 1 << 20)
     shape, words = (100, (300, 300)), 20_000
     whole = peak(make_groups, [shape], words)
     monkeypatch.setattr(linear, "KEPT_ELEMENTS", 600 * words // 2)

@@ -18,8 +18,8 @@ from penchant.data.reading import read_groups
 from penchant.data.review import Review
 from penchant.errors import ConfigError, DataError
 from penchant.evaluation.text_similarity import rouge_l
-from penchant.recipes.dialogue import probes
 from penchant.recipes.dialogue.config import DialogueConfig
+from penchant.recipes.dialogue.human_centric import CRISIS_QUESTIONS, UNSAFE_QUESTIONS
 from penchant.recipes.dialogue.pipeline import dialogue, stages
 from penchant.recipes.dialogue.rating_sheet import read_sheet
 from penchant.recipes.dialogue.rewriting import CLOSERS, OPENERS, ORDERS
@@ -132,7 +132,7 @@ def test_metrics_follow_from_the_written_answers(recipe_run):
     out = folder / "out"
     test_questions = rows(out / "data" / "questions.jsonl")
     answers = {seed: rows(out / "answers" / f"tiny-dpo-{seed}.jsonl") for seed in (3, 5)}
-    sets = ["counsel"] * 2 + ["talks"] * 3 + ["crisis"] * len(probes.CRISIS) + ["unsafe"] * len(probes.UNSAFE)
+    sets = ["counsel"] * 2 + ["talks"] * 3 + ["crisis"] * len(CRISIS_QUESTIONS) + ["unsafe"] * len(UNSAFE_QUESTIONS)
     assert [row["set"] for row in answers[3]] == sets
     scores = [
         [rouge_l(row["answer"], q["reference"]) for row, q in zip(answers[seed], test_questions, strict=False)]

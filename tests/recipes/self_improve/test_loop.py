@@ -22,15 +22,14 @@ from penchant.cli.main import run
 from penchant.config.section import validated
 from penchant.errors import ConfigError, DataError, DiskFullError, PenchantError, TrainingError
 from penchant.recipes import demo_world as world
-from penchant.recipes.self_improve import loop, trainer
+from penchant.recipes.self_improve import gate, loop, trainer
 from penchant.recipes.self_improve.buffer import ReplayBuffer
 from penchant.recipes.self_improve.config import SelfImproveConfig
 from penchant.recipes.self_improve.gate import evaluate_learner
-from penchant.recipes.self_improve.loop import improve, read_rounds
+from penchant.recipes.self_improve.loop import improve, read_rounds, self_improve
 from penchant.recipes.self_improve.medium import Learner, ServedModel, read_served, write_served
 from penchant.recipes.self_improve.parts import open_buffer, open_run_folder
-from penchant.recipes.self_improve.pipeline import self_improve
-from penchant.recipes.self_improve.report import alarms, summarise, write_result
+from penchant.recipes.self_improve.report import alarms, report_rounds, summarise
 from penchant.recipes.self_improve.text_medium import TextBackend
 from penchant.recipes.self_improve.trainer import is_idle, next_update, run_update
 from penchant.recipes.self_improve.verifying import Verdict
@@ -119,7 +118,7 @@ def shown_answers(rounds):
 
 def test_report(finished_run):
     config, rounds, output = finished_run
-    result = write_result(config, rounds)
+    result = report_rounds(config, rounds)
     assert result == summarise(config, rounds)
     first_row, last_row = result["rounds"][0], result["rounds"][-1]
     assert first_row["gained"]["value"] == 0
@@ -489,14 +488,14 @@ def test_patience(finished_run, tmp_path, learner):
     folder.mkdir()
     config = configured(folder, learner, rounds=6, patience=2)
     rounds = [{"round": n, "served": s, "updates": u} for n, (s, u) in enumerate([(0, 0), (1, 1), (1, 1), (1, 3)])]
-    assert [loop.stop_reason(config, rounds[:n]) for n in range(1, 5)] == [None] * 4
+    assert [gate.stop_reason(config, rounds[:n]) for n in range(1, 5)] == [None] * 4
     rounds.append({"round": 4, "served": 1, "updates": 4})
     reason = "stopped after round 4: the gate kept what was served (rounds with updates since the last that passed: 2)"
-    assert loop.stop_reason(config, rounds) == reason
+    assert gate.stop_reason(config, rounds) == reason
     # All rounds were run.
-    assert loop.stop_reason(config.model_copy(update={"rounds": 4}), rounds) is None
-    assert loop.stop_reason(config.model_copy(update={"patience": None}), rounds) is None
-    assert loop.stop_reason(config, [*rounds, {"round": 5, "served": 5, "updates": 5}]) is None
+    assert gate.stop_reason(config.model_copy(update={"rounds": 4}), rounds) is None
+    assert gate.stop_reason(config.model_copy(update={"patience": None}), rounds) is None
+    assert gate.stop_reason(config, [*rounds, {"round": 5, "served": 5, "updates": 5}]) is None
 
 
 def test_run_stopped_by_patience(tmp_path, learner, monkeypatch, notices):

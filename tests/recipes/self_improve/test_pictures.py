@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import sys
 from pathlib import Path
 
 import numpy as np
+import pictures as script
 import pytest
+import shapes
 import torch
 
 from penchant.config.run import load_section
 from penchant.config.section import validated
 from penchant.diffusion.denoising import Denoiser
 from penchant.errors import ConfigError, DataError, DiskFullError
-from penchant.recipes.self_improve import picture_medium, seeing, shapes
+from penchant.recipes.self_improve import picture_medium
 from penchant.recipes.self_improve.buffer import ReplayBuffer
 from penchant.recipes.self_improve.config import SelfImproveConfig
 from penchant.recipes.self_improve.loop import improve
 from penchant.recipes.self_improve.parts import build_backend
-from penchant.recipes.self_improve.report import write_result
+from penchant.recipes.self_improve.report import report_rounds
 
 EXAMPLES = Path(__file__).resolve().parents[3] / "examples" / "recipes"
 RULE = "def conditions(prompt, picture):\n    return {'light': picture[0, 0, 0] > 0}\n"
@@ -98,7 +99,7 @@ def test_rounds_of_pictures(finished_run):
     assert all("conv" not in name for name in changed_names if name.endswith("weight"))
     assert torch.equal(first_denoiser.encode_prompts(["a circle"]), new_denoiser.encode_prompts(["a circle"]))
     assert (output / "updates" / "1" / "run" / "adapter_model.safetensors").exists()
-    result = write_result(config, rounds)
+    result = report_rounds(config, rounds)
     assert set(result["categories"]) <= set(shapes.TASKS)
     page = (output / "report.html").read_text()
     assert page.count("data:image/png;base64,") == 2 * min(12, len(splits["test"]))
@@ -188,10 +189,10 @@ def test_collapse_metrics(finished_run, small_denoiser):
 def test_picture_world_as_a_verifier():
     prompt = next(prompt for prompt in shapes.prompts() if prompt.task == "position")
     picture = shapes.render(prompt, 32, np.random.default_rng(0))
-    assert seeing.conditions(prompt.text, picture).satisfied
-    assert seeing.conditions("four blue squares", picture).critique == "there are no blue squares, expected 4"
+    assert shapes.conditions(prompt.text, picture).satisfied
+    assert shapes.conditions("four blue squares", picture).critique == "there are no blue squares, expected 4"
     with pytest.raises(ConfigError, match="'a dog' is no prompt of the world of shapes"):
-        seeing.conditions("a dog", picture)
+        shapes.conditions("a dog", picture)
 
 
 @pytest.mark.parametrize(
@@ -211,9 +212,6 @@ def test_invalid_configuration(tmp_path, small_denoiser, changes, message):
 
 def test_example_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    spec = importlib.util.spec_from_file_location("pictures", EXAMPLES / "pictures.py")
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
     for name, value in (("STEPS", 2), ("BATCH", 6), ("PROMPTS", 8)):
         monkeypatch.setattr(script, name, value)
     monkeypatch.setattr(sys, "argv", ["pictures.py", "files"])
@@ -229,6 +227,7 @@ def test_example_runs(tmp_path, monkeypatch):
     example_prompts = [by_text[row["prompt"]] for row in rows]
     assert shapes.unique_prompts(example_prompts) == example_prompts
     small = ["rounds=1", "prompts_per_round=4", "attempts=2", "pictures.steps=2"]
+    small.append(f"verifier.function={EXAMPLES / 'shapes.py'}:conditions")
     config = load_section(SelfImproveConfig, EXAMPLES / "self_improve_pictures.yaml", small)
     rounds = improve(config)
     assert [round_["round"] for round_ in rounds] == [0, 1]

@@ -7,15 +7,13 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 import pytest
+import shapes
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.ndimage import gaussian_filter
-
-from penchant.errors import ConfigError
-from penchant.recipes.self_improve import seeing, shapes
-from penchant.recipes.self_improve.seeing import DetectedObject
-from penchant.recipes.self_improve.shapes import (
+from shapes import (
     Count,
+    DetectedObject,
     Floats,
     ObjectSpec,
     Picture,
@@ -26,6 +24,8 @@ from penchant.recipes.self_improve.shapes import (
     Side,
 )
 
+from penchant.errors import ConfigError
+
 ALL = shapes.prompts()
 BY_TEXT = {prompt.text: prompt for prompt in ALL}
 OTHER_SIDE: dict[Side, Side] = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
@@ -34,7 +34,7 @@ Figure = Callable[[Floats, Floats], Bools]
 
 
 def _passes(image: Picture, prompt: Prompt) -> bool:
-    return seeing.check(image, prompt).score == 1
+    return shapes.check(image, prompt).score == 1
 
 
 def _noisy(image: Picture, noise: float, draw: np.random.Generator) -> Picture:
@@ -111,10 +111,10 @@ def test_pictures_of_other_prompts_of_the_task_fail(size: int, noise: float) -> 
     prompts_by_task = {task: [p for p in ALL if p.task == task] for task in shapes.TASKS}
     for prompt in shapes.draw_prompts(120, 5):
         scene = shapes.place_objects(prompt, size, draw)
-        objects = seeing.detect_objects(_noisy(shapes.paint(scene, size, draw), noise, draw))
+        objects = shapes.detect_objects(_noisy(shapes.paint(scene, size, draw), noise, draw))
         for other in prompts_by_task[prompt.task][:: 7 if prompt.task == "position" else 1]:
             if not _meets(scene, other):
-                passes.append(seeing.judge(objects, other).score == 1)
+                passes.append(shapes.judge(objects, other).score == 1)
     assert len(passes) > 12_000
     assert not any(passes)
 
@@ -185,18 +185,18 @@ ROTATABLE = [p for p in POSITIONS if "triangle" not in p.text]
 def test_a_mirror_swaps_left_and_right(prompt: Prompt, size: int, seed: int) -> None:
     image = shapes.render(prompt, size, np.random.default_rng(seed))
     mirrored = image[:, :, ::-1]
-    assert seeing.check(image, prompt).met == (True, True, True)
-    assert seeing.check(image, _swapped(prompt)).met == (True, True, False)
-    assert seeing.check(mirrored, prompt).met == (True, True, False)
-    assert seeing.check(mirrored, _swapped(prompt)).met == (True, True, True)
+    assert shapes.check(image, prompt).met == (True, True, True)
+    assert shapes.check(image, _swapped(prompt)).met == (True, True, False)
+    assert shapes.check(mirrored, prompt).met == (True, True, False)
+    assert shapes.check(mirrored, _swapped(prompt)).met == (True, True, True)
 
 
 @settings(deadline=None, max_examples=60)
 @given(st.sampled_from(ROTATABLE), st.sampled_from([16, 32]), st.integers(0, 2**32 - 1))
 def test_rotation_by_180_degrees_reverses_every_relation(prompt: Prompt, size: int, seed: int) -> None:
     rotated = shapes.render(prompt, size, np.random.default_rng(seed))[:, ::-1, ::-1]
-    assert seeing.check(rotated, prompt).met == (True, True, False)
-    assert seeing.check(rotated, _swapped(prompt)).met == (True, True, True)
+    assert shapes.check(rotated, prompt).met == (True, True, False)
+    assert shapes.check(rotated, _swapped(prompt)).met == (True, True, True)
 
 
 @settings(deadline=None, max_examples=60)
@@ -204,18 +204,18 @@ def test_rotation_by_180_degrees_reverses_every_relation(prompt: Prompt, size: i
 def test_any_picture_gets_a_verdict(prompt: Prompt, seed: int, scale: float, blur: float) -> None:
     draw = np.random.default_rng(seed)
     image = gaussian_filter(draw.normal(0, scale, (3, 16, 16)), (0, blur, blur)).astype(np.float32)
-    verdict = seeing.check(image, prompt)
+    verdict = shapes.check(image, prompt)
     assert len(verdict.met) == len(prompt.conditions)
     assert verdict.score == sum(verdict.met) / len(verdict.met)
     assert (verdict.critique == "") == all(verdict.met)
-    assert all(0 < item.x < 16 and 0 < item.y < 16 for item in seeing.detect_objects(image))
+    assert all(0 < item.x < 16 and 0 < item.y < 16 for item in shapes.detect_objects(image))
 
 
 @pytest.mark.parametrize("value", [-1.0, 0.0, 0.85, 1.0, float("nan"), float("inf"), *shapes.COLORS.values()])
 def test_blank_pictures_meet_nothing(value: float | tuple[float, float, float]) -> None:
     image = np.broadcast_to(np.reshape(np.array(value, dtype=np.float32), (-1, 1, 1)), (3, 32, 32))
-    assert seeing.detect_objects(image) == ()
-    assert all(not any(seeing.judge((), prompt).met) for prompt in ALL)
+    assert shapes.detect_objects(image) == ()
+    assert all(not any(shapes.judge((), prompt).met) for prompt in ALL)
 
 
 @pytest.mark.parametrize("size", [16, 32])
@@ -225,7 +225,7 @@ def test_noise_meets_nothing(size: int, light: float, scale: float) -> None:
     draw = np.random.default_rng(0)
     for _ in range(25):
         normal, uniform = (
-            seeing.detect_objects((light + noise).astype(np.float32))
+            shapes.detect_objects((light + noise).astype(np.float32))
             for noise in (draw.normal(0, scale, (3, size, size)), draw.uniform(-2 * scale, 2 * scale, (3, size, size)))
         )
         assert not any(item.shape and item.color for item in (*normal, *uniform))
@@ -239,9 +239,9 @@ def test_soft_blobs_of_random_colour_rarely_meet_a_prompt(size: int, max_named: 
     prompts = shapes.draw_prompts(60, 0)
     for _ in range(100):
         blobs = gaussian_filter(draw.normal(size=(3, size, size)), (0, 2, 2))
-        objects = seeing.detect_objects((0.85 + 0.5 * blobs / blobs.std()).astype(np.float32))
+        objects = shapes.detect_objects((0.85 + 0.5 * blobs / blobs.std()).astype(np.float32))
         has_named.append(any(item.shape and item.color for item in objects))
-        passes += [seeing.judge(objects, prompt).score == 1 for prompt in prompts]
+        passes += [shapes.judge(objects, prompt).score == 1 for prompt in prompts]
     assert np.mean(has_named) <= max_named
     assert np.mean(passes) <= max_passed
 
@@ -264,7 +264,7 @@ def test_figures_drawn_without_the_renderer_are_recognised(color: str) -> None:
         "cross": lambda x, y: (np.maximum(abs(x), abs(y)) < 1) & (np.minimum(abs(x), abs(y)) < 1 / 3),
     }
     for shape, inside in figures.items():
-        (detected,) = seeing.detect_objects(_figure(inside, shapes.COLORS[color]))
+        (detected,) = shapes.detect_objects(_figure(inside, shapes.COLORS[color]))
         assert (detected.shape, detected.color) == (shape, color)
         assert detected.x == pytest.approx(18, abs=0.1)
         assert detected.y == pytest.approx(16 if shape == "triangle" else 14, abs=0.2)
@@ -300,7 +300,7 @@ def test_figures_drawn_without_the_renderer_are_recognised(color: str) -> None:
 def test_other_figures_have_a_colour_and_no_shape(
     inside: Figure,
 ) -> None:
-    (detected,) = seeing.detect_objects(_figure(inside, shapes.COLORS["blue"]))
+    (detected,) = shapes.detect_objects(_figure(inside, shapes.COLORS["blue"]))
     assert (detected.shape, detected.color) == (None, "blue")
 
 
@@ -310,10 +310,10 @@ def _disc(x: Floats, y: Floats) -> Bools:
 
 def test_unknown_colour_has_no_name() -> None:
     for cyan in ((-0.9, 0.9, 0.9), (-0.9, 0.6, 0.9)):
-        (detected,) = seeing.detect_objects(_figure(_disc, cyan))
+        (detected,) = shapes.detect_objects(_figure(_disc, cyan))
         assert (detected.shape, detected.color) == ("circle", None)
-    assert seeing.detect_objects(_figure(_disc, (0.0, 0.0, 0.0))) == ()
-    assert seeing.detect_objects(_figure(_disc, (0.5, 0.3, 0.3))) == ()
+    assert shapes.detect_objects(_figure(_disc, (0.0, 0.0, 0.0))) == ()
+    assert shapes.detect_objects(_figure(_disc, (0.5, 0.3, 0.3))) == ()
 
 
 @pytest.mark.parametrize("other", ["green", "blue", "yellow", "purple"])
@@ -321,7 +321,7 @@ def test_object_of_two_colours_is_unknown(other: str) -> None:
     halves = np.where(
         np.arange(32) < 18, _figure(_disc, shapes.COLORS["red"]), _figure(_disc, shapes.COLORS[other])
     ).astype(np.float32)
-    (detected,) = seeing.detect_objects(halves)
+    (detected,) = shapes.detect_objects(halves)
     assert (detected.shape, detected.color) == (None, None)
     assert detected.x == pytest.approx(18)
     assert detected.y == pytest.approx(14)
@@ -333,53 +333,53 @@ def test_few_specks_are_ignored_and_many_hide_all_objects() -> None:
     places = [(row, column) for row in (1, 25, 29) for column in range(1, 31, 4)]
     for number, (row, column) in enumerate(places[:12], start=1):
         image[:, row : row + 2, column : column + 2] = np.reshape(shapes.COLORS["green"], (3, 1, 1))
-        assert len(seeing.detect_objects(image)) == (1 if number <= 10 else 0)
+        assert len(shapes.detect_objects(image)) == (1 if number <= 10 else 0)
 
 
 def test_object_cut_by_the_picture_edge_has_no_shape() -> None:
     image = np.roll(_figure(_disc, shapes.COLORS["red"]), 14, axis=2)
     image[:, :, :16] = 0.9
-    (detected,) = seeing.detect_objects(image)
+    (detected,) = shapes.detect_objects(image)
     assert (detected.shape, detected.color) == (None, "red")
 
 
 @pytest.mark.parametrize("shape", shapes.SHAPES)
 def test_objects_one_pixel_apart_are_recognised(shape: Shape) -> None:
     scene = (PlacedObject(shape, "red", 4.0, 8.0, 6.0), PlacedObject(shape, "red", 11.0, 8.0, 6.0))
-    objects = seeing.detect_objects(shapes.paint(scene, 16, np.random.default_rng(0)))
+    objects = shapes.detect_objects(shapes.paint(scene, 16, np.random.default_rng(0)))
     assert [item.shape for item in objects] == [shape, shape]
     assert sorted(item.x for item in objects) == pytest.approx([4, 11], abs=0.05)
 
 
 def test_tinted_background_is_background() -> None:
     # The ground has the opposite hue, so negative cover would count against the object.
-    (detected,) = seeing.detect_objects(_figure(_disc, (0.4, -0.2, -0.2), (0.5, 0.9, 0.9)))
+    (detected,) = shapes.detect_objects(_figure(_disc, (0.4, -0.2, -0.2), (0.5, 0.9, 0.9)))
     assert (detected.shape, detected.color) == ("circle", "red")
 
 
 def test_values_are_clipped_to_the_range() -> None:
     # White that overshoots in red only.
-    assert seeing.detect_objects(_figure(_disc, (1.9, 1.1, 1.1))) == ()
+    assert shapes.detect_objects(_figure(_disc, (1.9, 1.1, 1.1))) == ()
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_picture_with_a_value_that_is_not_finite_has_no_objects(value: float) -> None:
     image = _figure(_disc, shapes.COLORS["red"])
-    assert len(seeing.detect_objects(image)) == 1
+    assert len(shapes.detect_objects(image)) == 1
     image[1, 14, 18] = value
-    assert seeing.detect_objects(image) == ()
+    assert shapes.detect_objects(image) == ()
 
 
 @pytest.mark.parametrize("shape", [(32, 32, 3), (1, 32, 32), (3, 32, 31), (3, 32), (1, 3, 32, 32)])
 def test_arrays_of_another_shape_are_an_error(shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="expected \\(3, size, size\\)"):
-        seeing.detect_objects(np.zeros(shape, dtype=np.float32))
+        shapes.detect_objects(np.zeros(shape, dtype=np.float32))
 
 
 def test_without_scipy_the_fix_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "scipy", None)
     with pytest.raises(ConfigError, match="needs scipy") as error:
-        seeing.detect_objects(np.zeros((3, 32, 32), dtype=np.float32))
+        shapes.detect_objects(np.zeros((3, 32, 32), dtype=np.float32))
     assert error.value.fix == "python -m pip install 'penchant[recipes]'"
 
 
@@ -428,7 +428,7 @@ RED, BLUE = DetectedObject("circle", "red", 8.0, 8.0), DetectedObject("square", 
 def test_judge_by_hand(
     text: str, objects: tuple[DetectedObject, ...], conditions_met: tuple[bool, ...], critique: str
 ) -> None:
-    verdict = seeing.judge(objects, BY_TEXT[text])
+    verdict = shapes.judge(objects, BY_TEXT[text])
     assert (verdict.met, verdict.critique) == (conditions_met, critique)
     assert verdict.score == pytest.approx(sum(conditions_met) / len(conditions_met))
 
@@ -451,7 +451,7 @@ def test_relations_by_angle(right: float, down: float, sides: set[str]) -> None:
     square = replace(BLUE, x=16.0, y=16.0)
     circle = replace(RED, x=16.0 + right, y=16.0 + down)
     verdicts = {
-        side: seeing.judge((circle, square), BY_TEXT[f"a red circle {side} a blue square"]) for side in shapes.SIDES
+        side: shapes.judge((circle, square), BY_TEXT[f"a red circle {side} a blue square"]) for side in shapes.SIDES
     }
     assert {side for side, verdict in verdicts.items() if verdict.met[2]} == sides
 

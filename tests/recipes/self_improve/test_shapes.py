@@ -6,12 +6,12 @@ from itertools import combinations
 
 import numpy as np
 import pytest
+import shapes
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from shapes import Count, ObjectSpec, PlacedObject, Prompt, Relation, Shape
 
 from penchant.errors import ConfigError
-from penchant.recipes.self_improve import shapes
-from penchant.recipes.self_improve.shapes import Count, ObjectSpec, PlacedObject, Prompt, Relation, Shape
 
 ALL = shapes.prompts()
 PER_TASK = {

@@ -18,7 +18,7 @@ from torch.nn.functional import silu
 
 
 def use_compiled(x: Tensor) -> bool:
-    """Whether a tensor is computed by these formulas: one on a GPU is."""
+    """Whether a tensor of any shape is computed by these formulas: one on a GPU is."""
     return x.is_cuda
 
 
@@ -55,7 +55,7 @@ def norm(x: Tensor, weight: Tensor, epsilon: float, dtype: torch.dtype) -> tuple
 
 @_CompiledOnGpu
 def norm_backward(x: Tensor, weight: Tensor, scale: Tensor, upstream: Tensor) -> tuple[Tensor, Tensor]:
-    """Gradients of `norm` by x and weight."""
+    """Gradients of `norm` by x [..., D] and weight [D]."""
     upstream, unit = upstream.to(x.dtype), x * scale
     by_unit = upstream * weight
     gradient = (by_unit - unit * (by_unit * unit).mean(-1, keepdim=True)) * scale
@@ -64,13 +64,13 @@ def norm_backward(x: Tensor, weight: Tensor, scale: Tensor, upstream: Tensor) ->
 
 @_CompiledOnGpu
 def gate(gate: Tensor, up: Tensor) -> Tensor:
-    """SwiGLU ``silu(gate) * up``."""
+    """SwiGLU ``silu(gate) * up`` of tensors of one shape."""
     return silu(gate) * up
 
 
 @_CompiledOnGpu
 def gate_backward(gate: Tensor, up: Tensor, upstream: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of `gate` by gate and up, and its output."""
+    """Gradients of `gate` by gate and up, and its output, all of one shape."""
     dtype, exact = gate.dtype, torch.promote_types(gate.dtype, torch.float32)
     gate, up, upstream = gate.to(exact), up.to(exact), upstream.to(exact)
     sigmoid = torch.sigmoid(gate)
@@ -89,7 +89,7 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor, dtype: torch.dtype) -> Tensor:
 
 @_CompiledOnGpu
 def rotate_backward(upstream: Tensor, cos: Tensor, sin: Tensor, dtype: torch.dtype) -> Tensor:
-    """The gradient of `turn` by x, in a dtype."""
+    """The gradient of `rotate` by x, with its shape, in a dtype."""
     a, b = upstream.to(torch.promote_types(upstream.dtype, cos.dtype)).chunk(2, -1)
     (cos_a, cos_b), (sin_a, sin_b) = cos.chunk(2, -1), sin.chunk(2, -1)
     return torch.cat([a * cos_a + b * sin_b, b * cos_b - a * sin_a], -1).to(dtype)
@@ -128,6 +128,6 @@ def logits_gradient(
 
 
 def capped(logits: Tensor, softcap: float | None) -> Tensor:
-    """Soft-capped logits in float32 or better; the same tensor where nothing changes."""
+    """Soft-capped logits, with their shape, in float32 or better; the same tensor where nothing changes."""
     values = logits.to(torch.promote_types(logits.dtype, torch.float32))
     return values if softcap is None else torch.tanh(values / softcap) * softcap

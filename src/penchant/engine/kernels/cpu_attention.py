@@ -16,6 +16,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd.function import once_differentiable
 
+from penchant.engine.padded import pad_left
 from penchant.engine.tree_plan import Span, Tiling, span_length
 
 _FORWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
@@ -70,7 +71,7 @@ class _TiledAttention(torch.autograd.Function):
             bias = None if tile.causal else ctx.tiling.bias(number, query.dtype)
             q, k, v = _gather(query, tile.queries), _gather(key, tile.keys), _gather(value, tile.keys)
             # Outputs that are not the tile's own have no gradient, and are not kept.
-            dy, y = (_pad_left(tensor[:, :, start:end], q.shape[2]) for tensor in (upstream, out))
+            dy, y = (pad_left(tensor[:, :, start:end], q.shape[2], dim=-2) for tensor in (upstream, out))
             gradients = _BACKWARD(dy, q, k, v, y, normaliser, 0.0, tile.causal, attn_mask=bias, scale=ctx.scale)
             for total, gradient, spans in zip(totals, gradients, (tile.queries, tile.keys, tile.keys), strict=True):
                 parts = gradient.split([b - a for a, b in spans], 2)
@@ -105,8 +106,3 @@ def _gather(x: Tensor, spans: Sequence[Span]) -> Tensor:
     """Tokens of the row in the order of the spans; a view where there is one span."""
     parts = [x[:, :, start:end] for start, end in spans]
     return parts[0] if len(parts) == 1 else torch.cat(parts, 2)
-
-
-def _pad_left(x: Tensor, n: int) -> Tensor:
-    """The tensor, with zeros on the left up to n tokens."""
-    return x if x.shape[2] == n else torch.nn.functional.pad(x, (0, 0, n - x.shape[2], 0))

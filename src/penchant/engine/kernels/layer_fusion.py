@@ -20,7 +20,7 @@ from penchant.engine.kernels.compiled_layers import rms_norm, rotate, swiglu, sw
 
 _EPSILONS = ("variance_epsilon", "eps")
 _ROTATION = "apply_rotary_pos_emb"
-_FUSED = "_penchant_lean"
+_FUSED = "_penchant_fused"
 
 
 class _Norm(nn.Module):

@@ -69,7 +69,7 @@ def row_multiple(device: torch.device, dtype: torch.dtype) -> int:
 
 
 def compute_dtype(like: Tensor) -> torch.dtype:
-    """The matrix product's dtype: autocast's where it is on, else the tensor's own."""
+    """The dtype of a tensor's matrix products, whatever its shape: autocast's where it is on, else its own."""
     device = like.device.type
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else like.dtype
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
-from penchant.engine.kernels import compiled as one_kernel
+from penchant.engine.kernels import compiled
 
 BLOCK_ELEMENTS = 1 << 23
 """Logits worked on at a time (32 MiB in float32)."""
@@ -76,7 +76,7 @@ class OutputLayer:
 
     @staticmethod
     def sum_dtype(hidden: Tensor) -> torch.dtype:
-        """The dtype of sums over the vocabulary: float32 at least."""
+        """The dtype of sums over the vocabulary for hidden states [N, D]: float32 at least."""
         return torch.promote_types(hidden.dtype, torch.float32)
 
     def log_probs(self, hidden: Tensor, targets: Tensor, keep: int) -> tuple[Tensor, Tensor, list[Tensor]]:
@@ -88,10 +88,10 @@ class OutputLayer:
         for block in self._blocks(hidden, keep):
             logits = self._logits(hidden, block)
             in_block, index = _target_indices(targets, block)
-            target_logits = one_kernel.capped(logits.gather(1, index[:, None])[:, 0], self.softcap)
+            target_logits = compiled.capped(logits.gather(1, index[:, None])[:, 0], self.softcap)
             chosen = torch.where(in_block, target_logits, chosen)
-            if one_kernel.use_compiled(logits):
-                block_normalisers = one_kernel.log_sum_exp(logits, self.softcap)
+            if compiled.use_compiled(logits):
+                block_normalisers = compiled.log_sum_exp(logits, self.softcap)
             else:
                 block_normalisers = _row_sums(logits, self.softcap, normalisers.dtype)
             normalisers = torch.logaddexp(normalisers, block_normalisers)
@@ -112,6 +112,7 @@ class OutputLayer:
         """Gradients of ``upstream . log_probs`` by hidden states, weight, bias and the adapter's factors, where needed.
 
         Args:
+            hidden: [N, D]; `targets`, `normalisers` and `upstream` are [N].
             kept_logits: the first blocks' logits; consumed and freed one by one.
             needs: which of the five are needed.
         """
@@ -122,8 +123,8 @@ class OutputLayer:
             in_block, index = _target_indices(targets, block)
             upstream_here = torch.where(in_block, upstream, 0.0)
             per_row = (normalisers, index, upstream, upstream_here)
-            if one_kernel.use_compiled(logits):
-                logits = one_kernel.logits_gradient(logits, *per_row, self.softcap)
+            if compiled.use_compiled(logits):
+                logits = compiled.logits_gradient(logits, *per_row, self.softcap)
             else:
                 for part in passes(_pass_rows(logits), logits, *per_row):
                     _to_gradient(self.softcap, *part)
@@ -201,7 +202,7 @@ def _add_product(out: Tensor, a: Tensor, b: Tensor, *, overwrite: bool) -> None:
 
 
 def passes(rows: int, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """The same rows of every tensor, `rows` at a time, to be changed together in place.
+    """The same rows of every tensor [N, ...], `rows` at a time, to be changed together in place.
 
     Of tensors without data, whose memory is counted, the first rows stand for all: the others take the same.
     """
@@ -219,7 +220,7 @@ def _row_sums(logits: Tensor, softcap: float | None, dtype: torch.dtype) -> Tens
     # A function of its own: a loop's last rows would keep the block's memory until the next block has its own.
     sums = logits.new_empty(len(logits), dtype=dtype)
     for rows, out in passes(_pass_rows(logits), logits, sums):
-        out.copy_(_log_sum_exp(one_kernel.capped(rows, softcap)))
+        out.copy_(_log_sum_exp(compiled.capped(rows, softcap)))
     return sums
 
 
@@ -236,7 +237,7 @@ def _to_gradient(
     Args:
         at_target: the upstream of rows whose target is in the block, 0 of the others.
     """
-    values = one_kernel.capped(logits, softcap)
+    values = compiled.capped(logits, softcap)
     in_place = softcap is None and values.dtype == logits.dtype
     gradient = torch.sub(values, normalisers[:, None], out=values if in_place else None)
     gradient.exp_().mul_(-upstream[:, None])

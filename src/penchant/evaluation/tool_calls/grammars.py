@@ -2,10 +2,6 @@
 
 The style's reader reads every text of a grammar: as calls of the functions on offer that pass all required arguments
 and no argument twice, with values of the types that `matching` expects; or as no call.
-
-Also in this module:
-
-- Grammar rules for values in two notations: Python literals and JSON.
 """
 
 from __future__ import annotations

@@ -1,11 +1,4 @@
-"""Latency, throughput and memory of a model's answers on this machine, one answer at a time, in a subprocess.
-
-Also in this module:
-
-- Calls of a function in a fresh process, whose memory can be measured apart from that of this process.
-- Current and peak memory of this process.
-- Eight-bit weights for processors without an accelerator.
-"""
+"""Latency, throughput and memory of a model's answers on this machine, one answer at a time, in a subprocess."""
 
 from __future__ import annotations
 

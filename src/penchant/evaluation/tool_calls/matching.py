@@ -3,16 +3,13 @@
 The rules are those of the Berkeley Function Calling Leaderboard (Patil et al. 2025, section on AST evaluation),
 including its accidental ones, so that scores are comparable; `benchmarks/bfcl_agreement.py` compares both checkers.
 
-Also in this module:
-
 - A call must name the accepted function, pass all required arguments, and pass no argument that the function lacks.
 - Types are compared as Python types: ``True`` is not an integer. An integer is accepted for a float, and a tuple for a
   list that the schema calls a tuple.
 - A value of another type than the schema's is taken for a variable if the accepted values are of its type.
 - Strings are compared without case, spaces and ``,./-_*^``; inside lists and dicts only at the first level.
 - Parallel calls are matched in any order: every accepted call takes the first call that matches it.
-
-- The values of Java and JavaScript literals; a text that is not a literal of its type stays a text.
+- A Java or JavaScript text that is not a literal of its type stays a text.
 """
 
 from __future__ import annotations

@@ -1,9 +1,4 @@
-"""Calls read from a model's answer, in the syntax of Python, Java or JavaScript, or in JSON.
-
-Also in this module:
-
-- Calls in the syntax of Java and JavaScript, split where a parser of the language would split them.
-"""
+"""Calls read from a model's answer, in the syntax of Python, Java or JavaScript, or in JSON."""
 
 from __future__ import annotations
 

@@ -1,10 +1,6 @@
-"""GGUF files as models, read by `transformers`; what it would silently drop is corrected or refused here.
+"""GGUF models and tokenizers, read by `transformers`; what it would silently drop is corrected or refused here.
 
 Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
-
-Also in this module:
-
-- Tokenizers that `transformers` builds from GGUF files, corrected to split text as llama.cpp's llama-vocab.cpp.
 """
 
 from __future__ import annotations

@@ -1,9 +1,4 @@
-"""The data stages: preference pairs of every source in three parts, people's review, and an audit of style.
-
-Also in this module:
-
-- Assignment of topics to training, validation and test; a topic is in one part only, also if sources share it.
-"""
+"""The data stages: preference pairs of every source in three parts, people's review, and an audit of style."""
 
 from __future__ import annotations
 

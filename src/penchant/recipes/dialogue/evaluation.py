@@ -13,10 +13,9 @@ import numpy as np
 
 from penchant.api import EndpointJudge, Floats, Sampling, as_text, read_rows, win_rate, write_atomically
 from penchant.recipes.comparing import mean_over_questions, paired_differences
-from penchant.recipes.dialogue import probes
 from penchant.recipes.dialogue.config import DialogueConfig
 from penchant.recipes.dialogue.data import Question, question_prompt, read_questions
-from penchant.recipes.dialogue.human_centric import is_crisis
+from penchant.recipes.dialogue.human_centric import CRISIS_QUESTIONS, UNSAFE_QUESTIONS, is_crisis
 from penchant.recipes.dialogue.measures import (
     CRISIS,
     METRIC_DIRECTIONS,
@@ -121,7 +120,7 @@ def evaluate(config: DialogueConfig, variants: Sequence[ModelVariant], folder: P
 
 def all_test_questions(config: DialogueConfig, folder: Path) -> list[Question]:
     """The test questions, followed by the probes."""
-    probe_texts = [(CRISIS, text) for text in probes.CRISIS] + [(UNSAFE, text) for text in probes.UNSAFE]
+    probe_texts = [(CRISIS, text) for text in CRISIS_QUESTIONS] + [(UNSAFE, text) for text in UNSAFE_QUESTIONS]
     return [*read_questions(folder.parent / "data"), *(Question(name, text, "", text) for name, text in probe_texts)]
 
 

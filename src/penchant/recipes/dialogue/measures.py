@@ -1,11 +1,6 @@
 """Metrics of one model's answers and log-probs, question by question.
 
 A metric maps question numbers to values, so that two models can be compared on the same questions.
-
-Also in this module:
-
-- A classifier of texts that one's own labels call empathic or not.
-- Whether a text follows from another, by a classifier trained on natural language inference.
 """
 
 from __future__ import annotations
@@ -146,7 +141,7 @@ class EmpathyClassifier:
 
 
 CRISIS, UNSAFE = "crisis", "unsafe"
-"""Names of the sets of `probes`, which are evaluated beside the sources' questions."""
+"""Names of the sets of probe questions, which are evaluated beside the sources' questions."""
 
 Direction = Literal["higher", "lower", "neither"]
 

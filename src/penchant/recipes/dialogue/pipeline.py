@@ -20,10 +20,10 @@ from penchant.api import PreferenceGroup, file_fingerprint, optional_weights_fin
 from penchant.recipes.dialogue.config import DialogueConfig, MeasuresConfig, ModelConfig
 from penchant.recipes.dialogue.data import apply_review, audit_style, build_preference_data
 from penchant.recipes.dialogue.evaluation import ModelVariant, evaluate, write_answers
-from penchant.recipes.dialogue.report import write_result
+from penchant.recipes.dialogue.report import build_report
 from penchant.recipes.reading import ModelTokenizer, check_lengths, encoder_settings, judge_settings, read_stage_groups
 from penchant.recipes.small_llama import SizesConfig
-from penchant.recipes.stages import Stage, StageResult, run_stages
+from penchant.recipes.stages import Stage, StageResult, run_stages, write_result
 from penchant.recipes.texts import NewBase
 from penchant.recipes.tuning import TuningConfig, check_tuning, full_model_folder, stage_keys, tune, write_full_model
 
@@ -31,17 +31,18 @@ Run = Callable[[Path], StageResult]
 
 
 def dialogue(config: DialogueConfig, *, only: str | None = None) -> dict[str, StageResult]:
-    """Run the recipe, or only the stage `only`; stages that are done are skipped.
-
-    Returns:
-        The result of every stage, by its name.
+    """The result of every stage by its name, after a run of all unfinished stages, or of the stage `only`.
 
     Raises:
         PenchantError: the data, configuration, models or endpoint have an error.
     """
     folder = Path(config.output)
     _check(config)
-    return run_stages(folder, stages(config), lambda results: write_result(folder, config, results), only=only)
+
+    def finish(results: Mapping[str, StageResult]) -> None:
+        write_result(folder, config, results, build_report(folder, config, results))
+
+    return run_stages(folder, stages(config), finish, only=only)
 
 
 def stages(config: DialogueConfig) -> list[Stage]:

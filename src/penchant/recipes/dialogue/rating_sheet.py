@@ -41,7 +41,7 @@ def write_sheet(folder: Path, prompts: Sequence[Text], answers: Mapping[str, Seq
 
 
 def read_sheet(folder: Path) -> dict[str, list[float]]:
-    """Of each model its points, 1 for a better answer and 1/2 for a tie, over the rows that were filled in.
+    """Points of every model, 1 for a better answer and 1/2 for a tie, over the rows that were filled in.
 
     Raises:
         DataError: a file is missing, a verdict is none of a, b and tie, a row is not in the key, or none was filled in.

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from penchant.api import RunReport, Sample, Table, read_rows, show, verdict_tables, write_atomically, write_report
+from penchant.api import RunReport, Sample, Table, read_rows, show, verdict_tables
 from penchant.recipes.dialogue.config import DialogueConfig
 from penchant.recipes.dialogue.evaluation import ALL
 from penchant.recipes.dialogue.measures import METRIC_DIRECTIONS
@@ -20,13 +17,12 @@ BASELINES = {"base": "", "sft": "base"}
 """The step that each step is compared with; methods, which are not listed, are compared with SFT."""
 
 
-def write_result(folder: Path, config: DialogueConfig, results: Mapping[str, StageResult]) -> None:
-    """Write `result.json` and `report.html`."""
-    write_atomically(folder / "result.json", json.dumps(dict(results), indent=2, ensure_ascii=False) + "\n")
+def build_report(folder: Path, config: DialogueConfig, results: Mapping[str, StageResult]) -> RunReport:
+    """The report page of the stages' results."""
     evaluation = results["evaluation"]
     sets = list(evaluation["differences"])
     auc = evaluation["classifier_auc"]
-    report = RunReport(
+    return RunReport(
         title="Dialogue",
         summary=[
             dialogue_headline(results),
@@ -56,9 +52,7 @@ def write_result(folder: Path, config: DialogueConfig, results: Mapping[str, Sta
                 if table.rows
             ),
         ],
-        config_yaml=yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True),
     )
-    write_report(folder / "report.html", report)
 
 
 def _notices(config: DialogueConfig) -> list[str]:

@@ -1,9 +1,4 @@
-"""Rewriting of an answer in two styles, supportive and prescriptive, by a language model or by simple rules.
-
-Also in this module:
-
-- Reads questions and their answers, from rows with one question or from whole dialogues.
-"""
+"""Rewriting of an answer in two styles, supportive and prescriptive, by a language model or by simple rules."""
 
 from __future__ import annotations
 
@@ -16,11 +11,11 @@ from hashlib import blake2b
 from typing import Any, NamedTuple, Protocol
 
 from penchant.api import (
+    AnswerCache,
     ConfigError,
     DataError,
     Endpoint,
     JudgeConfig,
-    KeptAnswers,
     Unanswered,
     cache_folder,
     fill,
@@ -178,7 +173,7 @@ class EndpointRewriter:
         rewritings: list[StyledAnswers | None] = []
         batch_size = 4 * self.endpoint.parallel
         with (
-            closing(KeptAnswers(f"rewriter {self.endpoint.url} {self.endpoint.model}", cache_folder())) as cache,
+            closing(AnswerCache(f"rewriter {self.endpoint.url} {self.endpoint.model}", cache_folder())) as cache,
             ThreadPoolExecutor(self.endpoint.parallel) as pool,
         ):
             for start in range(0, len(answers), batch_size):
@@ -196,7 +191,7 @@ class EndpointRewriter:
                 rewritings += [None if isinstance(result, Unanswered) else result for result in results]
         return rewritings
 
-    def _rewrite_both(self, answer: AnswerRecord, cache: KeptAnswers) -> StyledAnswers | Unanswered:
+    def _rewrite_both(self, answer: AnswerRecord, cache: AnswerCache) -> StyledAnswers | Unanswered:
         try:
             return StyledAnswers(
                 *(self._rewrite(template, answer, cache) for template in (self.supportive, self.prescriptive))
@@ -204,7 +199,7 @@ class EndpointRewriter:
         except Unanswered as error:
             return error
 
-    def _rewrite(self, template: str, answer: AnswerRecord, cache: KeptAnswers) -> str:
+    def _rewrite(self, template: str, answer: AnswerRecord, cache: AnswerCache) -> str:
         prompt = fill(template, question=answer.question, answer=answer.answer)
         cached = cache.get(prompt)
         if cached is not None:

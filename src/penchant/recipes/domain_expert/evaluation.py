@@ -7,8 +7,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from penchant.api import (
     BertScore,
     EndpointJudge,
@@ -18,15 +16,13 @@ from penchant.api import (
     bootstrap_ratio,
     line_chart,
     read_rows,
-    show,
     verdict_tables,
     win_rate,
     write_atomically,
-    write_report,
 )
 from penchant.recipes.domain_expert.config import DomainExpertConfig
 from penchant.recipes.domain_expert.routing import EXPERTS, USER, PromptSet, content, perplexity, preference_accuracy
-from penchant.recipes.headline import domain_expert_headline, recovered_line
+from penchant.recipes.headline import domain_expert_headline, estimate_table, recovered_line
 from penchant.recipes.stages import StageResult
 
 
@@ -98,11 +94,9 @@ def _routed_metrics(
     return metrics
 
 
-def write_result(folder: Path, config: DomainExpertConfig, results: Mapping[str, StageResult]) -> None:
-    """Write `result.json` and `report.html`."""
-    write_atomically(folder / "result.json", json.dumps(dict(results), indent=2, ensure_ascii=False) + "\n")
+def build_report(results: Mapping[str, StageResult]) -> RunReport:
+    """The report page of the stages' results."""
     evaluation, residual, router = results["evaluation"], results["residual"], results["router"]
-    columns = list(dict.fromkeys(key for row in evaluation["models"].values() for key in row))
     scales = [row["scale"] for row in residual["scales"]]
     curves = [
         Figure(
@@ -120,7 +114,7 @@ def write_result(folder: Path, config: DomainExpertConfig, results: Mapping[str,
             ("Perplexity of the domain's text", "perplexity", "perplexity", "On held-out sections."),
         )
     ]
-    report = RunReport(
+    return RunReport(
         title="Domain expert",
         summary=[
             domain_expert_headline(results),
@@ -129,10 +123,9 @@ def write_result(folder: Path, config: DomainExpertConfig, results: Mapping[str,
             *((f"left out: {reason}", str(n)) for reason, n in results["data"]["left_out"].items()),
         ],
         tables=[
-            Table(
+            estimate_table(
                 "Metrics on held-out data",
-                ("", *columns),
-                [(name, *(show(row.get(key)) for key in columns)) for name, row in evaluation["models"].items()],
+                evaluation["models"],
                 "95 % intervals over prompts (for perplexity over texts). Answers are greedy; columns preferences_ "
                 "compare them with the preferred answer; preference_accuracy compares log-probs per token.",
             ),
@@ -146,6 +139,4 @@ def write_result(folder: Path, config: DomainExpertConfig, results: Mapping[str,
         ],
         details=verdict_tables(evaluation["judged"], "the instruct model"),
         figures=curves,
-        config_yaml=yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True),
     )
-    write_report(folder / "report.html", report)

@@ -8,10 +8,6 @@ OUTPUT/conversation/run, OUTPUT/structured/run    the experts
 OUTPUT/router/         router.json, and every test request's decision
 OUTPUT/evaluation/     every model's answers
 OUTPUT/report.html, OUTPUT/result.json
-
-Also in this module:
-
-- The first stage: the text to train on, and every set of groups split into training, validation and test.
 """
 
 from __future__ import annotations
@@ -33,10 +29,10 @@ from penchant.api import (
     write_anew,
 )
 from penchant.recipes.domain_expert.config import DomainExpertConfig
-from penchant.recipes.domain_expert.evaluation import evaluate, write_result
+from penchant.recipes.domain_expert.evaluation import build_report, evaluate
 from penchant.recipes.domain_expert.routing import PromptSet, perplexity, route, routing_groups
 from penchant.recipes.reading import ModelTokenizer, check_lengths, encoder_settings, judge_settings, read_stage_groups
-from penchant.recipes.stages import Stage, StageResult, run_stages
+from penchant.recipes.stages import Stage, StageResult, run_stages, write_result
 from penchant.recipes.texts import NewBase, clean_passages, read_passages, split_by_section, text_groups
 from penchant.recipes.tuning import TuningConfig, check_tuning, full_model_folder, stage_keys, tune, write_full_model
 
@@ -87,20 +83,18 @@ Run = Callable[[Path], StageResult]
 
 
 def domain_expert(config: DomainExpertConfig, *, only: str | None = None) -> dict[str, StageResult]:
-    """Run the recipe, or one stage of it; finished stages are skipped.
-
-    Args:
-        only: the name of the only stage to run.
-
-    Returns:
-        The result of every stage by its name.
+    """The result of every stage by its name, after a run of all unfinished stages, or of the stage `only`.
 
     Raises:
         PenchantError: the data, configuration or models are at fault.
     """
     folder = Path(config.output)
     _check_preferences(config)
-    return run_stages(folder, stages(config), lambda results: write_result(folder, config, results), only=only)
+
+    def finish(results: Mapping[str, StageResult]) -> None:
+        write_result(folder, config, results, build_report(results))
+
+    return run_stages(folder, stages(config), finish, only=only)
 
 
 def stages(config: DomainExpertConfig) -> list[Stage]:

@@ -1,9 +1,4 @@
-"""The router: its prompt, the structured expert's training groups for it, and its accuracy.
-
-Also in this module:
-
-- The metrics of a model: perplexity of the domain's text, answers to instructions and tasks, preferences.
-"""
+"""The router (its prompt, training groups and accuracy), and the metrics of a model on every domain set."""
 
 from __future__ import annotations
 

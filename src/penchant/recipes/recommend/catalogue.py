@@ -1,10 +1,4 @@
-"""Rankings of a whole catalogue for questions without a list of candidates.
-
-Also in this module:
-
-- Log-probs of a whole catalogue after a prompt: many short candidates, as a trie.
-- Packing of many candidates with common beginnings: shared tokens are computed once, as the prompt is.
-"""
+"""Log-probs and rankings of a whole catalogue, packed as a trie, for questions without a list of candidates."""
 
 from __future__ import annotations
 
@@ -29,7 +23,6 @@ from penchant.api import (
     as_tensor,
     choose_scorer,
     common_length,
-    local_device,
     pack_loss_mask,
     precision,
     read_held_out,
@@ -151,7 +144,7 @@ def rank_catalogue(
         histories: the titles taken before, the oldest first, for every question.
         titles: the catalogue, every title once; at least two.
     """
-    world = World(0, 1, local_device())
+    world = World.single()
     frozen = FrozenModel.load(model, world, reading.dtype, reading.chat_template, reading.rendering)
     answers = tuple(f" {title}" for title in titles)
     groups = (

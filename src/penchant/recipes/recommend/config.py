@@ -1,9 +1,4 @@
-"""The recommendation recipe's configuration.
-
-Also in this module:
-
-- Rankings without language: baselines for the models, and two that are at chance unless the data leak targets.
-"""
+"""The recommendation recipe's configuration, and its baselines: rankings without language."""
 
 from __future__ import annotations
 

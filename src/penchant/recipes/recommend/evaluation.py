@@ -7,22 +7,17 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from penchant.api import (
     Estimate,
     PreferenceGroup,
     RunReport,
     Sampling,
-    Table,
     TargetRank,
     as_text,
     read_groups,
-    show,
     write_atomically,
-    write_report,
 )
-from penchant.recipes.headline import recommend_headline
+from penchant.recipes.headline import estimate_table, recommend_headline
 from penchant.recipes.reading import generate_answers
 from penchant.recipes.recommend.catalogue import rank_catalogue
 from penchant.recipes.recommend.config import RecommendConfig
@@ -58,7 +53,7 @@ def evaluate(config: RecommendConfig, folder: Path, models: Mapping[str, str], l
         catalogue = _catalogue_metrics(config, model, facts, list(read_catalogue(questions)))
         answer_results, answers = _answer_metrics(config, model, groups, targets, users)
         rows = [
-            {"id": group.id, "above": rank.above, "tied": rank.tied, "answer": text}
+            {"id": group.id, "above": rank.n_higher, "tied": rank.n_tied, "answer": text}
             for group, rank, text in zip(groups, ranks, answers, strict=True)
         ]
         write_atomically(folder / f"{name}.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
@@ -124,15 +119,14 @@ def _by_kind(facts: Sequence[QuestionFacts], hits: Sequence[float]) -> dict[str,
     return metrics
 
 
-def write_result(folder: Path, config: RecommendConfig, results: Mapping[str, StageResult]) -> None:
-    """Write `result.json` and `report.html`."""
-    write_atomically(folder / "result.json", json.dumps(dict(results), indent=2, ensure_ascii=False) + "\n")
+def build_report(config: RecommendConfig, results: Mapping[str, StageResult]) -> RunReport:
+    """The report page of the stages' results."""
     questions, evaluation = results["questions"], results["evaluation"]
     rows: dict[str, Mapping[str, Any]] = {**questions["baselines"], **evaluation["models"]}
     columns = list(dict.fromkeys(key for row in rows.values() for key in row if key not in ("by", "catalogue")))
-    catalogue_columns = list(evaluation["models"]["sft"]["catalogue"])
-    kinds = list(next(iter(evaluation["models"].values()))["by"])
-    report = RunReport(
+    catalogue = {name: row["catalogue"] for name, row in rows.items() if row.get("catalogue")}
+    catalogue_note = "Questions without a list: all titles that the user had not taken are ranked."
+    return RunReport(
         title="Recommendation: which title is taken next",
         summary=[
             recommend_headline(results),
@@ -142,47 +136,26 @@ def write_result(folder: Path, config: RecommendConfig, results: Mapping[str, St
             *((reason, str(n)) for reason, n in questions["dropped"].items()),
         ],
         tables=[
-            Table(
+            estimate_table(
                 "On test questions",
-                ("", *columns),
-                [(name, *(show(row.get(key)) for key in columns)) for name, row in rows.items()],
+                rows,
                 f"Every question lists {config.questions.candidates} titles. Ranks are by a title's log-prob, with "
                 "the expected value over ties. Columns said_ are of greedy answers, which are valid if they name "
                 "exactly one title. 95 % intervals over users. The rows 'alone' ignore histories: a value above "
                 "popularity would show a leak.",
+                columns,
             ),
-            Table(
+            estimate_table(
                 "Hit ratio at 1: row less column",
-                ("", *evaluation["hit_ratio@1_over"]),
-                [
-                    (name, *(show(row.get(other)) for other in evaluation["hit_ratio@1_over"]))
-                    for name, row in evaluation["hit_ratio@1_over"].items()
-                ],
+                evaluation["hit_ratio@1_over"],
                 "On the same questions, with 95 % intervals over users that are not corrected for their number.",
+                list(evaluation["hit_ratio@1_over"]),
             ),
-            *(
-                [
-                    Table(
-                        "Among the whole catalogue",
-                        ("", *catalogue_columns),
-                        [
-                            (name, *(show(row.get("catalogue", {}).get(key)) for key in catalogue_columns))
-                            for name, row in rows.items()
-                            if row.get("catalogue")
-                        ],
-                        "Questions without a list: all titles that the user had not taken are ranked.",
-                    )
-                ]
-                if catalogue_columns
-                else []
-            ),
-            Table(
+            *([estimate_table("Among the whole catalogue", catalogue, catalogue_note)] if catalogue else []),
+            estimate_table(
                 "Hit ratio at 1 by kind of question",
-                ("", *kinds),
-                [(name, *(show(row["by"].get(kind)) for kind in kinds)) for name, row in evaluation["models"].items()],
+                {name: row["by"] for name, row in evaluation["models"].items()},
                 "Thirds of the questions by the history's length and by the target's interactions in training.",
             ),
         ],
-        config_yaml=yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True),
     )
-    write_report(folder / "report.html", report)

@@ -2,10 +2,6 @@
 
 No information comes from the future. A history holds only items taken strictly before its target, questions are split
 by time and not by user, and the catalogue holds the items that were taken often enough in the training part.
-
-Also in this module:
-
-- Readers of users' interactions with items (user, item, time, rating), and of the items' titles.
 """
 
 from __future__ import annotations

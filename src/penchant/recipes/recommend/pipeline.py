@@ -24,30 +24,28 @@ from penchant.api import (
 )
 from penchant.recipes.reading import ModelTokenizer, check_lengths, compute_log_probs, read_stage_groups
 from penchant.recipes.recommend.config import START, MethodConfig, RecommendConfig
-from penchant.recipes.recommend.evaluation import evaluate, write_result
+from penchant.recipes.recommend.evaluation import build_report, evaluate
 from penchant.recipes.recommend.prompts import draw_negatives, hardest_negatives
 from penchant.recipes.recommend.questions import TEXTS, read_catalogue, write_questions
 from penchant.recipes.recommend.serving import write_wording
 from penchant.recipes.small_llama import build_small_llama
-from penchant.recipes.stages import Stage, StageResult, run_stages
+from penchant.recipes.stages import Stage, StageResult, run_stages, write_result
 from penchant.recipes.tuning import TuningConfig, check_tuning, full_model_folder, stage_keys, tune, write_full_model
 
 
 def recommend(config: RecommendConfig, *, only: str | None = None) -> dict[str, StageResult]:
-    """Run the recipe, or one stage of it; finished stages are skipped.
-
-    Args:
-        only: the name of the only stage to run.
-
-    Returns:
-        The result of every stage by its name.
+    """The result of every stage by its name, after a run of all unfinished stages, or of the stage `only`.
 
     Raises:
         PenchantError: the data, configuration or models are at fault.
     """
     folder = Path(config.output)
     _check_methods(config)
-    return run_stages(folder, stages(config), lambda results: write_result(folder, config, results), only=only)
+
+    def finish(results: Mapping[str, StageResult]) -> None:
+        write_result(folder, config, results, build_report(config, results))
+
+    return run_stages(folder, stages(config), finish, only=only)
 
 
 def stages(config: RecommendConfig) -> list[Stage]:

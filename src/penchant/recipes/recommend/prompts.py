@@ -1,9 +1,4 @@
-"""Prompts of questions: a history, with or without a list of titles.
-
-Also in this module:
-
-- The candidates of a question: the target, and titles that the user had not taken.
-"""
+"""Prompts of questions: a history, with or without a list of titles; and a question's candidates."""
 
 from __future__ import annotations
 

@@ -1,9 +1,4 @@
-"""The first stage: questions made of interactions, and the baselines' metrics on them.
-
-Also in this module:
-
-- Metrics: hit ratio, NDCG and MRR of rankings by score; hit ratio and valid ratio of answers in words.
-"""
+"""The first stage: questions made of interactions, and the baselines' metrics (hit ratio, NDCG, MRR) on them."""
 
 from __future__ import annotations
 

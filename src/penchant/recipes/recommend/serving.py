@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from penchant.api import ConfigError, DataError, PreferenceGroup, World, local_device, score, write_atomically
+from penchant.api import ConfigError, DataError, PreferenceGroup, World, score, write_atomically
 from penchant.recipes.recommend.catalogue import rank_catalogue
 from penchant.recipes.recommend.prompts import Wording
 
@@ -48,7 +48,7 @@ def suggest(
     titles_before, titles = _check_titles(history, candidates)
     prompt = (wording or read_wording(model)).prompt(titles_before, titles)
     group = PreferenceGroup(prompt, tuple(f" {title}" for title in titles))
-    (scored,) = score(model, [group], World(0, 1, local_device()))
+    (scored,) = score(model, [group], World.single())
     return _sorted_suggestions(titles, scored.log_probs)
 
 

@@ -19,6 +19,7 @@ from penchant.api import (
     add_template_columns,
     as_json,
     format_named,
+    hash_parts,
     row_of,
 )
 
@@ -77,7 +78,7 @@ class ReplayBuffer:
 
     def __init__(self, path: Path, capacity: int, alpha: float = 0.6) -> None:
         self._path, self._capacity, self._alpha = path, capacity, alpha
-        self._database = Database(path, APPLICATION_ID, SCHEMA)
+        self._database = Database(path, SCHEMA, application=APPLICATION_ID)
 
     def record(self, judgement: Judgement) -> None:
         """Store a judgement; does nothing if an equal judgement of the same round, prompt and attempt is stored.
@@ -221,7 +222,7 @@ def _group(body: str) -> PreferenceGroup:
 
 
 def _text(group: PreferenceGroup) -> bytes:
-    return hashlib.blake2b(json.dumps([as_json(group.prompt), group.candidates]).encode(), digest_size=20).digest()
+    return hash_parts([json.dumps([as_json(group.prompt), group.candidates]).encode()], 20)
 
 
 def _gumbel(seed: int, text: bytes) -> float:

@@ -1,9 +1,4 @@
-"""The gate: after an update the served learner stays, unless a paired test says that another learner is better.
-
-Also in this module:
-
-- Evaluation of a learner on prompts it is never trained on: success, and signs of collapse.
-"""
+"""The gate: after an update the served learner stays, unless a paired test says that another learner is better."""
 
 from __future__ import annotations
 
@@ -16,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from penchant.api import ConfigError
+from penchant.recipes.self_improve.config import SelfImproveConfig
 from penchant.recipes.self_improve.medium import CollapseMetrics, LearnerBackend, answer_seed
 from penchant.recipes.self_improve.verifying import Verifier
 
@@ -139,3 +135,18 @@ def detectable_gain(prompts: int, answers: int, error: float) -> float | None:
         return None
     quantiles = NormalDist().inv_cdf(1 - error) + NormalDist().inv_cdf(0.8)
     return quantiles * math.sqrt(_DIFFERING / (prompts * answers))
+
+
+def stop_reason(config: SelfImproveConfig, rounds: Sequence[dict[str, Any]]) -> str | None:
+    """Why the rounds stop early, if the gate rejected all updates of the last `patience` rounds with updates."""
+    if config.patience is None or len(rounds) > config.rounds:
+        return None
+    rejected_rounds = 0
+    for earlier, later in zip(rounds[-2::-1], rounds[:0:-1], strict=True):
+        if earlier["served"] != later["served"]:
+            break
+        rejected_rounds += later["updates"] > earlier["updates"]
+    if rejected_rounds < config.patience:
+        return None
+    last = f"stopped after round {rounds[-1]['round']}"
+    return f"{last}: the gate kept what was served (rounds with updates since the last that passed: {rejected_rounds})"

@@ -6,10 +6,6 @@ OUTPUT/served.json                         the served learner
 OUTPUT/updates/                            folders of the updates, written by the trainer
 OUTPUT/rounds/N.json                       metrics of the learner on the test prompts after round N; 0: before the first
 OUTPUT/report.html, OUTPUT/result.json
-
-Also in this module:
-
-- A round of attempts: every prompt is tried until an answer satisfies the verifier; progress goes into the buffer.
 """
 
 from __future__ import annotations
@@ -29,10 +25,20 @@ from typing import Any
 
 import torch
 
-from penchant.api import ConfigError, PreferenceGroup, TrainingError, fill, read_record, write_atomically
+from penchant.api import (
+    ConfigError,
+    PreferenceGroup,
+    TrainingError,
+    fill,
+    folder_lock,
+    read_record,
+    resumable_disk_errors,
+    run_log,
+    write_atomically,
+)
 from penchant.recipes.self_improve.buffer import Judgement, ReplayBuffer
 from penchant.recipes.self_improve.config import SelfImproveConfig
-from penchant.recipes.self_improve.gate import detectable_gain, evaluate_learner
+from penchant.recipes.self_improve.gate import detectable_gain, evaluate_learner, stop_reason
 from penchant.recipes.self_improve.medium import (
     DAMAGED,
     AnswerFunction,
@@ -43,6 +49,7 @@ from penchant.recipes.self_improve.medium import (
     write_served,
 )
 from penchant.recipes.self_improve.parts import PromptSplits, build_backend, open_buffer, open_run_folder
+from penchant.recipes.self_improve.report import report_rounds
 from penchant.recipes.self_improve.trainer import ERROR, is_idle, next_update
 from penchant.recipes.self_improve.verifying import Verifier
 
@@ -50,6 +57,20 @@ logger = logging.getLogger(__name__)
 
 MIN_PRIORITY = 0.05
 """Minimum priority of a group."""
+
+
+def self_improve(config: SelfImproveConfig, *, only: str | None = None) -> dict[str, Mapping[str, Any]]:
+    """Run all rounds and write the report; an interrupted round resumes.
+
+    Raises:
+        PenchantError: see `improve`; also ConfigError if `only` names a stage.
+    """
+    if only is not None:
+        raise ConfigError("self-improve has rounds and no stages", fix="leave --stage out")
+    folder = Path(config.output)
+    with resumable_disk_errors(folder), folder_lock(folder), run_log() as log:
+        log.open(folder)
+        return {"evaluation": report_rounds(config, improve(config))}
 
 
 def attempt_prompts(
@@ -248,21 +269,6 @@ def halved_threads() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(threads)
-
-
-def stop_reason(config: SelfImproveConfig, rounds: Sequence[dict[str, Any]]) -> str | None:
-    """Why the rounds stop early, if the gate rejected all updates of the last `patience` rounds with updates."""
-    if config.patience is None or len(rounds) > config.rounds:
-        return None
-    rejected_rounds = 0
-    for earlier, later in zip(rounds[-2::-1], rounds[:0:-1], strict=True):
-        if earlier["served"] != later["served"]:
-            break
-        rejected_rounds += later["updates"] > earlier["updates"]
-    if rejected_rounds < config.patience:
-        return None
-    last = f"stopped after round {rounds[-1]['round']}"
-    return f"{last}: the gate kept what was served (rounds with updates since the last that passed: {rejected_rounds})"
 
 
 def read_rounds(config: SelfImproveConfig) -> list[dict[str, Any]]:

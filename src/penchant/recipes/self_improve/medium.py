@@ -1,10 +1,4 @@
-"""The learner backend: what differs between learners of text and of pictures; the loop is the same for both.
-
-Also in this module:
-
-- The learner that answers, which can be replaced between two batches.
-- The file that names the served learner; it is replaced atomically.
-"""
+"""The learner backend: what differs between learners of text and of pictures; the loop is the same for both."""
 
 from __future__ import annotations
 

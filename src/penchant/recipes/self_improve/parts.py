@@ -1,9 +1,4 @@
-"""Files that the learner's process and the trainer share: configuration, prompts in splits, and replay buffer.
-
-Also in this module:
-
-- Chooses the learner backend of a configuration.
-"""
+"""What the learner's process and the trainer share: configuration, prompts in splits, replay buffer, backend."""
 
 from __future__ import annotations
 

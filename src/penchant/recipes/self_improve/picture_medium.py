@@ -6,7 +6,6 @@ An answer is the name of a file in OUTPUT/pictures/.
 from __future__ import annotations
 
 import base64
-import hashlib
 import io
 import os
 from collections.abc import Sequence
@@ -23,11 +22,13 @@ from penchant.api import (
     ConfigError,
     DataError,
     Denoiser,
+    Draws,
     Figure,
     Sample,
     build_objective,
     check_objective,
     disk_errors,
+    hash_bytes,
     local_device,
     read_groups,
     sync,
@@ -88,7 +89,7 @@ class PictureBackend:
         stream = io.BytesIO()
         pixels = np.round((picture + 1) * 127.5).astype(np.uint8).transpose(1, 2, 0)
         Image.fromarray(pixels).save(stream, "png")
-        name = f"{hashlib.blake2b(pixels.tobytes(), digest_size=10).hexdigest()}.png"
+        name = f"{hash_bytes(pixels.tobytes(), 10)}.png"
         file = Path(self.config.output) / PICTURES / name
         if not file.exists():
             # The learner's process and the trainer's may write the same picture at once.
@@ -133,10 +134,8 @@ class PictureBackend:
                 build_objective(update.objective),
                 update.training.model_copy(update={"seed": seed}),
                 update.lora,
-                self.settings.draws,
+                Draws(self.settings.draws, self.settings.latents, self.settings.empty_prompts),
                 folder / "run",
-                self.settings.latents,
-                self.settings.empty_prompts,
             )
             denoiser.save(new)
         return str(new)

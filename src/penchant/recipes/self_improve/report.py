@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from penchant.api import (
     Estimate,
@@ -21,14 +20,13 @@ from penchant.api import (
     difference_of_shares,
     line_chart,
     show,
-    write_atomically,
-    write_report,
 )
 from penchant.recipes.headline import self_improve_headline
 from penchant.recipes.self_improve.config import SelfImproveConfig
-from penchant.recipes.self_improve.loop import stop_reason
+from penchant.recipes.self_improve.gate import stop_reason
 from penchant.recipes.self_improve.medium import LearnerBackend, update_folder
 from penchant.recipes.self_improve.parts import build_backend, read_splits
+from penchant.recipes.stages import write_result
 
 COLLAPSE_METRICS = ("amount", "distinct", "distance")
 STALLED_ROUNDS = 2
@@ -111,14 +109,13 @@ def alarms(backend: LearnerBackend, rounds: Sequence[dict[str, Any]]) -> list[st
     return messages
 
 
-def write_result(config: SelfImproveConfig, rounds: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def report_rounds(config: SelfImproveConfig, rounds: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Write `result.json` and `report.html`.
 
     Returns:
         The result as JSON.
     """
     output, result, backend = Path(config.output), summarise(config, rounds), build_backend(config)
-    write_atomically(output / "result.json", json.dumps(result, indent=2, ensure_ascii=False) + "\n")
     rounds_rows = result["rounds"]
     last, xs = rounds_rows[-1], [row["round"] for row in rounds_rows]
     curves = [
@@ -146,9 +143,8 @@ def write_result(config: SelfImproveConfig, rounds: Sequence[dict[str, Any]]) ->
         samples=samples,
         details=[_gates(result["updates"])],
         figures=[*curves, *pictures],
-        config_yaml=yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True),
     )
-    write_report(output / "report.html", report)
+    write_result(output, config, result, report)
     return result
 
 

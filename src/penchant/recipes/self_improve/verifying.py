@@ -1,9 +1,4 @@
-"""Verifiers judge whether an answer meets a prompt's conditions, with a score and a critique.
-
-Also in this module:
-
-- A language model as the verifier: it derives a prompt's conditions once, then judges each answer by them.
-"""
+"""Verifiers judge whether an answer meets a prompt's conditions: a function, a reward, or a language model."""
 
 from __future__ import annotations
 
@@ -19,17 +14,17 @@ from typing import Any, Protocol
 import numpy as np
 
 from penchant.api import (
+    AnswerCache,
     ConfigError,
     Endpoint,
     JudgeConfig,
-    KeptAnswers,
     Reward,
     Unanswered,
     UserFunction,
     cache_folder,
     fill,
     import_function,
-    shown,
+    short_repr,
 )
 
 
@@ -112,11 +107,12 @@ class FunctionVerifier:
         if isinstance(result, Verdict):
             return self._normalized(result, prompt)
         if not isinstance(result, Mapping) or not result:
-            raise self._error(f"returned {shown(result)}, expected a dictionary of at least one condition", prompt)
+            raise self._error(f"returned {short_repr(result)}, expected a dictionary of at least one condition", prompt)
         for condition, is_met in result.items():
             # Comparisons of numpy numbers give numpy's bool, not Python's.
             if not isinstance(condition, str) or not isinstance(is_met, bool | np.bool_):
-                problem = f"returned {shown(condition)}: {shown(is_met)}, expected a condition's name and True or False"
+                pair = f"{short_repr(condition)}: {short_repr(is_met)}"
+                problem = f"returned {pair}, expected a condition's name and True or False"
                 raise self._error(problem, prompt)
         conditions_met = tuple(map(bool, result.values()))
         return Verdict(
@@ -131,19 +127,18 @@ class FunctionVerifier:
             not all(isinstance(is_met, bool | np.bool_) for is_met in verdict.met)
             or bool(verdict.met) == verdict.failed
         ):
-            problem = (
-                f"returned met={shown(verdict.met)}, failed={verdict.failed}, expected True or False for each condition"
-            )
+            fields = f"met={short_repr(verdict.met)}, failed={verdict.failed}"
+            problem = f"returned {fields}, expected True or False for each condition"
             raise self._error(problem, prompt)
         score = verdict.score
         if not isinstance(score, int | float | np.number) or not math.isfinite(score):
-            raise self._error(f"returned a score of {shown(score)}, expected a finite number", prompt)
+            raise self._error(f"returned a score of {short_repr(score)}, expected a finite number", prompt)
         return Verdict(tuple(map(bool, verdict.met)), float(score), str(verdict.critique), bool(verdict.failed))
 
     def _error(self, problem: str, prompt: str) -> ConfigError:
         return ConfigError(
             f"the verifier's function {problem}",
-            where=f"{self.function.where}, prompt {shown(prompt)}",
+            where=f"{self.function.where}, prompt {short_repr(prompt)}",
             fix='return a True or False for each condition, as in {"short": len(answer) < 100}',
         )
 
@@ -257,7 +252,7 @@ class EndpointVerifier:
             ConfigError: the endpoint refuses the key, the model or the address.
         """
         with (
-            closing(KeptAnswers(f"verifier {self.config.url} {self.config.model}", cache_folder())) as cache,
+            closing(AnswerCache(f"verifier {self.config.url} {self.config.model}", cache_folder())) as cache,
             ThreadPoolExecutor(self.config.parallel) as pool,
         ):
             # Every prompt is asked once, so that all of its answers are judged by the same conditions.
@@ -271,10 +266,10 @@ class EndpointVerifier:
 
             return list(pool.map(judge, prompts, answers))
 
-    def _conditions(self, prompt: str, cache: KeptAnswers) -> list[str] | None:
+    def _conditions(self, prompt: str, cache: AnswerCache) -> list[str] | None:
         return self._ask(fill(CONDITIONS, prompt=prompt), read_conditions, cache)
 
-    def _judge(self, prompt: str, answer: str, conditions: Sequence[str], cache: KeptAnswers) -> Verdict:
+    def _judge(self, prompt: str, answer: str, conditions: Sequence[str], cache: AnswerCache) -> Verdict:
         numbered = "\n".join(f"{number}. {condition}" for number, condition in enumerate(conditions, 1))
         question = fill(JUDGE, prompt=prompt, answer=answer, conditions=numbered)
         judgement = self._ask(question, lambda reply: read_judgement(reply, conditions), cache)
@@ -286,7 +281,7 @@ class EndpointVerifier:
         )
         return Verdict(tuple(conditions_met), met_share(conditions_met), critique or failures)
 
-    def _ask(self, question: str, read: Callable[[str], list[Any] | None], cache: KeptAnswers) -> list[Any] | None:
+    def _ask(self, question: str, read: Callable[[str], list[Any] | None], cache: AnswerCache) -> list[Any] | None:
         # Half of a surrogate pair, which a model's answer may end in, can neither be stored nor sent.
         question = question.encode(errors="replace").decode()
         answer = cache.get(question)

@@ -1,9 +1,4 @@
-"""Questions split into parts, their variants, and their prompts and answers.
-
-Also in this module:
-
-- A split of questions into parts that share neither a function's name nor a text.
-"""
+"""Questions split into parts that share no function name and no text, their variants, prompts and answers."""
 
 from __future__ import annotations
 

@@ -1,20 +1,13 @@
-"""The last stage: every model on held-out functions, differences between paths, and latency in float32 and int8.
-
-Also in this module:
-
-- The report page of the tool-calling recipe.
-"""
+"""The last stage: every model on held-out functions, differences between paths, latency, and the report page."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from penchant.api import (
     STYLES,
@@ -35,20 +28,17 @@ from penchant.api import (
     read_bfcl,
     show,
     write_answers,
-    write_atomically,
-    write_report,
 )
 from penchant.recipes.comparing import mean_over_questions, paired_differences
-from penchant.recipes.headline import tool_calling_headline
+from penchant.recipes.headline import estimate_table, tool_calling_headline
 from penchant.recipes.stages import StageResult
 from penchant.recipes.tool_calling.config import ToolCallingConfig
 
 
-def write_result(folder: Path, config: ToolCallingConfig, results: Mapping[str, StageResult]) -> None:
-    """Write `result.json` and `report.html`."""
-    write_atomically(folder / "result.json", json.dumps(dict(results), indent=2, ensure_ascii=False) + "\n")
+def build_report(results: Mapping[str, StageResult]) -> RunReport:
+    """The report page of the stages' results."""
     data, evaluation = results["data"], results["evaluation"]
-    report = RunReport(
+    return RunReport(
         title="Tool calling",
         summary=[
             tool_calling_headline(results),
@@ -60,13 +50,16 @@ def write_result(folder: Path, config: ToolCallingConfig, results: Mapping[str, 
             *_pairs(results),
         ],
         tables=[
-            _shares(evaluation["models"]),
+            estimate_table(
+                "Right calls on functions that were never trained on",
+                evaluation["models"],
+                "By the Berkeley leaderboard's rules. 95 % intervals over seeds and questions; for the base over "
+                "questions.",
+            ),
             *(_added(baseline, d) for baseline, d in evaluation["differences"].items()),
         ],
         details=[_faults(evaluation["faults"], evaluation["cut"]), _latencies(evaluation["edge"])],
-        config_yaml=yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True),
     )
-    write_report(folder / "report.html", report)
 
 
 def _pairs(results: Mapping[str, StageResult]) -> list[tuple[str, str]]:
@@ -78,16 +71,6 @@ def _pairs(results: Mapping[str, StageResult]) -> list[tuple[str, str]]:
         ("read by people", ", ".join(f"{name} {n}" for name, n in results["review"]["verdicts"].items())),
         ("right answer predicted from words alone in", show(results["review"]["audit"]["words"])),
     ]
-
-
-def _shares(models: Mapping[str, Mapping[str, Any]]) -> Table:
-    columns = list(next(iter(models.values())))
-    return Table(
-        "Right calls on functions that were never trained on",
-        ("", *columns),
-        [(name, *(show(shares[column]) for column in columns)) for name, shares in models.items()],
-        "By the Berkeley leaderboard's rules. 95 % intervals over seeds and questions; for the base over questions.",
-    )
 
 
 def _added(baseline: str, differences: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> Table:

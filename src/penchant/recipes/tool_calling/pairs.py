@@ -1,9 +1,4 @@
-"""Pairs of right and wrong answers: corruptions of right answers, and wrong answers of a weaker model.
-
-Also in this module:
-
-- Corruptions of right calls, one function per kind of mistake that small models make.
-"""
+"""Pairs of right and wrong answers: corruptions of right answers, and wrong answers of a weaker model."""
 
 from __future__ import annotations
 

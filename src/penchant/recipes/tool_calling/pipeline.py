@@ -7,11 +7,6 @@ OUTPUT/pairs/, OUTPUT/review/    pairs of right and wrong answers, and those tha
 OUTPUT/reward/            prompts, and the reward function of their answers
 OUTPUT/evaluation/        every model's answers to the test questions
 OUTPUT/report.html, OUTPUT/result.json
-
-Also in this module:
-
-- Stage data of the tool-calling recipe, with a check of the lengths that later stages need.
-- The reward of an answer: 1 if the scorer finds its calls right, 0 if not.
 """
 
 from __future__ import annotations
@@ -40,11 +35,11 @@ from penchant.api import (
     write_bfcl,
 )
 from penchant.recipes.reading import ModelTokenizer, check_lengths, read_stage_groups
-from penchant.recipes.stages import Stage, StageResult, run_stages
+from penchant.recipes.stages import Stage, StageResult, run_stages, write_result
 from penchant.recipes.texts import NewBase
 from penchant.recipes.tool_calling.config import StepConfig, ToolCallingConfig
 from penchant.recipes.tool_calling.data import PAIRED, REWARDED, as_group, fresh_questions, prepare
-from penchant.recipes.tool_calling.evaluation import Row, evaluate, write_result
+from penchant.recipes.tool_calling.evaluation import Row, build_report, evaluate
 from penchant.recipes.tool_calling.pairs import make_pairs, review
 from penchant.recipes.tuning import TuningConfig, full_model_folder, stage_keys, tune, tuning_run, write_full_model
 
@@ -157,20 +152,18 @@ FILES = {
 
 
 def tool_calling(config: ToolCallingConfig, *, only: str | None = None) -> dict[str, StageResult]:
-    """Run the recipe, or one stage of it; finished stages are skipped.
-
-    Args:
-        only: the name of the only stage to run.
-
-    Returns:
-        The result of every stage by its name.
+    """The result of every stage by its name, after a run of all unfinished stages, or of the stage `only`.
 
     Raises:
         PenchantError: the data, configuration or models are at fault; the package `llguidance` is missing.
     """
     folder = Path(config.output)
     _check(config)
-    return run_stages(folder, stages(config), lambda results: write_result(folder, config, results), only=only)
+
+    def finish(results: Mapping[str, StageResult]) -> None:
+        write_result(folder, config, results, build_report(results))
+
+    return run_stages(folder, stages(config), finish, only=only)
 
 
 def stages(config: ToolCallingConfig) -> list[Stage]:

@@ -3,12 +3,6 @@
 A small model that was trained on a few hundred functions memorizes them instead of reading names, arguments and values
 from the prompt. In a variant, functions and arguments have other names, and numbers and words of the question are
 replaced in the question and in the answer.
-
-Also in this module:
-
-- Replacement of values that occur both in a question's text and in its answer.
-- The words of new names and values.
-- The right answer to a question, as calls and as text.
 """
 
 from __future__ import annotations

@@ -8,16 +8,16 @@ import resource
 import shutil
 
 import numpy as np
+import pictures as module
 import pytest
+import shapes
 import torch
+from pictures import train_denoiser
 from safetensors.torch import load_file, save_file
 
 from penchant.config.run import TrainingConfig
 from penchant.diffusion.denoising import Denoiser
 from penchant.errors import ConfigError, DiskFullError, TrainingError
-from penchant.recipes.self_improve import shapes
-from penchant.recipes.self_improve import small_denoiser as module
-from penchant.recipes.self_improve.small_denoiser import train_denoiser
 
 CPU = torch.device("cpu")
 
