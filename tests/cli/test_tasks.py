@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 import torch
-from cyclopts import App
 
-from penchant.cli.tasks import named_files, tasks
+from penchant.cli.main import app
+from penchant.cli.tasks import named_files
 from penchant.errors import ConfigError, DataError
 from penchant.evaluation import choices_scoring
 
@@ -35,12 +35,10 @@ def files(tmp_path: Path) -> dict[str, Path]:
 @pytest.fixture
 def typed(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[str, str]]:
     """Run the verb, and return standard output and standard error."""
-    app = App(result_action="return_none")
-    app.command(tasks)
 
     def type_(*arguments: object) -> tuple[str, str]:
         capsys.readouterr()
-        app(["tasks", *map(str, arguments)], exit_on_error=False, print_error=False)
+        app.meta(["tasks", *map(str, arguments)], exit_on_error=False, print_error=False)
         captured = capsys.readouterr()
         return captured.out, captured.err
 

@@ -107,7 +107,7 @@ class TestLoglikelihood:
             ("", "cat runs", 2),
             ("the old cat", " finds a small house", 3),
         ]
-        lm = log_prob_lm(str(tiny_model), tell=lambda line: None)
+        lm = log_prob_lm(str(tiny_model))
         assert isinstance(lm, FakeLM)
         answers = lm.loglikelihood([Request((context, text), doc_id=doc) for context, text, doc in triples])
         assert len(answers) == 6
@@ -137,17 +137,16 @@ class TestLoglikelihood:
         assert lm.loglikelihood([Request(("the old", " cat"))]) == answers
         assert lm.loglikelihood([]) == []
 
-    def test_long_contexts(self, harness, tiny_model, plain):
+    def test_long_contexts(self, harness, tiny_model, plain, notices):
         request = [Request(("cat " * 200 + "sees the", " dog"), doc_id=7)]
         with pytest.raises(DataError, match="205 tokens") as error:
             log_prob_lm(str(tiny_model)).loglikelihood(request)
         assert "task, document 7" in error.value.where
-        notes: list[str] = []
-        lm = log_prob_lm(str(tiny_model), reading=Reading(truncation="keep_end_of_prompt"), tell=notes.append)
+        lm = log_prob_lm(str(tiny_model), reading=Reading(truncation="keep_end_of_prompt"))
         [(value, _)] = lm.loglikelihood(request)
         # <s>, then as much of the end as leaves room for the continuation and an end of turn.
         assert value == pytest.approx(expected(plain, "cat " * 123 + "sees the", " dog")[0], abs=1e-5)
-        assert "prompt truncated: 1 of 1 contexts" in notes
+        assert "prompt truncated: 1 of 1 contexts" in notices.messages
 
     def test_dropping_is_refused(self, harness, tiny_model):
         with pytest.raises(ConfigError, match="none can be dropped"):
@@ -223,14 +222,13 @@ class TestGenerate:
         )
         assert (long.split(), short.split(), truncated.strip()) == (words, words[:2], "")
 
-    def test_context_and_response_must_fit(self, harness, tiny_model):
+    def test_context_and_response_must_fit(self, harness, tiny_model, notices):
         request = [Request(("cat " * 126, {"max_gen_toks": 4}))]
         with pytest.raises(DataError, match="127 tokens of context and 4 to generate; 128 fit"):
             log_prob_lm(str(tiny_model)).generate_until(request)
-        notes: list[str] = []
-        lm = log_prob_lm(str(tiny_model), reading=Reading(truncation="keep_end_of_prompt"), tell=notes.append)
+        lm = log_prob_lm(str(tiny_model), reading=Reading(truncation="keep_end_of_prompt"))
         assert len(lm.generate_until(request)) == 1
-        assert "the beginning is cut" in notes[-1]
+        assert "the beginning is cut" in notices.messages[-1]
 
 
 def test_requests_of_one_documents_context_are_a_group():

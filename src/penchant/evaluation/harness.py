@@ -8,6 +8,7 @@ The requests of one document with one context are a preference group, so the eng
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -33,6 +34,8 @@ from penchant.evaluation.answering import Sampling, generate
 from penchant.evaluation.choices_scoring import OptionScorer, load_scorer, without_end
 from penchant.evaluation.held_out import AS_IS, Reading
 from penchant.models.multimodal import set_attention
+
+logger = logging.getLogger(__name__)
 
 DEFAULT_NEW_TOKENS = 256
 """Tokens to generate where a task does not say, as the harness's own models have it."""
@@ -116,27 +119,23 @@ def request_name(request: Request) -> str:
     return f"{request.task_name}, document {request.doc_id}"
 
 
-Tell = Callable[[str], None]
-
-
-def log_prob_lm(model: str, *, reading: Reading = AS_IS, tell: Tell = print) -> Any:
+def log_prob_lm(model: str, *, reading: Reading = AS_IS) -> Any:
     """An `lm_eval.api.model.LM` that answers every kind of request by the model's log-probs and samples.
 
     Args:
         model: a folder (a run's output, a Hugging Face model, a PEFT adapter) or hub id.
         reading: ``truncation="keep_end_of_prompt"`` cuts the beginning of contexts that are too long, counted.
-        tell: called with what happened to requests.
 
     Raises:
         ConfigError: lm-eval is not installed, or `reading` would drop requests.
         ModelError: the model cannot be loaded.
     """
     base = _lm_class()
-    loaded = HarnessModel.load(model, reading, tell)
+    loaded = HarnessModel.load(model, reading)
     return _as_lm(base, LogProbs(loaded), loaded)
 
 
-def head_lm(model: str, *, reading: Reading = AS_IS, tell: Tell = print) -> Any:
+def head_lm(model: str, *, reading: Reading = AS_IS) -> Any:
     """An `lm_eval.api.model.LM` whose "log-likelihood" of a continuation is its reward by the preference head.
 
     For multiple-choice tasks and their `acc` alone: rewards are no log-probs, so what is divided by a length
@@ -144,7 +143,7 @@ def head_lm(model: str, *, reading: Reading = AS_IS, tell: Tell = print) -> Any:
     `log_prob_lm`.
     """
     base = _lm_class()
-    loaded = HarnessModel.load(model, reading, tell)
+    loaded = HarnessModel.load(model, reading)
     return _as_lm(base, Rewards(loaded, model), loaded)
 
 
@@ -203,10 +202,9 @@ class HarnessModel:
     frozen: FrozenModel
     world: World
     reading: Reading
-    tell: Tell
 
     @classmethod
-    def load(cls, model: str, reading: Reading, tell: Tell) -> HarnessModel:
+    def load(cls, model: str, reading: Reading) -> HarnessModel:
         """Load a model; `reading` must not drop requests."""
         if "drop" in (reading.truncation, reading.empty, reading.rendering.refused):
             raise ConfigError(
@@ -214,12 +212,11 @@ class HarnessModel:
                 where="reading",
                 fix='Reading(truncation="keep_end_of_prompt") cuts the beginning of long contexts',
             )
-        world, reading = World.single(), reading.on_one_day(model, tell)
+        world, reading = World.single(), reading.on_one_day(model)
         return cls(
             FrozenModel.load(model, world, reading.dtype, reading.chat_template, reading.rendering),
             world,
             reading,
-            tell,
         )
 
     @property
@@ -246,7 +243,7 @@ class HarnessModel:
             truncation=self.reading.truncation,
         )
         for event, count in sorted(report.counts.items()):
-            self.tell(f"{event.replace('_', ' ')}: {count} of {report.groups} contexts")
+            logger.info(f"{event.replace('_', ' ')}: {count} of {report.groups} contexts")
         return groups
 
     def score(
@@ -256,7 +253,7 @@ class HarnessModel:
         model = self.frozen.model
         original_attention = model.config._attn_implementation
         try:
-            return ask(load_scorer(self.frozen, groups, self.world, head, self.reading, self.tell))
+            return ask(load_scorer(self.frozen, groups, self.world, head, self.reading))
         finally:
             if model.config._attn_implementation != original_attention:
                 set_attention(model, original_attention)
@@ -340,7 +337,7 @@ class LogProbs:
         if self.loaded.reading.truncation == "error" or room < 1:
             fix = 'Reading(truncation="keep_end_of_prompt") cuts the beginning, or ask for fewer: max_gen_toks'
             raise DataError(message, where=request_name(request), fix=fix)
-        self.loaded.tell(f"{request_name(request)}: {message}; the beginning is cut")
+        logger.info(f"{request_name(request)}: {message}; the beginning is cut")
         return ids[-room:]
 
     def _greedy(self, group: TokenizedGroup) -> list[bool]:
