@@ -146,7 +146,7 @@ def score_with_notes(
     reading: Reading = AS_IS,
     logged: Sequence[str] = (),
 ) -> tuple[list[ScoredGroup], list[str]]:
-    """As `score`, with the notes on rows and models that are not `logged` yet; they are logged as they come."""
+    """Scored groups as `score` returns them, with the notes on rows and models that are not `logged` yet."""
     notes: list[str] = []
     for source in (model, reference):
         if source is not None:

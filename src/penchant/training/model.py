@@ -153,7 +153,7 @@ def adapt(config: RunConfig, policy: Policy) -> None:
 
 
 def copy_trained_weights(module: nn.Module) -> dict[str, Tensor]:
-    """A copy of every trained parameter, by its name."""
+    """A copy of every trained parameter by its name, in the parameter's shape."""
     return {name: p.detach().clone() for name, p in module.named_parameters() if p.requires_grad}
 
 
