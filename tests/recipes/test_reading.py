@@ -27,7 +27,7 @@ from penchant.recipes.reading import (
     read_stage_groups,
 )
 from penchant.recipes.small_llama import Sizes
-from penchant.recipes.tuning import TuningConfig, tuning_run
+from penchant.recipes.tuning import StageData, TuningConfig, tuning_run
 
 TRUNCATING = ReadingConfig(truncation="keep_end_of_prompt")
 
@@ -60,7 +60,9 @@ def test_evaluation_never_drops_rows():
 
 def test_stage_run_has_the_reading_settings(tmp_path):
     reading = ReadingConfig(max_length=9, truncation="drop", as_chat=True, chat_template_kwargs={"x": 1}, empty="drop")
-    run = tuning_run(tmp_path, "m", Path("a.jsonl"), None, {"name": "dpo"}, TuningConfig(), keys={}, reading=reading)
+    run = tuning_run(
+        tmp_path, "m", StageData(Path("a.jsonl"), reading=reading), {"name": "dpo"}, TuningConfig(), keys={}
+    )
     assert {key: getattr(run.data, key) for key in type(reading).model_fields} == reading.model_dump()
     assert DEFAULT_READING.settings == {}, "a stage done before this setting existed stays done"
     assert TRUNCATING.settings == {"data": {"truncation": "keep_end_of_prompt"}}

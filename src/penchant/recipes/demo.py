@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -47,6 +47,8 @@ if TYPE_CHECKING:
     from rich.table import Table as RichTable
 
 logger = logging.getLogger(__name__)
+
+SFT = {"name": "sft"}
 
 
 @dataclass(frozen=True)
@@ -160,10 +162,12 @@ def _run_demo(folder: Path, seed: int, sizes: DemoSizes) -> DemoResult:
     _write(texts, data / "texts.jsonl")
     _write(_demonstrations(train_prompts, sizes.demonstrations, seed), data / "demonstrations.jsonl")
 
+    texts_file, demonstrations_file = ({"train": str(data / f"{name}.jsonl")} for name in ("texts", "demonstrations"))
+    preferences = {part: str(data / f"preferences_{part}.jsonl") for part in ("train", "held_out")}
     logger.info("1 of 4: pretraining on plain text of the world")
-    pretrained = _run(folder / "pretrained", start, data / "texts.jsonl", "sft", sizes.pretraining_steps, 3e-3, seed)
+    pretrained = _run(folder / "pretrained", start, texts_file, SFT, sizes.pretraining_steps, 3e-3, seed)
     logger.info("2 of 4: supervised fine-tuning on demonstrations")
-    tuned = _run(folder / "sft", pretrained, data / "demonstrations.jsonl", "sft", sizes.sft_steps, 1e-3, seed)
+    tuned = _run(folder / "sft", pretrained, demonstrations_file, SFT, sizes.sft_steps, 1e-3, seed)
     logger.info("3 of 4: four responses to each prompt, ranked by the true reward")
     for name, prompts, offset in (("train", train_prompts, 1), ("held_out", held_out_prompts, 2)):
         file = data / f"preferences_{name}.jsonl"
@@ -174,7 +178,7 @@ def _run_demo(folder: Path, seed: int, sizes: DemoSizes) -> DemoResult:
     for beta in sizes.betas:
         logger.info(f"4 of 4: DPO, beta {beta:g}")
         run = folder / f"dpo-beta-{beta:g}"
-        aligned = _run(run, tuned, data / "preferences_train.jsonl", "dpo", sizes.dpo_steps, 3e-4, seed, beta, data)
+        aligned = _run(run, tuned, preferences, {"name": "dpo", "beta": beta}, sizes.dpo_steps, 3e-4, seed)
         dpo_metrics[beta] = _measure(aligned, tuned, held_out_prompts, seed)
         reports.append(write_run_report(run))
     held_out = reports[0]
@@ -214,23 +218,18 @@ def _write(groups: Sequence[PreferenceGroup], file: Path) -> None:
 def _run(
     output: Path,
     model: Path,
-    data: Path,
-    objective: str,
+    data: Mapping[str, str],
+    objective: Mapping[str, Any],
     steps: int,
     rate: float,
     seed: int,
-    beta: float | None = None,
-    held_out: Path | None = None,
 ) -> Path:
     config: RunConfig = parse_config(
         {
             "model": str(model),
-            "data": {
-                "train": str(data),
-                "held_out": str(held_out / "preferences_held_out.jsonl") if held_out else None,
-            },
+            "data": {"held_out": None, **data},
             "output": str(output),
-            "objective": {"name": objective} if beta is None else {"name": objective, "beta": beta},
+            "objective": dict(objective),
             "training": {
                 "max_steps": steps,
                 "batch_size": 32,

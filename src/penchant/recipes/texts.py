@@ -27,7 +27,7 @@ from penchant.api import (
 from penchant.recipes.reading import ModelTokenizer, ReadingConfig
 from penchant.recipes.small_llama import SizesConfig, build_small_llama
 from penchant.recipes.stages import StageResult
-from penchant.recipes.tuning import TuningConfig, tune
+from penchant.recipes.tuning import StageData, TuningConfig, tune
 
 WORDS_OF_A_SHINGLE = 5
 
@@ -250,7 +250,7 @@ class NewBase:
         start, tuned = folder / "start", TuningConfig(training=self.training)
         if not (start / "config.json").exists():
             build_small_llama(start, self._corpus(groups), self.sizes.sizes, self.seed)
-        tune(folder, str(start), folder / "train.jsonl", None, {"name": "sft"}, tuned, keys=self.keys)
+        tune(folder, str(start), StageData(folder / "train.jsonl"), {"name": "sft"}, tuned, keys=self.keys)
         return {"texts": len(groups)}
 
     def tokenizer(self, name: str, data: ReadingConfig) -> ModelTokenizer:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,20 @@ class TuningConfig(Section):
     lora: LoraConfig | None = None
 
 
+@dataclass(frozen=True)
+class StageData:
+    """The groups of a training stage.
+
+    Attributes:
+        train, held_out: files of training and held-out groups.
+        reading: how the run reads them.
+    """
+
+    train: Path
+    held_out: Path | None = None
+    reading: ReadingConfig = DEFAULT_READING
+
+
 def stage_keys(setting: str, kind: type[Section] = TuningConfig) -> dict[str, str]:
     """The recipe's configuration key of every key of a run, for `errors.rename_options_in_errors`.
 
@@ -47,31 +62,31 @@ def stage_keys(setting: str, kind: type[Section] = TuningConfig) -> dict[str, st
 def tuning_run(
     folder: Path,
     model: str,
-    data: Path,
-    held_out: Path | None,
+    data: StageData,
     objective: Mapping[str, Any],
     tuned: TuningConfig,
     *,
     keys: Mapping[str, str],
     online: Mapping[str, Any] | None = None,
-    reading: ReadingConfig = DEFAULT_READING,
 ) -> RunConfig:
     """The configuration of a run that writes to ``folder/run``.
 
     Args:
         model: folder or hub id to start from.
-        data, held_out: files of training and held-out groups.
         objective: the ``objective`` section of a run's configuration.
         keys: the stage's configuration keys for error messages; see `stage_keys`.
         online: the ``sampling`` and ``reward`` sections, for a run on fresh samples.
-        reading: how the run reads its data.
 
     Raises:
         ConfigError: the configuration is not valid.
     """
     values = {
         "model": model,
-        "data": {"train": str(data), "held_out": str(held_out) if held_out else None, **reading.model_dump()},
+        "data": {
+            "train": str(data.train),
+            "held_out": str(data.held_out) if data.held_out else None,
+            **data.reading.model_dump(),
+        },
         "output": str(folder / "run"),
         "objective": dict(objective),
         "training": tuned.training.model_dump(),
@@ -87,21 +102,19 @@ def tuning_run(
 def tune(
     folder: Path,
     model: str,
-    data: Path,
-    held_out: Path | None,
+    data: StageData,
     objective: Mapping[str, Any],
     tuned: TuningConfig,
     *,
     keys: Mapping[str, str],
     online: Mapping[str, Any] | None = None,
-    reading: ReadingConfig = DEFAULT_READING,
 ) -> Path:
     """Train with the configuration of `tuning_run`; an interrupted run resumes.
 
     Returns:
         The run's folder.
     """
-    config = tuning_run(folder, model, data, held_out, objective, tuned, keys=keys, online=online, reading=reading)
+    config = tuning_run(folder, model, data, objective, tuned, keys=keys, online=online)
     with rename_options_in_errors(keys):
         return train(config, resume=(folder / "run" / "run.json").exists())
 
@@ -152,7 +165,7 @@ def check_tuning(
     """
     # Nothing is read or written: an error names the recipe's setting, not the run's folder.
     keys = {**stage_keys(setting), "objective.": f"{setting}.objective."}
-    run = tuning_run(Path(setting), "unread", Path("unread.jsonl"), None, objective, tuned, keys=keys)
+    run = tuning_run(Path(setting), "unread", StageData(Path("unread.jsonl")), objective, tuned, keys=keys)
     name, needs = run.built_objective.name, run.built_objective.needs
     reason = None
     if needs.head or needs.trains != "log_probs":

@@ -25,7 +25,15 @@ from penchant.recipes.reading import ModelTokenizer, check_lengths, encoder_sett
 from penchant.recipes.small_llama import SizesConfig
 from penchant.recipes.stages import Stage, StageResult, run_stages, write_result
 from penchant.recipes.texts import NewBase
-from penchant.recipes.tuning import TuningConfig, check_tuning, full_model_folder, stage_keys, tune, write_full_model
+from penchant.recipes.tuning import (
+    StageData,
+    TuningConfig,
+    check_tuning,
+    full_model_folder,
+    stage_keys,
+    tune,
+    write_full_model,
+)
 
 Run = Callable[[Path], StageResult]
 
@@ -158,16 +166,8 @@ def _stage(config: DialogueConfig, model: str, method: str, seed: int, start: st
 
     def run(folder: Path) -> StageResult:
         train = folder.parent / "review" / f"{kind}_train.jsonl"
-        tune(
-            folder,
-            start,
-            train,
-            folder.parent / "data" / f"{kind}_validation.jsonl",
-            objective,
-            seeded,
-            keys=keys,
-            reading=config.data,
-        )
+        data = StageData(train, folder.parent / "data" / f"{kind}_validation.jsonl", config.data)
+        tune(folder, start, data, objective, seeded, keys=keys)
         if method == "sft":
             write_full_model(folder, seeded)
         return {}

@@ -34,7 +34,15 @@ from penchant.recipes.domain_expert.routing import PromptSet, perplexity, route,
 from penchant.recipes.reading import ModelTokenizer, check_lengths, encoder_settings, judge_settings, read_stage_groups
 from penchant.recipes.stages import Stage, StageResult, run_stages, write_result
 from penchant.recipes.texts import NewBase, clean_passages, read_passages, split_by_section, text_groups
-from penchant.recipes.tuning import TuningConfig, check_tuning, full_model_folder, stage_keys, tune, write_full_model
+from penchant.recipes.tuning import (
+    StageData,
+    TuningConfig,
+    check_tuning,
+    full_model_folder,
+    stage_keys,
+    tune,
+    write_full_model,
+)
 
 SETS = ("instructions", "preferences", "tasks")
 PARTS = ("train", "validation", "test")
@@ -214,9 +222,9 @@ def _instruct_stage(config: DomainExpertConfig, base: str) -> Run:
 def _adapted_stage(config: DomainExpertConfig, base: str) -> Run:
     def run(folder: Path) -> StageResult:
         data = folder.parent / "data"
-        train, held_out = data / "texts_train.jsonl", data / "texts_held_out.jsonl"
-        keys = stage_keys("adaptation")
-        tune(folder, base, train, held_out, {"name": "sft"}, config.adaptation, keys=keys, reading=config.data)
+        held_out = data / "texts_held_out.jsonl"
+        texts = StageData(data / "texts_train.jsonl", held_out, config.data)
+        tune(folder, base, texts, {"name": "sft"}, config.adaptation, keys=stage_keys("adaptation"))
         write_full_model(folder, config.adaptation)
         return {
             "perplexity_before": perplexity(base, held_out, config).to_json(),
@@ -264,9 +272,8 @@ def _structured_stage(config: DomainExpertConfig, start: str) -> Run:
         data = folder.parent / "data"
         groups = routing_groups(config, data)
         write_anew([*read_groups(data / "tasks_train.jsonl").groups, *groups], folder / "train.jsonl")
-        files = folder / "train.jsonl", data / "tasks_validation.jsonl"
-        keys = stage_keys("structured")
-        tune(folder, start, *files, {"name": "sft"}, config.structured, keys=keys, reading=config.data)
+        tasks = StageData(folder / "train.jsonl", data / "tasks_validation.jsonl", config.data)
+        tune(folder, start, tasks, {"name": "sft"}, config.structured, keys=stage_keys("structured"))
         return {"routing_rows": len(groups)}
 
     return run
@@ -282,8 +289,8 @@ def _expert_stage(
 ) -> Run:
     def run(folder: Path) -> StageResult:
         data = folder.parent / "data"
-        files = data / f"{name}_train.jsonl", data / f"{name}_validation.jsonl"
-        tune(folder, start, *files, objective, tuned, keys=keys, reading=config.data)
+        groups = StageData(data / f"{name}_train.jsonl", data / f"{name}_validation.jsonl", config.data)
+        tune(folder, start, groups, objective, tuned, keys=keys)
         return {}
 
     return run

@@ -30,7 +30,15 @@ from penchant.recipes.recommend.questions import TEXTS, read_catalogue, write_qu
 from penchant.recipes.recommend.serving import write_wording
 from penchant.recipes.small_llama import build_small_llama
 from penchant.recipes.stages import Stage, StageResult, run_stages, write_result
-from penchant.recipes.tuning import TuningConfig, check_tuning, full_model_folder, stage_keys, tune, write_full_model
+from penchant.recipes.tuning import (
+    StageData,
+    TuningConfig,
+    check_tuning,
+    full_model_folder,
+    stage_keys,
+    tune,
+    write_full_model,
+)
 
 
 def recommend(config: RecommendConfig, *, only: str | None = None) -> dict[str, StageResult]:
@@ -131,7 +139,7 @@ def _new_model_stage(config: RecommendConfig) -> Callable[[Path], StageResult]:
             build_small_llama(folder / "start", _corpus(texts.parent), config.new_model.sizes, config.seed)
         tuned = TuningConfig(training=config.new_model.training)
         keys = stage_keys("new_model", type(config.new_model))
-        tune(folder, str(folder / "start"), texts, None, {"name": "sft"}, tuned, keys=keys)
+        tune(folder, str(folder / "start"), StageData(texts), {"name": "sft"}, tuned, keys=keys)
         return {}
 
     return run
@@ -188,8 +196,8 @@ def _tune_on_selected(
     config: RecommendConfig, folder: Path, start: str, objective: Mapping[str, Any], tuned: TuningConfig, setting: str
 ) -> None:
     """Train on the questions of `_write_selected`; `setting` is the stage's path in the configuration."""
-    data, held_out, keys = folder / "train.jsonl", folder / "validation.jsonl", stage_keys(setting, type(tuned))
-    tune(folder, start, data, held_out, objective, tuned, keys=keys, reading=config.data)
+    data = StageData(folder / "train.jsonl", folder / "validation.jsonl", config.data)
+    tune(folder, start, data, objective, tuned, keys=stage_keys(setting, type(tuned)))
     write_wording(folder / "run", config.questions.wording)
 
 

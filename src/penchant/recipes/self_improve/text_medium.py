@@ -28,7 +28,15 @@ from penchant.api import (
 from penchant.recipes.reading import compute_log_probs
 from penchant.recipes.self_improve.config import SelfImproveConfig, UpdateConfig
 from penchant.recipes.self_improve.medium import AnswerFunction, CollapseMetrics
-from penchant.recipes.tuning import TuningConfig, check_tuning, full_model_folder, stage_keys, tune, write_full_model
+from penchant.recipes.tuning import (
+    StageData,
+    TuningConfig,
+    check_tuning,
+    full_model_folder,
+    stage_keys,
+    tune,
+    write_full_model,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -92,8 +100,8 @@ class TextBackend:
     def tune(self, folder: Path, model: str, seed: int) -> str:
         update = self.config.update
         tuned = TuningConfig(training=update.training.model_copy(update={"seed": seed}), lora=update.lora)
-        keys, file = stage_keys("update", UpdateConfig), folder / "train.jsonl"
-        tune(folder, model, file, None, update.objective, tuned, keys=keys, reading=self.config.data)
+        data = StageData(folder / "train.jsonl", reading=self.config.data)
+        tune(folder, model, data, update.objective, tuned, keys=stage_keys("update", UpdateConfig))
         write_full_model(folder, tuned)
         return str(full_model_folder(folder, tuned))
 

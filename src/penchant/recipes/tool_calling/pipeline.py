@@ -41,7 +41,15 @@ from penchant.recipes.tool_calling.config import StepConfig, ToolCallingConfig
 from penchant.recipes.tool_calling.data import PAIRED, REWARDED, as_group, fresh_questions, prepare
 from penchant.recipes.tool_calling.evaluation import Row, build_report, evaluate
 from penchant.recipes.tool_calling.pairs import make_pairs, review
-from penchant.recipes.tuning import TuningConfig, full_model_folder, stage_keys, tune, tuning_run, write_full_model
+from penchant.recipes.tuning import (
+    StageData,
+    TuningConfig,
+    full_model_folder,
+    stage_keys,
+    tune,
+    tuning_run,
+    write_full_model,
+)
 
 Reward = Callable[[object, Sequence[object]], list[float]]
 
@@ -134,8 +142,8 @@ def _check_room(
     keys = stage_keys(f"steps.{name}", StepConfig)
     # The check reads neither the file of prompts nor the reward function.
     online = {"sampling": step.sampling.model_dump(), "reward": {"function": "reward.py:score"}}
-    source = Path("the prompts of stage reward")
-    run = tuning_run(Path(name), "", source, None, step.objective, step, keys=keys, online=online, reading=config.data)
+    data = StageData(Path("the prompts of stage reward"), reading=config.data)
+    run = tuning_run(Path(name), "", data, step.objective, step, keys=keys, online=online)
     with rename_options_in_errors(keys):
         prompts_to_answer(run, prompts, reader.tokenizer, reader.max_tokens(config.data))
 
@@ -275,8 +283,9 @@ def _stage(config: ToolCallingConfig, steps: Steps, seed: int, base: str) -> Sta
             score = f"{(folder.parent / 'reward' / 'reward.py').resolve()}:score"
             online = {"sampling": step.sampling.model_dump(), "reward": {"function": score}}
         held_out = None if validation is None else folder.parent / validation
-        data, keys = folder.parent / train, stage_keys(f"steps.{steps[-1]}", type(step))
-        tune(folder, start, data, held_out, step.objective, tuned, keys=keys, online=online, reading=config.data)
+        data = StageData(folder.parent / train, held_out, config.data)
+        keys = stage_keys(f"steps.{steps[-1]}", type(step))
+        tune(folder, start, data, step.objective, tuned, keys=keys, online=online)
         write_full_model(folder, tuned)
         return {}
 
