@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import random
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -67,6 +69,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     corpus = chunks([text for file in options.files for text in texts(file)])
     random.Random(options.seed).shuffle(corpus)
     print(f"{len(corpus)} texts, {sum(map(len, corpus)):,} characters")
@@ -89,7 +92,7 @@ def main() -> None:
         "evaluation": {"samples": 0},
         "checkpoints": {"every": 500},
     }
-    train(parse_config(values, "small_llama"), resume=(options.out / "model" / "run.json").exists(), tell=print)
+    train(parse_config(values, "small_llama"), resume=(options.out / "model" / "run.json").exists())
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import logging
 import os
 import random
 import subprocess
@@ -187,6 +188,14 @@ def tiny_pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
             }
             stream.write(json.dumps(row) + "\n")
     return file
+
+
+@pytest.fixture
+def notices(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
+    """The library's log records from level INFO; `notices.messages` holds their texts."""
+    caplog.set_level("INFO", logger="penchant")
+    caplog.handler.addFilter(logging.Filter("penchant"))
+    return caplog
 
 
 @pytest.fixture

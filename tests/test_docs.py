@@ -87,6 +87,17 @@ def test_stations_of_a_batch_have_the_shapes_that_the_page_says(tiny_model, tiny
     exec(block, {})
 
 
+def test_readme_names_every_make_target_that_ci_calls():
+    targets = re.findall(r"^make (\w+)", (REPOSITORY / ".ci" / "run").read_text(encoding="utf-8"), re.M)
+    readme = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    makefile = (REPOSITORY / "Makefile").read_text(encoding="utf-8")
+    assert targets == ["audit", "test"]
+    assert [target for target in targets if f"make {target}" not in readme] == []
+    named = set(re.findall(r"(?:`|^    )make (?:CONSTRAINTS= )?(\w+)", readme, re.M))
+    assert named >= {"demo", "test", "docs"}
+    assert [target for target in sorted(named) if not re.search(rf"^{target}:", makefile, re.M)] == []
+
+
 def imported_modules(file: Path) -> set[str]:
     """Modules that a file imports, those inside of functions too."""
     nodes = ast.walk(ast.parse(file.read_text(encoding="utf-8")))

@@ -2,7 +2,7 @@
 
     python examples/recipes/pictures.py OUT
 
-writes OUT/prompts.jsonl, and OUT/learner: a small text-to-picture model from nothing that paints coloured shapes.
+writes OUT/prompts.jsonl, and OUT/learner: a small text-to-picture model, trained from scratch, of coloured shapes.
 """
 
 from __future__ import annotations

@@ -173,6 +173,7 @@ if TYPE_CHECKING:
     from penchant.storage.fingerprints import optional_weights_fingerprint as optional_weights_fingerprint
     from penchant.storage.fingerprints import weights_fingerprint as weights_fingerprint
     from penchant.storage.sqlite import Database as Database
+    from penchant.training.folder import run_log as run_log
     from penchant.training.needs import filter_learnable_groups as filter_learnable_groups
     from penchant.training.optimizer import build_optimizer as build_optimizer
     from penchant.training.optimizer import learning_rate as learning_rate

@@ -233,7 +233,7 @@ class TestLearn:
         positions = [position for position, counts in enumerate(is_counted) if counts]
         return sum(float(log_probs[position - 1, ids[position]]) for position in positions), len(positions)
 
-    @pytest.mark.parametrize(("learn", "learnt"), [("last", (3,)), ("all", (1, 3))])
+    @pytest.mark.parametrize(("learn", "learned_messages"), [("last", (3,)), ("all", (1, 3))])
     def test_evaluate_and_rank_count_the_turns_that_are_named(
         self, line, tiny_model, tmp_path, learn, learned_messages
     ):

@@ -13,7 +13,7 @@ from rich.table import Table
 import penchant
 from penchant.cli import output as cli_output
 from penchant.cli.main import run
-from penchant.cli.output import deliver
+from penchant.cli.output import print_result
 
 NOUNS = ["cat", "dog", "tree", "river", "house", "bird", "big"]
 LONG = "a_variant_with_a_name_that_is_longer_than_the_column_it_stands_in_and_has_no_space"
@@ -32,7 +32,7 @@ def test_long_names_and_headers_are_not_cut(printed, inside):
     table = Table("variant", LONG[::-1], "n")
     table.add_column("kept", no_wrap=True)
     table.add_row(LONG, "0.5000 [0.1234, 0.9876]", "48", LONG[:70])
-    deliver({}, False, Group("before", table) if inside else table)
+    print_result({}, False, Group("before", table) if inside else table)
     text = printed.getvalue()
     assert "…" not in text
     assert max(map(len, text.splitlines())) <= 80
@@ -58,7 +58,7 @@ def test_the_evaluation_table(printed, tiny_model, tmp_path):
 
 
 def test_consoles_are_created_by_few_modules():
-    """Tables are printed by `deliver` alone."""
+    """Tables are printed by `print_result` alone."""
     folder = Path(penchant.__file__).parent
     printing = [
         file.name
@@ -70,5 +70,5 @@ def test_consoles_are_created_by_few_modules():
 
 def test_a_line_of_text_is_not_broken_up_and_its_brackets_are_text(printed):
     line = "runs/[bold]first/" + "a long folder/" * 12 + "config.yaml: written"
-    deliver({}, False, line)
+    print_result({}, False, line)
     assert printed.getvalue() == line + "\n"

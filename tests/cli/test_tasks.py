@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
-from cyclopts import App
 
-from penchant.cli.tasks import named_files, tasks
+from penchant.cli.main import app
+from penchant.cli.tasks import named_files
 from penchant.errors import ConfigError, DataError
+from penchant.evaluation import choices_scoring
 
 ROWS = [
     {"prompt": "the old cat sees", "options": ["a dog", "bird", "tree ."], "answer": 0},
@@ -36,12 +35,10 @@ def files(tmp_path: Path) -> dict[str, Path]:
 @pytest.fixture
 def typed(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[str, str]]:
     """Run the verb, and return standard output and standard error."""
-    app = App(result_action="return_none")
-    app.command(tasks)
 
     def type_(*arguments: object) -> tuple[str, str]:
         capsys.readouterr()
-        app(["tasks", *map(str, arguments)], exit_on_error=False, print_error=False)
+        app.meta(["tasks", *map(str, arguments)], exit_on_error=False, print_error=False)
         captured = capsys.readouterr()
         return captured.out, captured.err
 
@@ -134,10 +131,8 @@ class FirstTokenHead(torch.nn.Module):
 
 
 def test_the_head_beside_the_log_probs(answer_json, monkeypatch, tiny_model, files):
-    module = ModuleType("penchant.models.preference_head")
-    module.HeadedScorer = FirstTokenHead  # type: ignore[attr-defined]
-    module.load_head = lambda folder: torch.nn.Identity()  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "penchant.models.preference_head", module)
+    monkeypatch.setattr(choices_scoring, "HeadedScorer", FirstTokenHead)
+    monkeypatch.setattr(choices_scoring, "load_head", lambda folder: torch.nn.Identity())
     report = answer_json(tiny_model, "--task", f"all={files['three']}", "--head")["tasks"]["all"]
     # Ids follow the sentence of all words: a 8, bird 20, tree 19; small 15, the 4; bird 20, the 4, dog 10.
     # The head takes bird, small and bird: never right.

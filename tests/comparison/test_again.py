@@ -24,8 +24,8 @@ CATS = "def score(prompt, responses):\n    return [r.count('cat') + 0.0 for r in
 LENGTHS = "def score(prompt, responses):\n    return [len(r) + 0.0 for r in responses]\n"
 
 
-def run(file: Path, *overrides: str, tell=lambda line: None):
-    return compare(load_bench(file, overrides), str(file), tell=tell)
+def run(file: Path, *overrides: str):
+    return compare(load_bench(file, overrides), str(file))
 
 
 def cell_of(comparison, method: str, seed: int = 0):
@@ -115,16 +115,15 @@ class TestRivals:
 
 
 class TestAnotherReward:
-    def test_is_measured_again_from_the_weights_that_were_kept(self, bench, tmp_path, monkeypatch):
+    def test_is_measured_again_from_the_weights_that_were_kept(self, bench, tmp_path, monkeypatch, notices):
         first = run(bench(seeds=[0]))
         (tmp_path / "rewards.py").write_text(LENGTHS)
         monkeypatch.setattr(running, "train", lambda *a, **k: pytest.fail("trained again"))
-        told: list[str] = []
-        second = run(tmp_path / "bench.yaml", tell=told.append)
+        second = run(tmp_path / "bench.yaml")
         for cell in second.cells:
             assert cell.values["reward"] == {f"sample {i}": float(len(text)) for i, text in cell.samples.items()}
         assert [cell.values["words"] for cell in second.cells] == [cell.values["words"] for cell in first.cells]
-        again = [line for line in told if "is measured again: it was with another reward" in line]
+        again = [line for line in notices.messages if "is measured again: it was with another reward" in line]
         assert len(again) == len(second.cells)
 
     def test_is_refused_where_they_were_not(self, bench, tmp_path, monkeypatch):

@@ -51,7 +51,7 @@ def yardstick(tmp_path, tiny_model):
         file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
         values = {"model": str(tiny_model), "data": str(file), "output": "o", "objective": {"name": "sft"}}
         groups = read_groups(str(file)).groups
-        return Measurement(parse_config(values, "run"), groups, Measure(**settings), lambda line: None)
+        return Measurement(parse_config(values, "run"), groups, Measure(**settings))
 
     return over
 
@@ -130,7 +130,7 @@ def test_a_dropped_group_does_not_move_the_others(yardstick, other_model):
     rows[2]["rejected"] = rows[2]["chosen"]
     ruler = yardstick(rows, samples=0)
     dropping = ruler.base.model_copy(update={"data": ruler.base.data.model_copy(update={"identical": "drop"})})
-    measured = Measurement(dropping, ruler.held_out, ruler.settings, ruler.tell).measure(str(other_model), seed=0)
+    measured = Measurement(dropping, ruler.held_out, ruler.settings).measure(str(other_model), seed=0)
     assert list(measured.values["margin"]) == [f"group {i}" for i in (0, 1, 3, 4, 5)]
 
 
@@ -143,7 +143,7 @@ def test_the_start_reads_cut_prompts_as_the_cells_do(yardstick, tmp_path, tiny_m
     cutting = {"truncation": "keep_end_of_prompt", "max_length": max_length}
     base = ruler.base.model_copy(update={"data": ruler.base.data.model_copy(update=cutting)})
     copy = shutil.copytree(tiny_model, tmp_path / "copy")
-    measured = Measurement(base, ruler.held_out, ruler.settings, ruler.tell).measure(str(copy), seed=0)
+    measured = Measurement(base, ruler.held_out, ruler.settings).measure(str(copy), seed=0)
     assert measured.values["margin"] == {f"group {i}": 0.0 for i in range(6)}
 
 
@@ -154,27 +154,22 @@ class TestPromptsWithoutRoom:
         {"prompt": " ".join(["cat"] * n), "chosen": " the cat", "rejected": " a dog"} for n in (119, 3, 120, 5)
     )
 
-    def test_are_left_out_and_told(self, yardstick, tiny_model):
-        told: list[str] = []
+    def test_are_left_out_and_logged(self, yardstick, tiny_model, notices):
         ruler = yardstick(self.ROWS, samples=3, max_new_tokens=8)
-        ruler = Measurement(ruler.base, ruler.held_out, ruler.settings, told.append)
         ruler.open()
         words = [len(str(prompt).split()) for prompt in ruler.prompts]
         assert words == [119, 3, 5]
         why = "with max_new_tokens=8 they are longer than the context of 128 tokens"
-        assert told == [f"1 of 4 held-out prompts are not sampled from: {why}"]
+        assert notices.messages == [f"1 of 4 held-out prompts are not sampled from: {why}"]
         measured = ruler.measure(str(tiny_model), seed=0)
         assert list(measured.samples) == ["0", "1", "2"]
 
-    def test_so_are_those_whose_groups_are_dropped(self, yardstick, tiny_model):
+    def test_so_are_those_whose_groups_are_dropped(self, yardstick, tiny_model, notices):
         ruler = yardstick(self.ROWS, samples=4, max_new_tokens=2)
         data = ruler.base.data.model_copy(update={"max_length": 20, "truncation": "drop"})
-        told: list[str] = []
-        dropping = Measurement(
-            ruler.base.model_copy(update={"data": data}), ruler.held_out, ruler.settings, told.append
-        )
+        dropping = Measurement(ruler.base.model_copy(update={"data": data}), ruler.held_out, ruler.settings)
         assert [len(str(prompt).split()) for prompt in dropping.prompts] == [3, 5]
-        assert told == ["2 of 4 held-out prompts are not sampled from: their groups are dropped"]
+        assert notices.messages == ["2 of 4 held-out prompts are not sampled from: their groups are dropped"]
         assert dropping.by["prompts"] != ruler.by["prompts"]
         assert list(dropping.measure(str(tiny_model), seed=0).samples) == ["0", "1"]
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from penchant.cli.main import run as command_line
 from penchant.comparison import run as running
 from penchant.comparison.config import load_bench
 from penchant.comparison.run import compare
@@ -345,21 +346,33 @@ class TestSweep:
         assert trained == {(beta, seed) for beta in (0.1, 0.2) for seed in (0, 1, 2)}
         assert "the budget of 2 trials is spent: 3 of 9 cells were not begun" in comparison.notices
 
-    def test_draws_that_repeat_are_one_variant(self, bench):
+    def test_draws_that_repeat_are_one_variant(self, bench, notices):
         search = {"method": "random", "trials": 8, "parameters": {"objective.beta": [0.1, 0.2]}}
-        told: list[str] = []
         file = bench(methods=["dpo"], seeds=[0], search=search)
-        comparison = compare(load_bench(file), str(file), tell=told.append)
+        comparison = compare(load_bench(file), str(file))
         drawn = [c.settings["objective.beta"] for c in comparison.cells if c.method == "dpo"]
         assert sorted(drawn) == [0.1, 0.2]
         said = "search: 2 distinct variants of each method, for 8 draws repeat some"
-        for lines in (told, comparison.notices):
+        for lines in (notices.messages, comparison.notices):
             assert len([line for line in lines if line.startswith(said)]) == 1
 
     def test_a_budget_of_tokens(self, bench):
         search = {"parameters": {"objective.beta": [0.1, 0.2, 0.3]}, "budget": {"tokens": 1}}
         comparison = run(bench(methods=["dpo"], seeds=[0], search=search))
         assert len([c for c in comparison.cells if c.method == "dpo"]) == 1
+
+
+@pytest.mark.parametrize(("flags", "count"), [((), 1), (("-v",), 2)])
+def test_the_verb_prints_the_notices_of_the_comparison_alone(bench, capsys, tmp_path, flags, count):
+    """Those of the cell's run are printed with -v, and are in the `run.log` of the cell and of the comparison."""
+    file, notice = bench(seeds=[0], methods=["dpo"]), "data.date is 2001-02-03, and no chat template"
+    assert command_line(["compare", str(file), "base.data.date=2001-02-03", *flags]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "1 cells: 1 variants, 1 seeds, 1 sizes" in lines
+    assert len([line for line in lines if notice in line]) == count
+    logs = {log.parent.name: log.read_text(encoding="utf-8").count(notice) for log in tmp_path.rglob("run.log")}
+    assert list(logs.values()) == [2, 1]
+    assert next(iter(logs)) == "bench"
 
 
 def test_the_verb_prints_one_json_document(bench):

@@ -99,7 +99,7 @@ class TestOverrides:
             ("data.held_out=0.1", "data.held_out", 0.1),
             ("data.held_out=test.jsonl", "data.held_out", "test.jsonl"),
             ("data.held_out=null", "data.held_out", None),
-            ("objective.beta=0.3", "method.beta", 0.3),
+            ("objective.beta=0.3", "built_objective.beta", 0.3),
             ("lora.rank=4", "lora.rank", 4),
             ("output=a=b", "output", "a=b"),
         ],

@@ -98,23 +98,26 @@ def rows(tmp_path: Path) -> tuple[Path, Path]:
     return template, file
 
 
-def test_a_run_drops_refused_groups_everywhere(rows: tuple[Path, Path], write_config: Any) -> None:
+def test_a_run_drops_refused_groups_everywhere(
+    rows: tuple[Path, Path], write_config: Any, notices: pytest.LogCaptureFixture
+) -> None:
     template, file = rows
     data = {"train": str(file), "held_out": str(file), "chat_template": str(template)}
     config = write_config(data=data, training={"max_steps": 1})
     with pytest.raises(DataError, match="roles must alternate"):
         train(load_config(config))
-    log: list[str] = []
-    train(load_config(config, ["data.refused=drop"]), tell=log.append)
-    assert "training: refused by template dropped: 1 of 9 groups (bad8)" in log
-    assert "held-out: refused by template dropped: 1 of 9 groups (bad8)" in log
+    train(load_config(config, ["data.refused=drop"]))
+    assert "training: refused by template dropped: 1 of 9 groups (bad8)" in notices.messages
+    assert "held-out: refused by template dropped: 1 of 9 groups (bad8)" in notices.messages
 
 
-def test_evaluate_rank_and_samples_drop_refused_groups(rows: tuple[Path, Path], tiny_model: Path) -> None:
+def test_evaluate_rank_and_samples_drop_refused_groups(
+    rows: tuple[Path, Path], tiny_model: Path, notices: pytest.LogCaptureFixture
+) -> None:
     reading = Reading(chat_template=str(rows[0]), rendering=DROP)
-    world, log, groups = World.single(), list[str](), [*GOOD, BAD]
-    assert len(score(str(tiny_model), groups, world, reading=reading, tell=log.append)) == 2
-    assert any("refused by template dropped: 1 of 3 groups" in line for line in log)
+    world, groups = World.single(), [*GOOD, BAD]
+    assert len(score(str(tiny_model), groups, world, reading=reading)) == 2
+    assert any("refused by template dropped: 1 of 3 groups" in line for line in notices.messages)
     assert len(rank(str(tiny_model), groups, world, by="log_prob", reading=reading).groups) == 2
     answerable = answerable_prompts(str(tiny_model), distinct_prompts(groups), 2, reading)
     assert (answerable.prompts, answerable.refused_count, answerable.too_long_count) == (distinct_prompts(GOOD), 1, 0)

@@ -262,11 +262,10 @@ def plain_log_probs(model: torch.nn.Module, ids: list[int]) -> torch.Tensor:
 
 
 class TestScoreTasks:
-    def test_equals_a_plain_float64_forward_with_and_without_the_end(self, tiny_model):
+    def test_equals_a_plain_float64_forward_with_and_without_the_end(self, tiny_model, notices):
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
-        notes: list[str] = []
-        scored = score_tasks(str(tiny_model), {"t": QUESTIONS}, SINGLE, tell=notes.append)["t"]
+        scored = score_tasks(str(tiny_model), {"t": QUESTIONS}, SINGLE)["t"]
         model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float64)
         tokenizer = AutoTokenizer.from_pretrained(tiny_model)
         for expected_question, row in zip(QUESTIONS, scored.questions, strict=True):
@@ -278,10 +277,10 @@ class TestScoreTasks:
                 assert len(answer) == len(option.split()) + 1
                 assert row.scores["log"][k] == pytest.approx(float(answer[:-1].mean()), abs=1e-5)
                 assert row.scores["log_sum"][k] == pytest.approx(float(answer.sum()), abs=1e-5)
-        assert notes == ["questions are read as plain text, options continue the prompt"]
+        assert notices.messages == ["questions are read as plain text, options continue the prompt"]
         assert scored.left_out == {}
 
-    def test_a_chat_template_makes_them_messages(self, tiny_model, tmp_path):
+    def test_a_chat_template_makes_them_messages(self, tiny_model, tmp_path, notices):
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
         template = tmp_path / "template.jinja"
@@ -289,14 +288,13 @@ class TestScoreTasks:
             "{{ bos_token }}{% for m in messages %}{% if m.role == 'user' %}sees {{ m.content }} likes"
             "{% else %} {{ m.content }}{{ eos_token }}{% endif %}{% endfor %}"
         )
-        notes: list[str] = []
         reading = Reading(chat_template=str(template))
-        scored = score_tasks(str(tiny_model), {"t": QUESTIONS[:1]}, SINGLE, reading=reading, tell=notes.append)["t"]
+        scored = score_tasks(str(tiny_model), {"t": QUESTIONS[:1]}, SINGLE, reading=reading)["t"]
         model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float64)
         tokenizer = AutoTokenizer.from_pretrained(tiny_model)
         ids = tokenizer("sees the old cat sees likes bird")["input_ids"]
         assert scored.questions[0].scores["log"][1] == pytest.approx(float(plain_log_probs(model, ids)[-1]), abs=1e-5)
-        assert notes[0] == "questions are read as messages, by the chat template"
+        assert notices.messages[0] == "questions are read as messages, by the chat template"
 
     def test_options_of_the_same_tokens_are_a_tie(self, tiny_model):
         unknown_words = Question("the old cat sees", ("zebra", "yak"), 0, "t", "t.jsonl, line 1")
@@ -304,19 +302,16 @@ class TestScoreTasks:
         assert row.is_tie("log")
         assert not row.is_right("log")
 
-    def test_what_does_not_fit_is_an_error_or_counted(self, tiny_model):
+    def test_what_does_not_fit_is_an_error_or_counted(self, tiny_model, notices):
         long = Question("cat " * 200, ("dog", "bird"), 0, "t", "t.jsonl, line 9")
         with pytest.raises(DataError, match="203 tokens") as error:
             score_tasks(str(tiny_model), {"t": [*QUESTIONS, long]}, SINGLE)
         assert error.value.where == "task t, group t.jsonl, line 9"
-        notes: list[str] = []
         reading = Reading(truncation="drop")
-        scored = score_tasks(str(tiny_model), {"t": [long, *QUESTIONS]}, SINGLE, reading=reading, tell=notes.append)[
-            "t"
-        ]
+        scored = score_tasks(str(tiny_model), {"t": [long, *QUESTIONS]}, SINGLE, reading=reading)["t"]
         assert [row.question for row in scored.questions] == QUESTIONS
         assert scored.left_out == {"too_long_dropped": 1}
-        assert "t: too long dropped: 1 of 3 questions" in notes
+        assert "t: too long dropped: 1 of 3 questions" in notices.messages
         with pytest.raises(ConfigError, match="context is 128"):
             score_tasks(str(tiny_model), {"t": QUESTIONS}, SINGLE, reading=Reading(max_length=129))
 

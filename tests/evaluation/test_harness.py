@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from penchant.errors import ConfigError, DataError
 from penchant.evaluation import choices_scoring
-from penchant.evaluation.harness import Generation, by_context, head_lm, log_prob_lm, rolling_windows
+from penchant.evaluation.harness import Generation, by_context, head_lm, local_tasks, log_prob_lm, rolling_windows
 from penchant.evaluation.held_out import Reading
 
 
@@ -107,7 +107,7 @@ class TestLoglikelihood:
             ("", "cat runs", 2),
             ("the old cat", " finds a small house", 3),
         ]
-        lm = log_prob_lm(str(tiny_model), tell=lambda line: None)
+        lm = log_prob_lm(str(tiny_model))
         assert isinstance(lm, FakeLM)
         answers = lm.loglikelihood([Request((context, text), doc_id=doc) for context, text, doc in triples])
         assert len(answers) == 6
@@ -137,17 +137,16 @@ class TestLoglikelihood:
         assert lm.loglikelihood([Request(("the old", " cat"))]) == answers
         assert lm.loglikelihood([]) == []
 
-    def test_long_contexts(self, harness, tiny_model, plain):
+    def test_long_contexts(self, harness, tiny_model, plain, notices):
         request = [Request(("cat " * 200 + "sees the", " dog"), doc_id=7)]
         with pytest.raises(DataError, match="205 tokens") as error:
             log_prob_lm(str(tiny_model)).loglikelihood(request)
         assert "task, document 7" in error.value.where
-        notes: list[str] = []
-        lm = log_prob_lm(str(tiny_model), reading=Reading(truncation="keep_end_of_prompt"), tell=notes.append)
+        lm = log_prob_lm(str(tiny_model), reading=Reading(truncation="keep_end_of_prompt"))
         [(value, _)] = lm.loglikelihood(request)
         # <s>, then as much of the end as leaves room for the continuation and an end of turn.
         assert value == pytest.approx(expected(plain, "cat " * 123 + "sees the", " dog")[0], abs=1e-5)
-        assert "prompt truncated: 1 of 1 contexts" in notes
+        assert "prompt truncated: 1 of 1 contexts" in notices.messages
 
     def test_dropping_is_refused(self, harness, tiny_model):
         with pytest.raises(ConfigError, match="none can be dropped"):
@@ -223,14 +222,13 @@ class TestGenerate:
         )
         assert (long.split(), short.split(), truncated.strip()) == (words, words[:2], "")
 
-    def test_context_and_response_must_fit(self, harness, tiny_model):
+    def test_context_and_response_must_fit(self, harness, tiny_model, notices):
         request = [Request(("cat " * 126, {"max_gen_toks": 4}))]
         with pytest.raises(DataError, match="127 tokens of context and 4 to generate; 128 fit"):
             log_prob_lm(str(tiny_model)).generate_until(request)
-        notes: list[str] = []
-        lm = log_prob_lm(str(tiny_model), reading=Reading(truncation="keep_end_of_prompt"), tell=notes.append)
+        lm = log_prob_lm(str(tiny_model), reading=Reading(truncation="keep_end_of_prompt"))
         assert len(lm.generate_until(request)) == 1
-        assert "the beginning is cut" in notes[-1]
+        assert "the beginning is cut" in notices.messages[-1]
 
 
 def test_requests_of_one_documents_context_are_a_group():
@@ -333,3 +331,47 @@ def test_in_the_harness_itself(tiny_model, plain, tmp_path):
     logged = [value for sample in results["samples"]["tiny"] for [(value, _)] in sample["resps"]]
     sums = [expected(plain, row["question"], f" {option}")[0] for row in rows for option in row["options"]]
     assert [float(value) for value in logged] == pytest.approx(sums, abs=1e-4)
+
+
+class TestLocalTasks:
+    ROWS = (
+        {"goal": "the old cat sees", "sol1": "bird", "sol2": "a dog", "label": 1},
+        {"goal": "it runs to", "sol1": "tree", "sol2": "the river .", "label": 0},
+    )
+
+    @pytest.fixture
+    def file(self, tmp_path: Path) -> Path:
+        path = tmp_path / "piqa.jsonl"
+        path.write_text("".join(json.dumps(row) + "\n" for row in self.ROWS))
+        return path
+
+    def test_the_configuration_reads_the_file_as_the_test_split(self, file):
+        group = local_tasks({"piqa": file})
+        [task] = group["task"]
+        assert (task["task"], task["dataset_path"], task["test_split"]) == ("piqa", "json", "test")
+        assert task["dataset_kwargs"] == {"data_files": {"test": str(file)}}
+        assert [task[name] for name in ("dataset_name", "validation_split", "training_split")] == [None] * 3
+
+    def test_other_files_are_refused(self, tmp_path):
+        with pytest.raises(DataError, match="there is no such file"):
+            local_tasks({"piqa": tmp_path / "piqa.jsonl"})
+        (tmp_path / "piqa.csv").write_text("")
+        with pytest.raises(DataError, match=r"\.parquet file"):
+            local_tasks({"piqa": tmp_path / "piqa.csv"})
+
+    def test_the_harness_scores_its_own_wording_of_the_file(self, file, tiny_model, plain, monkeypatch):
+        lm_eval = pytest.importorskip("lm_eval")
+        monkeypatch.setenv("HF_DATASETS_OFFLINE", "1")
+        tasks = [local_tasks({"piqa": file})]
+        results = lm_eval.simple_evaluate(
+            log_prob_lm(str(tiny_model)), tasks=tasks, log_samples=True, bootstrap_iters=0
+        )
+        log_probs = [
+            [expected(plain, f"Question: {row['goal']}\nAnswer:", f" {row[option]}")[0] for option in ("sol1", "sol2")]
+            for row in self.ROWS
+        ]
+        samples = sorted(results["samples"]["piqa"], key=lambda sample: sample["doc_id"])
+        scored = [[response[0][0] for response in sample["resps"]] for sample in samples]
+        assert np.array(scored) == pytest.approx(np.array(log_probs), abs=1e-4)
+        is_right = [float(np.argmax(row) == self.ROWS[i]["label"]) for i, row in enumerate(log_probs)]
+        assert results["results"]["piqa"]["acc,none"] == np.mean(is_right)

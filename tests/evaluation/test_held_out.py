@@ -40,39 +40,34 @@ def letters(folder, context: int) -> str:
 
 
 @pytest.mark.parametrize("max_length", [None, 20])
-def test_identical_weights_have_no_log_ratio_where_a_prompt_was_cut(tiny_model, twin, max_length):
+def test_identical_weights_have_no_log_ratio_where_a_prompt_was_cut(tiny_model, twin, max_length, notices):
     """The prompt has 161 tokens; the model's context is 128."""
     reading = Reading(max_length=max_length, truncation="keep_end_of_prompt")
-    notes: list[str] = []
-    scored = score(str(tiny_model), [LONG, SHORT], WORLD, reference=twin, reading=reading, tell=notes.append)
+    scored = score(str(tiny_model), [LONG, SHORT], WORLD, reference=twin, reading=reading)
     assert [group.reference_log_probs for group in scored] == [group.log_probs for group in scored]
     assert scored[0].prompt_tokens + max(scored[0].tokens) == (max_length or 128)
-    assert notes == ["prompt truncated: 1 of 2 groups (long)"]
+    assert notices.messages == ["prompt truncated: 1 of 2 groups (long)"]
 
 
-def test_a_reference_of_letters_reads_a_cut_prompts_end(tiny_model, tmp_path):
+def test_a_reference_of_letters_reads_a_cut_prompts_end(tiny_model, tmp_path, notices):
     """Of 161 tokens the last 15 and <s> are read, 10 %; of 640 letters and spaces that is 63.6."""
     reference = letters(tmp_path / "letters", 512)
     reading = Reading(max_length=20, truncation="keep_end_of_prompt")
-    notes: list[str] = []
-    [truncated, short] = score(
-        str(tiny_model), [LONG, SHORT], WORLD, reference=reference, reading=reading, tell=notes.append
-    )
+    [truncated, short] = score(str(tiny_model), [LONG, SHORT], WORLD, reference=reference, reading=reading)
+    assert notices.messages == ["prompt truncated: 1 of 2 groups (long)"]
     alone = score(reference, [LONG, SHORT], WORLD, reading=Reading(max_length=64 + 18, truncation="keep_end_of_prompt"))
     assert alone[0].prompt_tokens == 64
     assert truncated.reference_log_probs == alone[0].log_probs
     assert short.reference_log_probs == alone[1].log_probs
-    assert notes == ["prompt truncated: 1 of 2 groups (long)"]
 
 
-def test_what_a_short_reference_reads_less_of_is_told(tiny_model, tmp_path):
+def test_what_a_short_reference_reads_less_of_is_logged(tiny_model, tmp_path, notices):
     reference = letters(tmp_path / "letters", 100)
-    notes: list[str] = []
     reading = Reading(truncation="keep_end_of_prompt")
-    [truncated] = score(str(tiny_model), [LONG], WORLD, reference=reference, reading=reading, tell=notes.append)
+    [truncated] = score(str(tiny_model), [LONG], WORLD, reference=reference, reading=reading)
     [alone] = score(reference, [LONG], WORLD, reading=reading)
     assert truncated.reference_log_probs == alone.log_probs
-    assert notes[1] == (
+    assert notices.messages[1] == (
         "prompts cut further for a reference with its own tokenizer and a context of 100 tokens: 1 of 1 groups"
     )
 

@@ -64,11 +64,12 @@ def test_evaluate_of_single_responses(tiny_model, singles, capsys):
     assert "4 groups, none with a preferred response and another" in table
 
 
-def test_a_run_of_sft_on_single_responses(write_config, singles, tmp_path):
+def test_a_run_of_sft_on_single_responses(write_config, singles, tmp_path, notices):
     data = {"train": str(singles), "held_out": str(singles)}
     file = write_config(objective={"name": "sft"}, data=data, training={"max_steps": 2, "learning_rate": 1e-2})
-    folder, notes = train(load_config(file)), []
-    result = write_run_report(folder, notes.append)
+    folder = train(load_config(file))
+    notices.clear()
+    result = write_run_report(folder)
     loss, perplexity = by_transformers(folder)
     assert result.trained_report.metrics["eval_loss"].value == pytest.approx(loss, rel=1e-5)
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
@@ -76,7 +77,7 @@ def test_a_run_of_sft_on_single_responses(write_config, singles, tmp_path):
     document = json.loads((folder / "evaluation.json").read_text())
     assert document["after"]["perplexity"]["value"] == pytest.approx(perplexity, rel=1e-5)
     assert document["before"]["perplexity"]["value"] > perplexity
-    (held_out,) = [line for line in notes if line.startswith("held-out: ")]
+    (held_out,) = [line for line in notices.messages if line.startswith("held-out: ")]
     assert held_out.startswith(f"held-out: 4 groups without a pair, eval_loss {loss:.4f} [")
     assert f"perplexity {perplexity:.4f}" in held_out
     page = (folder / "report.html").read_text()

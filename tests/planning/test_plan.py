@@ -57,7 +57,7 @@ def counted_memory(config: RunConfig, *changes: str) -> tuple[Memory, PeakBatche
 
 
 def _counted(config: RunConfig) -> tuple[Memory, PeakBatches, Any]:
-    inputs, tokenizer, limit = read_run(config, 1, lambda line: None)
+    inputs, tokenizer, limit = read_run(config, 1)
     batches = plan_batches(config, inputs, limit, lambda group: group.length).peak_batches()
     spec = ModelSpec(config, read_shape(config.model), tokenizer)
     memory = count_memory(spec, batches, Surroundings([None], None, CPU, 0))
@@ -116,7 +116,7 @@ class TestParts:
     def test_activations_are_what_the_real_model_keeps(self, config, changes):
         memory, batches, (config, tokenizer, inputs) = counted_memory(config, *changes)
         world = World(0, 1, CPU)
-        trained = load_trained(config, tokenizer, inputs.train, world, lambda line: None)
+        trained = load_trained(config, tokenizer, inputs.train, world)
         kept = 0
         for groups in batches.steps[0]:
             with MemoryTracker() as tracker:
@@ -131,7 +131,7 @@ class TestParts:
 
     def test_saved_tensors_are_among_them(self, config):
         memory, batches, (config, tokenizer, inputs) = counted_memory(config)
-        trained = load_trained(config, tokenizer, inputs.train, World(0, 1, CPU), lambda line: None)
+        trained = load_trained(config, tokenizer, inputs.train, World(0, 1, CPU))
         parameters = {p.untyped_storage().data_ptr() for p in trained.scorer.parameters()}
         most = 0
         for groups in batches.steps[0]:
@@ -181,7 +181,7 @@ class TestDepth:
     @pytest.mark.parametrize("changes", [(), ("lora.rank=4", "training.dtype=bfloat16"), CHECKPOINTED], ids=str)
     def test_multiplied_layers_are_the_counted_ones(self, config, monkeypatch, family, changes):
         config = apply_changes(config, changes)
-        inputs, tokenizer, limit = read_run(config, 1, lambda line: None)
+        inputs, tokenizer, limit = read_run(config, 1)
         batches = plan_batches(config, inputs, limit, lambda group: group.length).peak_batches().lightened
         spec = ModelSpec(config, DEEP[family](), tokenizer)
         multiplied = count_memory(spec, batches, Surroundings([None], None, CPU, 5))
@@ -271,7 +271,7 @@ class TestTime:
             assert getattr(costs, name) == pytest.approx(value), name
 
     def test_counts_of_work(self, config):
-        inputs, _, limit = read_run(config, 1, lambda line: None)
+        inputs, _, limit = read_run(config, 1)
         workload = plan_batches(config, inputs, limit, lambda group: group.length)
         assert workload.steps == 6
         assert len(workload.sampled_steps) == 6
@@ -284,7 +284,7 @@ class TestTime:
     def test_counts_of_work_with_an_updated_reference(self, config):
         """Evaluated before the first step and after 2, 4 and 6; read again after those three; steps 3 to 6 are too."""
         config = apply_changes(config, ("evaluation.every=2", "reference_update=best"))
-        inputs, _, limit = read_run(config, 1, lambda line: None)
+        inputs, _, limit = read_run(config, 1)
         workload = plan_batches(config, inputs, limit, lambda group: group.length)
         held_out = sum(group.length for group in inputs.held_out)
         assert workload.reading()["held_out"] == (4 + 3) * held_out
@@ -309,13 +309,18 @@ class TestFit:
         assert memory.allocator == round(0.6 * (memory.baseline + alive))
         assert memory.peak == memory.baseline + alive + memory.allocator
 
-    def test_a_gpu_gets_no_margin_for_the_allocator_of_the_cpu(self, config):
-        inputs, tokenizer, limit = read_run(config, 1, lambda line: None)
-        batches = plan_batches(config, inputs, limit, lambda group: group.length).peak_batches()
-        spec = ModelSpec(config, read_shape(config.model), tokenizer)
-        memory = count_memory(spec, batches, Surroundings([None], None, torch.device("meta"), 7))
-        assert memory.allocator == 0
-        assert memory.peak == memory.alive + 7
+    def test_a_gpu_gets_no_margin_for_the_allocator_of_the_cpu(self, config, monkeypatch):
+        counted = Memory(10, 10, 20, 30, 5, 40, 70, 50, 60, allocator=0, baseline=30)
+        monkeypatch.setattr(plan_layers, "_count", lambda *arguments: counted)
+        spec, batches = (
+            ModelSpec(config, read_shape(config.model), load_tokenizer(config.model)),
+            PeakBatches([], [], []),
+        )
+        bounds = {}
+        for device in ("cpu", "cuda"):
+            memory = count_memory(spec, batches, Surroundings([None], None, torch.device(device), 30))
+            bounds[device] = (memory.allocator, memory.peak)
+        assert bounds == {"cpu": (60, 160), "cuda": (0, 100)}
 
     def test_proposals_fit_and_can_be_pasted(self, planned, config, monkeypatch):
         # This process may grow between the two plans, by more than the little room that is taken away.

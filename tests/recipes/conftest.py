@@ -28,12 +28,13 @@ ReplyFunction = Callable[[str], str | int | None]
 
 
 @pytest.fixture
-def assert_stages_done() -> Callable[[Callable[..., Any], Any, Any], None]:
+def assert_stages_done(notices: pytest.LogCaptureFixture) -> Callable[[Callable[..., Any], Any, Any], None]:
     """Runs a finished recipe again: it gives the same result, and every stage says that it is already done."""
 
     def run_again(recipe: Callable[..., Any], config: Any, result: Any) -> None:
-        lines: list[str] = []
-        assert recipe(config, tell=lines.append) == result
+        notices.clear()
+        assert recipe(config) == result
+        lines = [record.getMessage() for record in notices.records if record.name == "penchant.recipes.stages"]
         assert lines
         assert all(line.endswith("already done") for line in lines)
 

@@ -38,13 +38,13 @@ def stages(log: list[str], *, size: int = 1, kill: str | None = None) -> list[St
     return [Stage(name, f"makes {name}", {"size": size}, running(name)) for name in ("a", "b", "c")]
 
 
-def test_every_stage_runs_once(tmp_path):
-    log, messages = [], []
-    results = run_stages(tmp_path, stages(log), tell=messages.append)
-    assert run_stages(tmp_path, stages(log), tell=messages.append) == results == {name: {"size": 1} for name in "abc"}
+def test_every_stage_runs_once(tmp_path, notices):
+    log = []
+    results = run_stages(tmp_path, stages(log))
+    assert run_stages(tmp_path, stages(log)) == results == {name: {"size": 1} for name in "abc"}
     assert log == ["a", "b", "c"]
-    assert messages[0] == "1 of 3: makes a"
-    assert messages[-1] == "3 of 3: makes c: already done"
+    assert notices.messages[0] == "1 of 3: makes a"
+    assert notices.messages[-1] == "3 of 3: makes c: already done"
 
 
 def test_second_recipe_in_the_same_folder_is_an_error(tmp_path):
@@ -100,7 +100,7 @@ def test_killed_stage_runs_again(tmp_path):
     assert log == ["a", "b", "b", "c"]
 
 
-def test_unfinished_stage_with_other_settings_starts_again(tmp_path):
+def test_unfinished_stage_with_other_settings_starts_again(tmp_path, notices):
     """For example after Ctrl-C and a change of the starting model's size."""
 
     def growing(size: int, *, kill: bool = False) -> list[Stage]:
@@ -115,14 +115,13 @@ def test_unfinished_stage_with_other_settings_starts_again(tmp_path):
 
         return [*stages([])[:1], Stage("model", "a model", {"size": size}, run)]
 
-    messages: list[str] = []
     for _ in range(2):
         with pytest.raises(Killed):
             run_stages(tmp_path, growing(192, kill=True))
     assert json.loads((tmp_path / "model" / UNFINISHED_RECORD).read_text())["settings"]["model"] == {"size": 192}
-    results = run_stages(tmp_path, growing(96), tell=messages.append)
+    results = run_stages(tmp_path, growing(96))
     assert results["model"] == {"size": 96}
-    assert messages[-1] == "the stage was begun when model's size was 192; now it is 96: it starts again"
+    assert notices.messages[-1] == "the stage was begun when model's size was 192; now it is 96: it starts again"
     assert sorted(item.name for item in (tmp_path / "model").iterdir()) == [DONE_RECORD, "start"]
 
 

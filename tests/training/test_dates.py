@@ -64,12 +64,11 @@ def recorded_day(folder: Path) -> Any:
     return yaml.safe_load((folder / "config.yaml").read_text())["data"]["date"]
 
 
-def test_a_run_resumes_on_the_day_it_was_begun(dated: Path, clock: Any) -> None:
+def test_a_run_resumes_on_the_day_it_was_begun(dated: Path, clock: Any, notices: pytest.LogCaptureFixture) -> None:
     clock(FIRST)
-    messages: list[str] = []
-    folder = train(load_config(dated), tell=messages.append)
+    folder = train(load_config(dated))
     assert recorded_day(folder) == FIRST
-    assert any(FIRST in line for line in messages)
+    assert any(FIRST in line for line in notices.messages)
     assert any(FIRST in line for line in json.loads((folder / "run.json").read_text())["notes"])
     clock(NEXT)
     for file in (dated, folder / "config.yaml"):
@@ -79,34 +78,38 @@ def test_a_run_resumes_on_the_day_it_was_begun(dated: Path, clock: Any) -> None:
         train(load_config(dated, [f"data.date={NEXT}"]), resume=True)
 
 
-def test_no_day_is_kept_where_no_template_writes_one(write_config: Any, clock: Any) -> None:
+def test_no_day_is_kept_where_no_template_writes_one(
+    write_config: Any, clock: Any, notices: pytest.LogCaptureFixture
+) -> None:
     clock(FIRST)
     file = write_config(training={"max_steps": 1})
     assert recorded_day(train(load_config(file))) is None
-    messages: list[str] = []
-    train(load_config(file, [f"data.date={NEXT}", "output=" + str(file.parent / "other")]), tell=messages.append)
-    assert f"data.date is {NEXT}, and no chat template of this run writes a date" in messages
+    train(load_config(file, [f"data.date={NEXT}", "output=" + str(file.parent / "other")]))
+    assert f"data.date is {NEXT}, and no chat template of this run writes a date" in notices.messages
 
 
-def test_a_run_is_measured_and_asked_on_its_day(dated: Path, conversations: Path, clock: Any) -> None:
+def test_a_run_is_measured_and_asked_on_its_day(
+    dated: Path, conversations: Path, clock: Any, notices: pytest.LogCaptureFixture
+) -> None:
     clock(FIRST)
     folder = train(load_config(dated, ["training.max_steps=1"]))
     clock(NEXT)
     (folder / "chat_template.jinja").write_text(TEMPLATE)
-    groups, messages = read_groups(conversations).groups[:4], list[str]()
+    groups = read_groups(conversations).groups[:4]
+    notices.clear()
     world = World.single()
-    measured = score(str(folder), groups, world, tell=messages.append)
-    assert messages[0] == f"the chat template writes {FIRST} as today's date, as the run did"
+    measured = score(str(folder), groups, world)
+    assert notices.messages[0] == f"the chat template writes {FIRST} as today's date, as the run did"
     clock(FIRST)
     moved = folder.rename(folder.with_name("moved"))
     (moved / "config.yaml").unlink()
     assert [group.log_probs for group in score(str(moved), groups, world)] == [group.log_probs for group in measured]
     clock(NEXT)
-    next_day = score(str(moved), groups, world, tell=messages.append)
-    assert messages[-1] == f"the chat template writes {NEXT} as today's date"
+    next_day = score(str(moved), groups, world)
+    assert notices.messages[-1] == f"the chat template writes {NEXT} as today's date"
     assert [group.log_probs for group in next_day] != [group.log_probs for group in measured]
-    answer(str(moved), [groups[0].prompt], Sampling(max_new_tokens=2), tell=messages.append)
-    assert messages[-1] == f"the chat template writes {NEXT} as today's date"
+    answer(str(moved), [groups[0].prompt], Sampling(max_new_tokens=2))
+    assert notices.messages[-1] == f"the chat template writes {NEXT} as today's date"
 
 
 def test_a_comparison_goes_on_on_its_day(dated: Path, tmp_path: Path, clock: Any) -> None:

@@ -58,17 +58,16 @@ def adapter(model, tmp_path) -> Path:
 
 
 @pytest.fixture
-def started(write_config):
+def started(write_config, notices):
     """Takes the folder of a run with these settings; returns a function that resumes it and returns the messages."""
 
     def start(**sections: object):
         config = load_config(write_config(**sections))
         take(config, "data", [], input_hashes(config))
-        messages: list[str] = []
 
         def resume() -> list[str]:
-            assert check(config, "data", resume=True, tell=messages.append)
-            return messages
+            assert check(config, "data", resume=True)
+            return notices.messages
 
         return resume
 

@@ -63,7 +63,13 @@ def loss(model: Path, template: str, learn: str) -> float:
 
 @pytest.mark.parametrize(("setting", "learn"), [({}, "all"), ({"learn": "all"}, "all"), ({"learn": "last"}, "last")])
 def test_supervised_tuning_learns_the_turns_that_are_asked_for(
-    write_config: Any, tiny_model: Path, tmp_path: Path, conversations: Path, setting: dict[str, str], learn: str
+    write_config: Any,
+    tiny_model: Path,
+    tmp_path: Path,
+    conversations: Path,
+    setting: dict[str, str],
+    learn: str,
+    notices: pytest.LogCaptureFixture,
 ) -> None:
     template = tmp_path / "chat.jinja"
     template.write_text(CHAT, encoding="utf-8")
@@ -73,17 +79,18 @@ def test_supervised_tuning_learns_the_turns_that_are_asked_for(
         data=data,
         training={"max_steps": 1, "batch_size": 3, "learning_rate": 1e-9, "token_budget": 60},
     )
-    messages: list[str] = []
-    folder = train(load_config(file), tell=messages.append)
+    folder = train(load_config(file))
     metrics = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     [value] = [line["loss"] for line in metrics if "loss" in line]
     assert value == pytest.approx(loss(tiny_model, CHAT, learn), rel=1e-5)
     assert loss(tiny_model, CHAT, "all") != pytest.approx(loss(tiny_model, CHAT, "last"), rel=1e-3)
     notice = "earlier assistant turns learnt" if learn == "all" else "earlier assistant turns not learnt"
-    assert any(f"{notice}: 2 of 3 groups (row-0, row-1)" in line for line in messages)
+    assert any(f"{notice}: 2 of 3 groups (row-0, row-1)" in line for line in notices.messages)
 
 
-def test_preferences_learn_the_last_turn_and_say_so(write_config: Any, tmp_path: Path) -> None:
+def test_preferences_learn_the_last_turn_and_say_so(
+    write_config: Any, tmp_path: Path, notices: pytest.LogCaptureFixture
+) -> None:
     template, file = tmp_path / "chat.jinja", tmp_path / "pairs.jsonl"
     template.write_text(CHAT, encoding="utf-8")
     turns = [("user", "old cat"), ("assistant", "sees a dog"), ("user", "then")]
@@ -94,6 +101,5 @@ def test_preferences_learn_the_last_turn_and_say_so(write_config: Any, tmp_path:
     }
     file.write_text(json.dumps(row), encoding="utf-8")
     data = {"train": str(file), "held_out": None, "chat_template": str(template)}
-    messages: list[str] = []
-    train(load_config(write_config(data=data, training={"max_steps": 1})), tell=messages.append)
-    assert any("earlier assistant turns not learnt: 1 of 1 groups" in line for line in messages)
+    train(load_config(write_config(data=data, training={"max_steps": 1})))
+    assert any("earlier assistant turns not learnt: 1 of 1 groups" in line for line in notices.messages)

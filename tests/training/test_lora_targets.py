@@ -170,20 +170,18 @@ class TestPreferenceHeads:
                 start(load_config(file, []))
         assert not Path(load_config(file, []).output).exists()
 
-    def test_beside_a_loss_of_log_probs_it_is_trained(self, write_config):
+    def test_beside_a_loss_of_log_probs_it_is_trained(self, write_config, notices):
         parts = [{"weight": 1.0, "name": name} for name in ("preference_head", "sft")]
-        messages: list[str] = []
         file = write_config(
             objective={"name": "weighted_sum", "parts": parts}, lora={"rank": 4, "targets": ["q_proj", "lm_head"]}
         )
-        folder = train(load_config(file, []), tell=messages.append)
+        folder = train(load_config(file, []))
         assert load_file(folder / "adapter_model.safetensors")["base_model.model.lm_head.lora_B.weight"].any()
-        assert not any("as before training" in line for line in messages)
+        assert not any("as before training" in line for line in notices.messages)
 
-    def test_an_adapter_that_nothing_trained_is_told(self, write_config):
-        messages: list[str] = []
-        train(load_config(write_config(lora={"rank": 4}, training={"learning_rate": 1e-60}), []), tell=messages.append)
-        assert any(line.startswith("14 adapters are as before training") for line in messages)
+    def test_an_adapter_that_nothing_trained_is_logged(self, write_config, notices):
+        train(load_config(write_config(lora={"rank": 4}, training={"learning_rate": 1e-60}), []))
+        assert any(line.startswith("14 adapters are as before training") for line in notices.messages)
 
 
 def test_an_adapters_folder_is_the_same_bytes_in_every_process(write_config, tmp_path):

@@ -109,7 +109,7 @@ def test_losses_are_those_against_the_policy_of_the_update(write_config, tiny_mo
     file = write_config(**UPDATED, **sections, training=FAST)
     config = load_config(file)
     folder = run(file)
-    inputs = tokenize_inputs(config, load_tokenizer(config.model), 128, print)
+    inputs = tokenize_inputs(config, load_tokenizer(config.model), 128)
     assert all(group.group.pairs == ((0, 1),) for group in [*inputs.train, *inputs.held_out])
     policies = [policy_at(config, folder, step) for step in range(8)]
     others = [AutoModelForCausalLM.from_pretrained(other_reference, dtype=torch.float64)] if config.references else []

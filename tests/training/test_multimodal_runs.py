@@ -37,13 +37,12 @@ def few_pairs(tmp_path, tiny_pairs):
 
 
 @pytest.fixture
-def start(write_config, few_pairs, tmp_path) -> Any:
+def start(write_config, few_pairs, tmp_path, notices) -> Any:
     def run(folder, name="run", **sections):
         data = {"train": str(few_pairs), "held_out": str(few_pairs)}
         settings = {**FEW, "model": str(folder), "output": str(tmp_path / name), "data": data, **sections}
-        lines: list[str] = []
-        out = train(load_config(write_config(**settings)), tell=lines.append)
-        return out, lines
+        out = train(load_config(write_config(**settings)))
+        return out, notices.messages
 
     return run
 

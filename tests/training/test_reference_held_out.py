@@ -74,10 +74,10 @@ def test_the_weights_are_those_of_the_held_out_pairs(write_config, tiny_model, m
     file = write_config(
         objective=MARGIN, references=references, data={"reference_held_out": 0.25}, training={"max_steps": 1}
     )
-    groups = tokenize_inputs(load_config(file), load_tokenizer(str(tiny_model)), 128, print).reference_held_out
+    groups = tokenize_inputs(load_config(file), load_tokenizer(str(tiny_model)), 128).reference_held_out
     world, means = World(0, 1, torch.device("cpu")), []
     for reference in references:
-        rows = FrozenModel.load(reference, world, "float32").log_probs(groups, world, 512, "float32")
+        rows = FrozenModel.load(reference, world, "float32").log_probs(groups, world, 512, "float32")[0]
         margins = [
             row[0] / len(group.responses[0]) - row[1] / len(group.responses[1])
             for row, group in zip(rows, groups, strict=True)
@@ -105,7 +105,7 @@ class TestTheParts:
 
     def test_a_method_that_fits_nothing_keeps_them_out_of_training(self, write_config, tiny_model):
         config = load_config(write_config(data={"reference_held_out": 0.25}))
-        inputs = tokenize_inputs(config, load_tokenizer(str(tiny_model)), 128, print)
+        inputs = tokenize_inputs(config, load_tokenizer(str(tiny_model)), 128)
         assert inputs.reference_held_out == []
         assert len({group.prompt.tobytes() for group in inputs.train}) == 12
         assert any("fits no weights to data.reference_held_out" in note for note in inputs.notes)

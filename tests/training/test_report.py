@@ -40,7 +40,7 @@ def learned_positions(tiny_model: Path, tmp_path: Path) -> Path:
     ],
 )
 def test_samples_are_of_prompts_that_leave_room(
-    write_config, tmp_path, monkeypatch, learned_positions, wanted, answered, told
+    write_config, tmp_path, monkeypatch, learned_positions, wanted, answered, told, notices
 ):
     prompts = ("the old cat sees a big dog then", "a dog", "the old cat sees a big dog", "it runs by")
     rows = [{"prompt": prompt, "chosen": " a cat", "rejected": " dog"} for prompt in prompts]
@@ -52,14 +52,15 @@ def test_samples_are_of_prompts_that_leave_room(
         training={"max_steps": 1},
         evaluation={"samples": wanted, "sample_tokens": 12},
     )
-    folder, said, shown = train(load_config(short)), [], []
+    folder, shown = train(load_config(short)), []
+    notices.clear()
     monkeypatch.setattr("penchant.training.report.write_report", lambda file, report: shown.append(report.samples))
-    write_run_report(folder, said.append)
+    write_run_report(folder)
     assert [[sample.prompt for sample in samples] for samples in shown] == [answered]
-    assert [line for line in said if not line.startswith(("held-out: ", "report: "))] == told
+    assert [line for line in notices.messages if not line.startswith(("held-out: ", "report: "))] == told
 
 
-def test_samples_name_the_prompts_that_the_template_refuses(write_config, tmp_path, tiny_model):
+def test_samples_name_the_prompts_that_the_template_refuses(write_config, tmp_path, tiny_model, notices):
     template = tmp_path / "template.jinja"
     template.write_text(
         "{% for m in messages %}{% if 'river' in m.content %}{{ raise_exception('no rivers') }}{% endif %}"
@@ -82,7 +83,6 @@ def test_samples_name_the_prompts_that_the_template_refuses(write_config, tmp_pa
         training={"max_steps": 1},
         evaluation={"samples": 4, "sample_tokens": 2},
     )
-    lines: list[str] = []
-    write_run_report(train(load_config(config)), lines.append)
-    [note] = [line for line in lines if "of 4 samples" in line]
+    write_run_report(train(load_config(config)))
+    [note] = [line for line in notices.messages if "of 4 samples" in line]
     assert note == "2 of 4 samples (refused by the chat template or the tokenizer: 2 of 4 prompts)"

@@ -128,7 +128,7 @@ def test_log_probs_are_of_the_distribution_that_was_drawn_from(online, tmp_path,
     sampling = {"samples": 3, "every": 2, "max_new_tokens": 8, "temperature": temperature}
     file = online({"name": "rloo", "beta": 0.3}, sampling=sampling, reference=str(tmp_path / "reference"))
     folder = run(file, "training.max_steps=1")
-    prompts = tokenize_inputs(load_config(file), tokenizer, 128, print).train
+    prompts = tokenize_inputs(load_config(file), tokenizer, 128).train
     losses, ratios = [], []
     for row in json.loads((folder / "samples" / "step-00000000.json").read_text())["0"]:
         prompt = prompts[row["prompt"]].prompt.tolist()
@@ -332,7 +332,7 @@ class TestLongPrompts:
 
         config = load_config(file, ["data.max_length=12", "data.truncation=keep_end_of_prompt"])
         tokenizer = load_tokenizer(str(tiny_model))
-        inputs = tokenize_inputs(config, tokenizer, 128, lambda line: None)
+        inputs = tokenize_inputs(config, tokenizer, 128)
         assert inputs.notes[1:] == ["training: prompt truncated: 1 of 3 groups (p2)"]
         read = [tokenizer.decode(group.prompt) for group in inputs.train]
         assert read == ["<s> a dog", "<s> it runs by", "<s> sees a dog"]
@@ -354,7 +354,7 @@ def test_each_prompt_is_asked_once_and_empty_ones_are_counted(online, tmp_path, 
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     config = load_config(online({"name": "rloo"}, data={"train": str(file), "held_out": None}))
     tokenizer = load_tokenizer(str(tiny_model))
-    inputs = tokenize_inputs(config, tokenizer, 128, lambda line: None)
+    inputs = tokenize_inputs(config, tokenizer, 128)
     assert [group.group.id for group in inputs.train] == ["a", "d"]
     assert [tokenizer.decode(group.prompt) for group in inputs.train] == ["<s> the cat", "<s> a dog"]
     assert inputs.notes[-1] == "training: empty prompt dropped: 1 of 3 groups (b)"

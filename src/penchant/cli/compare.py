@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from penchant.cli.output import Json, deliver, teller
+from penchant.cli.output import Json, print_result
 
 
 def compare(bench: Path, *overrides: str, as_json: Json = False) -> None:
@@ -23,11 +23,10 @@ def compare(bench: Path, *overrides: str, as_json: Json = False) -> None:
     from penchant.storage.files import resumable_disk_errors
 
     config = load_bench(bench, overrides)
-    tell = teller(as_json)
-    comparison = compare_methods(config, str(bench), tell=tell)
+    comparison = compare_methods(config, str(bench))
     with resumable_disk_errors(Path(config.output)):
-        summary, table = write_comparison(comparison, Path(config.output), tell)
-    deliver(summary, as_json, table)
+        summary, table = write_comparison(comparison, Path(config.output))
+    print_result(summary, as_json, table)
 
 
 def sweep(bench: Path, *overrides: str, as_json: Json = False) -> None:

@@ -18,9 +18,8 @@ from penchant.cli.output import (
     Seed,
     Source,
     console_for,
-    deliver,
-    tell_all,
-    teller,
+    log_notes,
+    print_result,
 )
 from penchant.errors import ConfigError, DataError, locate_errors, rename_options_in_errors
 
@@ -59,9 +58,8 @@ def check(
 
     if max_length is not None and tokenizer is None:
         raise ConfigError("--max-length counts tokens, and no tokenizer is given", fix="add: --tokenizer MODEL")
-    tell = teller(as_json)
     dataset = flags.load(file)
-    tell_all(tell, dataset.notes)
+    log_notes(dataset.notes)
     held_out_groups: Sequence[PreferenceGroup] = ()
     if held_out is not None or held_out_split is not None:
         with rename_options_in_errors({"data.split": "data.held_out_split"}):
@@ -78,7 +76,7 @@ def check(
         max_length=max_length,
         rendering=flags.rendering,
     )
-    deliver(report.to_json(), as_json, render(report))
+    print_result(report.to_json(), as_json, render(report))
 
 
 @data.command
@@ -111,8 +109,8 @@ def show(
             f"no group has the id {absent[0]}", where=file, fix="ids are the file's, or 0-based row numbers"
         )
     groups = [by_id[name] for name in ids] if ids else list(dataset.groups[:first])
+    log_notes(dataset.notes)
     console = console_for(False)
-    console.print("\n".join(dataset.notes), markup=False)
     if tokenizer is None:
         for group in groups:
             console.print(show_group(group))
@@ -131,7 +129,7 @@ def show(
     )
     for row in tokenized:
         console.print(show_group(row.group, row, loaded))
-    tell_all(teller(False), report.lines())
+    log_notes(report.lines())
 
 
 @data.command(name="split")
@@ -168,12 +166,12 @@ def split_file(
     from penchant.data.writing import renamed_columns, write_groups
 
     dataset = flags.load(file)
-    tell_all(teller(as_json), dataset.notes)
+    log_notes(dataset.notes)
     with locate_errors(file):
         together = [column_values(dataset.groups, column) for column in by]
         together += [first_user_turns(dataset.groups)] if by_first_turn else []
         train, out = split_by_prompt(dataset.groups, held_out=held_out, seed=seed, together=together)
-    tell_all(teller(as_json), renamed_columns(dataset.groups))
+    log_notes(renamed_columns(dataset.groups))
     write_groups(train, train_output)
     try:
         write_groups(out, held_out_output)
@@ -181,7 +179,7 @@ def split_file(
         train_output.unlink()
         raise
     lines = f"{train_output}: {len(train)} groups\n{held_out_output}: {len(out)} groups"
-    deliver({"train": len(train), "held_out": len(out)}, as_json, lines)
+    print_result({"train": len(train), "held_out": len(out)}, as_json, lines)
 
 
 @data.command
@@ -211,7 +209,7 @@ def convert(
         groups = require_messages(dataset.groups) if to == "messages" else dataset.groups
     write_groups(groups, output)
     notes = [*dataset.notes, *renamed_columns(groups)]
-    deliver(
+    print_result(
         {"groups": len(dataset.groups), "format": dataset.format, "notes": notes},
         as_json,
         "\n".join([*notes, f"{output}: {len(dataset.groups)} groups"]),

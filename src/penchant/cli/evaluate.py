@@ -9,7 +9,7 @@ from cyclopts import Parameter
 from cyclopts.validators import Number
 
 from penchant.cli.flags import ALL, COMPUTE, LENGTHS, ROWS, TEMPLATE, ReadingFlags, offers
-from penchant.cli.output import Count, Json, Seed, Source, deliver, tell_all, teller
+from penchant.cli.output import Count, Json, Seed, Source, log_notes, print_result
 from penchant.errors import ConfigError
 
 
@@ -67,25 +67,25 @@ def generate(
 
     if best_of is not None and samples > 1:
         raise ConfigError("--samples and --best-of are both given", fix="give one of them")
-    tell, reading = teller(as_json), flags.reading
+    reading = flags.reading
     if names_a_file(prompts):
         dataset = flags.load(prompts)
-        tell_all(tell, dataset.notes)
+        log_notes(dataset.notes)
         texts = distinct_prompts(dataset.groups)[:limit]
     else:
-        texts, reading = [prompts], typed_rendering(model, prompts, reading, tell)
-    reading = reading.on_one_day(model, tell)
-    fit = fit_prompts(model, texts, max_new_tokens, reading, tell)
+        texts, reading = [prompts], typed_rendering(model, prompts, reading)
+    reading = reading.on_one_day(model)
+    fit = fit_prompts(model, texts, max_new_tokens, reading)
     draws = best_of or samples
     sampling = Sampling(draws, fit.new_tokens, temperature, top_p, seed, batch_size)
     if best_of is not None:
         from penchant.evaluation.ranking import answer_best_of
 
-        best = answer_best_of(model, fit.prompts, sampling, head=head, reading=reading, tell=tell, ids=fit.ids)
-        deliver(best.to_json(), as_json, best.table)
+        best = answer_best_of(model, fit.prompts, sampling, head=head, reading=reading, ids=fit.ids)
+        print_result(best.to_json(), as_json, best.table)
         return
-    answers = answer(model, fit.prompts, sampling, reading, tell, fit.ids)
-    deliver(answers.to_json(), as_json, answers.table)
+    answers = answer(model, fit.prompts, sampling, reading, fit.ids)
+    print_result(answers.to_json(), as_json, answers.table)
 
 
 def score(
@@ -124,19 +124,17 @@ def score(
     from penchant.evaluation.rewards import ModelReward, open_reward, reward_from
     from penchant.evaluation.score_file import score_file
 
-    tell = teller(as_json)
     config = reward_from(model=model, label=label, function=function, judge_url=judge_url, judge_model=judge_model)
     dataset = flags.load(data)
-    tell_all(tell, dataset.notes)
+    log_notes(dataset.notes)
     reward = open_reward(config, device=local_device(), reading=flags.reading)
     with locate_errors(data):
-        groups = (
-            reward.readable_groups(dataset.groups, tell) if isinstance(reward, ModelReward) else list(dataset.groups)
-        )
-    if isinstance(reward, ModelReward):
-        tell_all(tell, reward.rounding_notes(groups))
+        groups = list(dataset.groups)
+        if isinstance(reward, ModelReward):
+            groups, notes = reward.readable_groups(groups)
+            log_notes([*notes, *reward.rounding_notes(groups)])
     result = score_file(groups, reward, output)
-    deliver(result.to_json(), as_json, result.table)
+    print_result(result.to_json(), as_json, result.table)
 
 
 def rank(
@@ -176,19 +174,18 @@ def rank(
             f"--learn all counts log-probs, and --by {by} reads the last token",
             fix="leave --learn out, or rank by log-probs: --by mean_log_prob",
         )
-    tell = teller(as_json)
     dataset, reading = flags.load(data), flags.reading
-    tell_all(tell, dataset.notes)
+    log_notes(dataset.notes)
     with locate_errors(data):
         if by == "reward":
             reward = open_reward(reward_from(model=model, label=label), device=local_device(), reading=reading)
             groups = list(dataset.groups)
             if isinstance(reward, ModelReward):
-                groups = reward.comparable_groups(groups, tell)
-                tell_all(tell, reward.rounding_notes(groups))
+                groups, notes = reward.comparable_groups(groups)
+                log_notes([*notes, *reward.rounding_notes(groups)])
             ranking = rank_by_reward(groups, reward)
         else:
-            ranking = rank_groups(model, dataset.groups, World.single(), by=by, reading=reading, head=head, tell=tell)
+            ranking = rank_groups(model, dataset.groups, World.single(), by=by, reading=reading, head=head)
     if output is not None:
         ranking.write(output)
-    deliver(ranking.to_json(), as_json, ranking.table)
+    print_result(ranking.to_json(), as_json, ranking.table)

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from penchant.cli.output import Json, deliver, tell_all, teller
+from penchant.cli.output import Json, log_notes, print_result
 
 
 def push(
@@ -36,8 +36,8 @@ def push(
     """
     from penchant.training.push import push_folder
 
-    pushed = push_folder(run, repo, private=private, revision=revision, message=message, tell=teller(as_json))
-    deliver(pushed.to_json(), as_json, f"{pushed.url}: {len(pushed.files)} files")
+    pushed = push_folder(run, repo, private=private, revision=revision, message=message)
+    print_result(pushed.to_json(), as_json, f"{pushed.url}: {len(pushed.files)} files")
 
 
 def export(
@@ -62,11 +62,10 @@ def export(
     from penchant.models.gguf.writing import export_gguf
 
     exported = export_gguf(model, output, matrix_type)
-    tell_all(teller(as_json), exported.notes)
+    log_notes(exported.notes)
     if exported.kept_apart:
-        teller(as_json)(
-            f"{len(exported.kept_apart)} matrices stay f16, because the length of their rows is no multiple of 32; "
-            f"the first is {exported.kept_apart[0]}"
-        )
+        reason = "because the length of their rows is no multiple of 32"
+        count, example = len(exported.kept_apart), exported.kept_apart[0]
+        log_notes([f"{count} matrices stay f16, {reason}; the first is {example}"])
     kinds = ", ".join(f"{count} in {kind}" for kind, count in exported.tensors.items())
-    deliver(exported.to_json(), as_json, f"{output}: {exported.bytes / 2**20:.1f} MiB; tensors: {kinds}")
+    print_result(exported.to_json(), as_json, f"{output}: {exported.bytes / 2**20:.1f} MiB; tensors: {kinds}")

@@ -7,6 +7,7 @@ SIGHUP.
 from __future__ import annotations
 
 import ctypes
+import logging
 import os
 import sys
 from functools import partial
@@ -30,9 +31,9 @@ from penchant.cli.output import (
     Source,
     Verb,
     advised,
-    deliver,
-    tell_all,
-    teller,
+    log_notes,
+    print_result,
+    show_notices,
 )
 from penchant.cli.plan import plan
 from penchant.cli.recipe import recipe, recipe_keys, recommend
@@ -79,8 +80,8 @@ def demo(*, output: Path = Path("demo"), seed: Seed = 0, as_json: Json = False) 
     """
     from penchant.recipes.demo import run_demo
 
-    result = run_demo(output, seed=seed, tell=teller(as_json))
-    deliver(result.to_json(), as_json, result.table)
+    result = run_demo(output, seed=seed)
+    print_result(result.to_json(), as_json, result.table)
 
 
 @app.command
@@ -113,11 +114,10 @@ def train(
     if file != run:
         # Not an override, because those are YAML: a folder may be called 2024, or contain a #.
         config = config.model_copy(update={"output": str(run)})
-    tell = teller(as_json)
-    folder = train_run(config, resume=resume, tell=tell)
+    folder = train_run(config, resume=resume)
     if is_main_process():
-        result = write_run_report(folder, tell)
-        deliver(result.to_json(), as_json, result.table)
+        result = write_run_report(folder)
+        print_result(result.to_json(), as_json, result.table)
 
 
 @app.command
@@ -149,9 +149,8 @@ def evaluate(
     from penchant.evaluation.preferences import render
     from penchant.evaluation.reward_preferences import measure_model
 
-    tell = teller(as_json)
     dataset = flags.load(data)
-    tell_all(tell, dataset.notes)
+    log_notes(dataset.notes)
     world = init_process_group()
     try:
         with locate_errors(data):
@@ -163,12 +162,11 @@ def evaluate(
                 beta=beta,
                 reading=flags.reading,
                 per_example=per_example,
-                tell=tell,
             )
     finally:
         destroy_process_group(world)
     if report is not None:
-        deliver(report.to_json(), as_json, render(report))
+        print_result(report.to_json(), as_json, render(report))
 
 
 @app.command
@@ -191,7 +189,7 @@ def merge(adapter: Path, output: Path, *, save_dtype: SaveDtype = "auto") -> Non
     merge_adapter(str(adapter), output, save_dtype)
     write_merged_card(adapter, output)
     heads = "".join(f", with its preference head {name}" for name in model_kind(str(output)).heads)
-    teller(False)(f"{output}: merged{heads}")
+    print_result({}, False, f"{output}: merged{heads}")
 
 
 @app.command
@@ -215,9 +213,47 @@ def residual(adapted: Path, *, base: Path, instruct: Path, output: Path, scale: 
     from penchant.models.residual import add_residual
 
     add_residual(str(adapted), str(base), str(instruct), output, scale=scale)
-    teller(False)(f"{output}: written")
+    print_result({}, False, f"{output}: written")
     if heads := model_kind(str(adapted)).heads:
-        teller(False)(f"the preference head is left out ({', '.join(heads)}), because it was trained on another model")
+        reason = "because it was trained on another model"
+        log_notes([f"the preference head is left out ({', '.join(heads)}), {reason}"])
+
+
+OWN_ROOM = {
+    "compare": "penchant.comparison",
+    "sweep": "penchant.comparison",
+    "demo": "penchant.recipes",
+    "recipe": "penchant.recipes",
+    "recommend": "penchant.recipes",
+}
+"""The package whose notices a verb prints, where it trains or measures many models: their notices are in `run.log`."""
+
+app.meta.suppress_keyboard_interrupt = False
+
+
+@app.meta.default
+def launch(
+    *tokens: Annotated[str, Parameter(show=False, allow_leading_hyphen=True)],
+    verbose: Annotated[bool, Parameter(name=("--verbose", "-v"), negative="")] = False,
+    quiet: Annotated[bool, Parameter(name=("--quiet", "-q"), negative="")] = False,
+) -> None:
+    """Run a verb with its notices printed.
+
+    Parameters
+    ----------
+    verbose
+        Print debug messages too, and the notices of all runs within a comparison or a recipe.
+    quiet
+        Print warnings and the result only.
+    """
+    if verbose and quiet:
+        raise ConfigError("-v and -q are both given", fix="give one of them")
+    VERB.set(partial(verb_of, list(tokens)))
+    command, bound, _ = app.parse_args(tokens, exit_on_error=False, print_error=False)
+    level = logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO
+    on_stderr = command is serve or bool(bound.arguments.get("as_json"))
+    with show_notices(level, OWN_ROOM.get(command.__name__, "penchant"), on_stderr=on_stderr):
+        command(*bound.args, **bound.kwargs)
 
 
 def keep_freed_memory() -> None:
@@ -251,9 +287,9 @@ def main() -> None:
 
 def run(arguments: list[str]) -> int:
     """Run a command line; returns its exit code."""
-    running = VERB.set(partial(verb_of, arguments))
+    running = VERB.set(None)
     try:
-        app(arguments, exit_on_error=False, print_error=False)
+        app.meta(arguments, exit_on_error=False, print_error=False)
     except CycloptsError as error:
         _complain(str(error))
         return 2

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import logging
+import os
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -17,6 +20,8 @@ from penchant.errors import PenchantError
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+logger = logging.getLogger(__name__)
 
 OPTIONS: Mapping[str, tuple[str, str | None]] = {
     "data.columns": ("--columns", None),
@@ -140,19 +145,53 @@ def console_for(as_json: bool) -> Console:
     return Console(stderr=as_json, soft_wrap=False)
 
 
-def teller(as_json: bool) -> Callable[[str], None]:
-    """Prints a line for people: on standard output, or on standard error where that is kept for JSON."""
-    console = console_for(as_json)
-    return lambda line: console.print(advice(line), markup=False, highlight=False, soft_wrap=True)
+class NoticeHandler(logging.Handler):
+    """Prints log records for people, a line each, with options named as the running verb has them.
+
+    Args:
+        level: lowest level that is printed; processes other than the main one print warnings, with their rank.
+        room: package whose notices are printed; warnings of all packages are.
+        on_stderr: whether standard output is kept for JSON.
+    """
+
+    def __init__(self, level: int, room: str, *, on_stderr: bool) -> None:
+        rank = os.environ.get("RANK", "0")
+        super().__init__(level if rank == "0" else max(level, logging.WARNING))
+        self._prefix = "" if rank == "0" else f"rank {rank}: "
+        self._room, self._console = room, console_for(on_stderr)
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        is_verbose, is_warning = self.level < logging.INFO, record.levelno > logging.INFO
+        return is_verbose or is_warning or record.name.startswith((self._room, "penchant.cli"))
+
+    def emit(self, record: logging.LogRecord) -> None:
+        style = "yellow" if record.levelno >= logging.WARNING else None
+        line = self._prefix + advice(record.getMessage())
+        self._console.print(line, style=style, markup=False, highlight=False, soft_wrap=True)
 
 
-def tell_all(tell: Callable[[str], None], lines: Iterable[str]) -> None:
-    """Each line by itself."""
-    for line in lines:
-        tell(line)
+@contextmanager
+def show_notices(level: int, room: str, *, on_stderr: bool) -> Iterator[None]:
+    """Print the library's log records while a verb runs; arguments as those of `NoticeHandler`."""
+    root = logging.getLogger("penchant")
+    handler, earlier_level = NoticeHandler(level, room, on_stderr=on_stderr), root.level
+    # Notices are logged whatever is printed: a run's folder holds them too.
+    root.setLevel(min(level, logging.INFO))
+    root.addHandler(handler)
+    try:
+        yield
+    finally:
+        root.removeHandler(handler)
+        root.setLevel(earlier_level)
 
 
-def deliver(document: dict[str, Any], as_json: bool, people: Any) -> None:
+def log_notes(notes: Iterable[str]) -> None:
+    """Log notices of a verb, one record each."""
+    for note in notes:
+        logger.info(note)
+
+
+def print_result(document: dict[str, Any], as_json: bool, people: Any) -> None:
     """Print the verb's result: one JSON document, or a text or table for people."""
     if as_json:
         print(json.dumps(document, ensure_ascii=False, allow_nan=False))

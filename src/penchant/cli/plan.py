@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from penchant.cli.output import Count, Json, deliver, teller
+from penchant.cli.output import Count, Json, print_result
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -49,8 +49,8 @@ def plan(run: Path, *overrides: str, memory_mb: Count | None = None, as_json: Js
 
     with without_code():
         config = load_config(run, overrides)
-        result = plan_run(config, available=memory_mb and memory_mb << 20, tell=teller(as_json))
-    deliver(result.to_json(), as_json, None if as_json else render(result))
+        result = plan_run(config, available=memory_mb and memory_mb << 20)
+    print_result(result.to_json(), as_json, None if as_json else render(result))
 
 
 def render(plan: Plan) -> Group:

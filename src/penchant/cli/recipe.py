@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from penchant.cli.flags import COLUMNS, ReadingFlags, offers
-from penchant.cli.output import Json, deliver, teller
+from penchant.cli.output import Json, print_result
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -45,9 +45,9 @@ def recipe(name: Recipe, config: Path, *overrides: str, stage: str | None = None
     kind, run, table = RECIPES[name]()
     loaded = load_section(kind, config, overrides)
     check_base_models(loaded)
-    results = run(loaded, only=stage, tell=teller(as_json))
+    results = run(loaded, only=stage)
     is_complete = "evaluation" in results
-    deliver(
+    print_result(
         results,
         as_json,
         table(results, Path(loaded.output) / "report.html") if is_complete else f"done: {', '.join(results)}",
@@ -148,7 +148,7 @@ def recommend(
             "there must be one list of titles to choose from", fix="give either --candidates or --catalogue"
         )
     top_suggestions = suggestions[:top]
-    deliver(
+    print_result(
         {"suggestions": [vars(suggestion) for suggestion in top_suggestions]}, as_json, _suggestions(top_suggestions)
     )
 

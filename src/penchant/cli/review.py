@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from penchant.cli.flags import ROWS, ReadingFlags, offers
-from penchant.cli.output import Json, Source, console_for, deliver, tell_all, teller
+from penchant.cli.output import Json, Source, console_for, log_notes, print_result
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -39,16 +39,15 @@ def review(
     from penchant.data.writing import write_groups
 
     dataset = flags.load(file)
-    tell = teller(as_json)
-    tell_all(tell, dataset.notes)
+    log_notes(dataset.notes)
     session = Review(dataset.groups, verdicts)
     if session.stale:
-        tell(f"{session.stale} groups have changed since their verdicts, and need new ones")
+        log_notes([f"{session.stale} groups have changed since their verdicts, and need new ones"])
     _ask(session, console_for(as_json))
     if accepted is not None:
         write_groups(session.accepted, accepted)
     counts = session.counts()
-    deliver(counts, as_json, ", ".join(f"{name} {n}" for name, n in counts.items()))
+    print_result(counts, as_json, ", ".join(f"{name} {n}" for name, n in counts.items()))
 
 
 def _ask(session: Review, console: Console) -> None:
@@ -91,9 +90,9 @@ def audit(
     from penchant.evaluation.style import style_leak
 
     dataset = flags.load(file)
-    tell_all(teller(as_json), dataset.notes)
+    log_notes(dataset.notes)
     leak = style_leak(dataset.groups)
-    deliver(leak.to_json(), as_json, _leak(leak))
+    print_result(leak.to_json(), as_json, _leak(leak))
 
 
 def ratings(folder: Path, *, as_json: Json = False) -> None:
@@ -110,7 +109,7 @@ def ratings(folder: Path, *, as_json: Json = False) -> None:
 
     sheet = read_sheet(folder)
     shares = {name: bootstrap_mean(points, range(len(points))).to_json() for name, points in sheet.items()}
-    deliver(shares, as_json, "\n".join(f"{name}: {show(share)} of {share['n']}" for name, share in shares.items()))
+    print_result(shares, as_json, "\n".join(f"{name}: {show(share)} of {share['n']}" for name, share in shares.items()))
 
 
 def _leak(leak: StyleLeak) -> str:

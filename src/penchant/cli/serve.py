@@ -6,7 +6,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from penchant.cli.output import Count, teller
+from penchant.cli.output import Count, log_notes
 
 
 def serve(
@@ -60,5 +60,5 @@ def serve(
     limits = Limits(batch, waiting, max_tokens, timeout_s, read_timeout_s, max_body_bytes)
     folders, router = find_experts(sources)
     names = ", ".join([*folders, *(["router"] if router is not None else [])])
-    teller(True)(f"http://{host}:{port}/v1 answers as {names}")
+    log_notes([f"http://{host}:{port}/v1 answers as {names}"])
     run(folders, router, limits, access, host=host, port=port)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from cyclopts import Parameter
 
 from penchant.cli.flags import COLUMNS, COMPUTE, LENGTHS, TEMPLATE, ReadingFlags, offers
-from penchant.cli.output import Count, Json, deliver, tell_all, teller
+from penchant.cli.output import Count, Json, log_notes, print_result
 from penchant.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -63,10 +63,8 @@ def tool_calls(
     from penchant.evaluation.tool_calls.suite import ToolReport, answer_questions, write_answers
     from penchant.models.loading import load_model, load_tokenizer
 
-    tell = teller(as_json)
     read, left_out = read_bfcl(data)
-    for name, reason in left_out.items():
-        tell(f"{name} is left out: {reason}")
+    log_notes(f"{name} is left out: {reason}" for name, reason in left_out.items())
     questions = select_questions(read, category, limit)
     tokenizer = load_tokenizer(model, chat_template=flags.chat_template)
     setting = LatencySettings(
@@ -93,7 +91,7 @@ def tool_calls(
     edge = measure_latency(setting, evenly_spaced(questions, timed))
     report = ToolReport.from_answers(answered_questions)
     settings = {"style": style, "constrained": constrained, "left_out": left_out}
-    deliver(report.to_json() | {"edge": edge.to_json()} | settings, as_json, _report_view(report, edge))
+    print_result(report.to_json() | {"edge": edge.to_json()} | settings, as_json, _report_view(report, edge))
 
 
 def _report_view(report: ToolReport, edge: LatencyReport) -> Group:
@@ -155,7 +153,6 @@ def tasks(
     from penchant.evaluation.choices_scoring import score_tasks
     from penchant.evaluation.choices_suites import SUITES, ChoicesReport, evaluate_suite, render, require_tasks
 
-    tell = teller(as_json)
     files = named_files(task)
     if suite is not None:
         require_tasks(SUITES[suite], list(files))
@@ -164,11 +161,11 @@ def tasks(
         name: read_questions(name, file, split=flags.split, columns=mapping, limit=limit)
         for name, file in files.items()
     }
-    tell_all(tell, [note for part in by_task.values() for note in part.notes])
+    log_notes([note for part in by_task.values() for note in part.notes])
     questions = {name: part.questions for name, part in by_task.items()}
     world = init_process_group()
     try:
-        scored = score_tasks(model, questions, world, head=model if head else None, reading=flags.reading, tell=tell)
+        scored = score_tasks(model, questions, world, head=model if head else None, reading=flags.reading)
     finally:
         destroy_process_group(world)
     if not world.is_main:
@@ -178,7 +175,7 @@ def tasks(
         for name, scores in scored.items()
     )
     report = ChoicesReport(reports, None if suite is None else evaluate_suite(SUITES[suite], reports))
-    deliver(report.to_json(), as_json, render(report))
+    print_result(report.to_json(), as_json, render(report))
 
 
 def named_files(arguments: tuple[str, ...]) -> dict[str, str]:

@@ -1,14 +1,15 @@
 """Measurement of a trained model: held-out preferences and fresh samples, against one fixed reference.
 
 The reference is the model the comparison starts from, whatever the method's own references, so that every model is
-measured by the same yardstick.
+measured in the same way.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -36,9 +37,11 @@ if TYPE_CHECKING:
     from penchant.evaluation.judges import Judge
     from penchant.evaluation.rewards import Reward
 
+logger = logging.getLogger(__name__)
+
 
 def prompts_to_sample(
-    model: str, held_out: Sequence[PreferenceGroup], reading: Reading, settings: Measure, tell: Callable[[str], None]
+    model: str, held_out: Sequence[PreferenceGroup], reading: Reading, settings: Measure
 ) -> list[Text]:
     """The first `settings.samples` prompts to sample from, in the order of the data; reads no weights.
 
@@ -81,7 +84,7 @@ def prompts_to_sample(
         ),
     ):
         if count:
-            tell(f"{count} of {len(all_prompts)} held-out prompts are not sampled from: {reason}")
+            logger.info(f"{count} of {len(all_prompts)} held-out prompts are not sampled from: {reason}")
     return fitting[: settings.samples]
 
 
@@ -161,7 +164,6 @@ class Measurement:
     base: RunConfig
     held_out: Sequence[PreferenceGroup]
     settings: Measure
-    tell: Callable[[str], None]
 
     @cached_property
     def by(self) -> dict[str, Any]:
@@ -182,7 +184,7 @@ class Measurement:
     @cached_property
     def prompts(self) -> list[Text]:
         """The prompts of the fresh samples."""
-        return prompts_to_sample(self.base.model, self.held_out, self._reading, self.settings, self.tell)
+        return prompts_to_sample(self.base.model, self.held_out, self._reading, self.settings)
 
     def measure(self, model: str, seed: int) -> Measured:
         """The results of a model without its win rate.
@@ -229,13 +231,16 @@ class Measurement:
         reading, world = self._reading, World.single()
         policy = FrozenModel.load(model, world, reading.dtype, reading.chat_template, reading.rendering)
         fresh = self._draw(policy, seed)
-        held_out = read_held_out(policy, model, self.held_out, reading, self.tell)
-        budget = (world, reading.token_budget, reading.dtype, self.tell)
-        log_probs = policy.log_probs([*held_out, *fresh], *budget)
+        held_out, row_notes = read_held_out(policy, model, self.held_out, reading)
+        budget = (world, reading.token_budget, reading.dtype)
+        log_probs, model_notes = policy.log_probs([*held_out, *fresh], *budget)
         del policy
         start = FrozenModel.load(self.base.model, world, reading.dtype, reading.chat_template, reading.rendering)
         # The sampled token ids: a text tokenized again may give others, and a cut one has no end.
-        start_log_probs = start.log_probs([*start.retokenize(held_out, reading.truncation), *fresh], *budget)
+        start_groups, _ = start.retokenize(held_out, reading.truncation)
+        start_log_probs, start_notes = start.log_probs([*start_groups, *fresh], *budget)
+        for note in [*row_notes, *model_notes, *start_notes]:
+            logger.info(note)
         scored = scored_groups([*held_out, *fresh], log_probs, start_log_probs)
         return scored[: len(held_out)], scored[len(held_out) :]
 

@@ -22,6 +22,7 @@ def names(groups: Sequence[PreferenceGroup], subset: Sequence[PreferenceGroup]) 
 
 
 def name_of_group(index: int) -> str:
+    """The name of a group in tables of values: its index in the held-out data."""
     return f"group {index}"
 
 

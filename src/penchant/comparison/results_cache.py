@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import logging
 import shutil
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,6 +17,8 @@ from penchant.config.run import RunConfig
 from penchant.errors import ConfigError
 from penchant.storage.files import read_record, write_atomically
 from penchant.training.input_hashes import SCHEME, Input, changed_inputs, input_hashes, named_paths
+
+logger = logging.getLogger(__name__)
 
 HASHES_FILE = "origins.json"
 
@@ -167,7 +170,7 @@ def load_or_measure(
     file = folder / RESULTS_FILE
     changes = _changed_settings(folder, measurement)
     if changes:
-        measurement.tell(f"{folder.name} is measured again: it was with another {changes}")
+        logger.info(f"{folder.name} is measured again: it was with another {changes}")
     if changes or not file.exists():
         current = measurement.measure(model, seed)
         _write(file, current)

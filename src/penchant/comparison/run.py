@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import gc
 import json
+import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,8 +33,10 @@ from penchant.errors import ConfigError, DiskFullError, TrainingError
 from penchant.evaluation.held_out import today
 from penchant.progress import Progress
 from penchant.storage.files import folder_lock, read_record, resumable_disk_errors, write_atomically
-from penchant.training.folder import day_note, run_writes_today
+from penchant.training.folder import RunLog, day_note, run_log, run_writes_today
 from penchant.training.run import train
+
+logger = logging.getLogger(__name__)
 
 
 def same_but_for_no_day(earlier: dict[str, Any], current: dict[str, Any]) -> bool:
@@ -70,15 +73,11 @@ def on_one_day(bench: Bench, where: str) -> Bench:
     return bench.model_copy(update={"base": {**bench.base, "data": {**_data(bench.base), "date": str(day)}}})
 
 
-Tell = Callable[[str], None]
-
-
-def compare(bench: Bench, where: str, *, tell: Tell = lambda line: None) -> Comparison:
+def compare(bench: Bench, where: str) -> Comparison:
     """Run a comparison; running an interrupted one again resumes where it stopped.
 
     Args:
         where: the configuration's file, for errors.
-        tell: called with lines for people.
 
     Raises:
         PenchantError: the configuration, data or model is invalid; all cells are checked before any is trained.
@@ -88,28 +87,30 @@ def compare(bench: Bench, where: str, *, tell: Tell = lambda line: None) -> Comp
         raise ConfigError(
             "a comparison runs its cells one after another in one process", fix="start it without torchrun"
         )
-    with resumable_disk_errors(Path(bench.output)), folder_lock(Path(bench.output)):
-        return _compare(bench, where, tell)
+    with resumable_disk_errors(Path(bench.output)), folder_lock(Path(bench.output)), run_log() as log:
+        return _compare(bench, where, log)
 
 
-def _compare(bench: Bench, where: str, tell: Tell) -> Comparison:
+def _compare(bench: Bench, where: str, log: RunLog) -> Comparison:
     folder = Path(bench.output)
     bench = on_one_day(bench, where)
     shared, cells = prepare(bench, where)
     _record_config(folder, bench, where)
+    log.open(folder)
     hashes = InputHashes(folder)
     hashes.check(shared.base, cells)
     for note in [*shared.notes, *day_note(shared.base), *repeats(bench), *design_notes(bench, shared.held_out)]:
-        tell(note)
-    tell(f"{len(cells)} cells: {len(variants(bench))} variants, {len(bench.seeds)} seeds, {len(shared.train)} sizes")
-    measurement = Measurement(shared.base, shared.held_out, bench.measure, tell)
+        logger.info(note)
+    counts = f"{len(variants(bench))} variants, {len(bench.seeds)} seeds, {len(shared.train)} sizes"
+    logger.info(f"{len(cells)} cells: {counts}")
+    measurement = Measurement(shared.base, shared.held_out, bench.measure)
     check_cached_results([planned.folder for planned in cells], measurement)
     starts = {
         seed: load_or_measure(folder / "start" / f"seed{seed}", measurement, shared.base.model, seed, None)
         for seed in bench.seeds
     }
     _check_primary(bench, next(iter(starts.values())))
-    ran = _Ran(bench, measurement, starts, hashes, tell)
+    ran = _Ran(bench, measurement, starts, hashes)
     ran.all(cells)
     return _assemble(bench, shared, cells, ran)
 
@@ -128,7 +129,6 @@ class _Ran:
     measurement: Measurement
     starts: dict[int, Measured]
     hashes: InputHashes
-    tell: Tell
     cells_by_folder: dict[Path, Cell] = field(default_factory=dict)
     baselines: dict[tuple[int, int], JudgeOpponent] = field(default_factory=dict)
     notices: list[str] = field(default_factory=list)
@@ -146,12 +146,10 @@ class _Ran:
                 if reason := _budget_spent(self.bench, tokens, start_time):
                     self.notices.append(f"{reason}: {len(ordered) - number} of {len(ordered)} cells were not begun")
                     break
-                self.tell(f"{number + 1} of {len(ordered)}: {planned.folder.name}")
+                logger.info(f"{number + 1} of {len(ordered)}: {planned.folder.name}")
                 self.hashes.note(planned)
                 is_baseline = planned.variant.name == baseline
-                cell = _cell(
-                    planned, self.measurement, self._opponent(planned, is_baseline), self.bench.keep_weights, self.tell
-                )
+                cell = _cell(planned, self.measurement, self._opponent(planned, is_baseline), self.bench.keep_weights)
                 self.cells_by_folder[planned.folder] = cell
                 if is_baseline:
                     self._remember(planned, cell)
@@ -219,9 +217,7 @@ def _record_config(folder: Path, bench: Bench, where: str) -> None:
     write_atomically(file, dump_bench(bench))
 
 
-def _cell(
-    planned: Planned, measurement: Measurement, opponent: JudgeOpponent | None, keep_weights: bool, tell: Tell
-) -> Cell:
+def _cell(planned: Planned, measurement: Measurement, opponent: JudgeOpponent | None, keep_weights: bool) -> Cell:
     folder, failed, result = planned.folder, None, None
     if (folder / RESULTS_FILE).exists():
         _same_run(planned)
@@ -235,7 +231,7 @@ def _cell(
             raise
         except TrainingError as error:
             failed = error.what
-            tell(f"{folder.name} failed: {failed}")
+            logger.warning(f"{folder.name} failed: {failed}")
         gc.collect()
     if failed is None:
         result = load_or_measure(folder, measurement, str(folder), planned.seed, opponent)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,8 @@ from penchant.storage.files import write_atomically
 
 if TYPE_CHECKING:
     from rich.table import Table as RichTable
+
+logger = logging.getLogger(__name__)
 
 
 def figures(summary: Summary) -> list[Figure]:
@@ -96,9 +99,7 @@ PARTS = "the variance of seeds, of prompts (once each, however many groups they 
 POOLED = "the variance of seeds alone, for it is pooled over the prompts and says nothing of other ones"
 
 
-def write_comparison(
-    comparison: Comparison, folder: Path, tell: Callable[[str], None] = lambda line: None
-) -> tuple[dict[str, Any], RichTable]:
+def write_comparison(comparison: Comparison, folder: Path) -> tuple[dict[str, Any], RichTable]:
     """Write all of a comparison's files; returns the JSON document and the terminal's table."""
     summary = summarise(comparison)
     document = summary.to_json()
@@ -106,7 +107,7 @@ def write_comparison(
     write_atomically(folder / "compare.md", to_markdown(summary))
     write_atomically(folder / "compare.tex", to_latex(summary))
     write_page(folder / "compare.html", summary)
-    tell(f"report: {folder / 'compare.html'}")
+    logger.info(f"report: {folder / 'compare.html'}")
     return document, render(summary)
 
 

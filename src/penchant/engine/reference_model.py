@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -55,37 +55,30 @@ class FrozenModel:
         return context_length(self.model.config) or NO_LIMIT
 
     def retokenize(
-        self,
-        groups: Sequence[TokenizedGroup],
-        truncation: Truncation,
-        tell: Callable[[str], None] = lambda line: None,
-    ) -> list[TokenizedGroup]:
-        """The same groups by this model's tokenizer, prompts cut where they were; errors as in `retokenize_groups`."""
+        self, groups: Sequence[TokenizedGroup], truncation: Truncation
+    ) -> tuple[list[TokenizedGroup], list[str]]:
+        """The same groups by this model's tokenizer, and a note on prompts that were cut further.
+
+        Raises:
+            DataError: as `retokenize_groups`.
+        """
         retokenized, shortened = retokenize_groups(
             groups, self.tokenizer, context=self.context, rendering=self.rendering, truncation=truncation
         )
-        if shortened:
-            tell(
-                f"prompts cut further for a reference with its own tokenizer and a context of {self.context} tokens: "
-                f"{shortened} of {len(groups)} groups"
-            )
-        return retokenized
+        note = (
+            f"prompts cut further for a reference with its own tokenizer and a context of {self.context} tokens: "
+            f"{shortened} of {len(groups)} groups"
+        )
+        return retokenized, [note] if shortened else []
 
     def log_probs(
-        self,
-        groups: Sequence[TokenizedGroup],
-        world: World,
-        budget: int,
-        dtype: str,
-        tell: Callable[[str], None] = lambda line: None,
-    ) -> list[list[float]]:
-        """Summed log-probs of every candidate, nats; from the cache where they are stored."""
+        self, groups: Sequence[TokenizedGroup], world: World, budget: int, dtype: str
+    ) -> tuple[list[list[float]], list[str]]:
+        """Summed log-probs of every candidate, nats, from the cache where they are stored; notes on the scorer."""
         choice = choose_scorer(self.model, sample_groups(groups), dtype)
-        for note in choice.notes:
-            tell(note)
         fingerprint = model_fingerprint(self.model)
         shard(choice.scorer, world)
-        return cached_log_probs(choice.scorer, fingerprint, groups, world, budget, dtype)
+        return cached_log_probs(choice.scorer, fingerprint, groups, world, budget, dtype), choice.notes
 
 
 def cached_log_probs(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,6 +28,8 @@ from penchant.progress import Progress
 if TYPE_CHECKING:
     from rich.table import Table
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
 
 __all__ = ["Sampling", "ends_of", "generate", "text_after"]
 
@@ -89,7 +92,6 @@ def silent_ids(tokenizer: PreTrainedTokenizerBase) -> set[int | None]:
     return basic | TemplateTokens.from_tokenizer(tokenizer).ends
 
 
-Tell = Callable[[str], None]
 NEW_TOKENS = 128
 """Default limit on the tokens of an answer."""
 
@@ -163,14 +165,16 @@ def answerable_prompts(
     return AnswerablePrompts(fitting, len(prompts) - len(readable), len(readable) - len(fitting))
 
 
-def typed_rendering(model: str, prompt: str, reading: Reading, tell: Tell) -> Reading:
+def typed_rendering(model: str, prompt: str, reading: Reading) -> Reading:
     """Reading of a prompt typed on the command line: as a user's message if the model has a chat template."""
     if reading.rendering.as_chat != "auto":
         return reading
     tokenizer = load_tokenizer(model, chat_template=reading.chat_template)
     if not AsChat(tokenizer, reading.rendering).count_plain([prompt]):
         return reading
-    tell("the prompt is read as a user's message, by the model's chat template; as plain text: data.as_chat=false")
+    logger.info(
+        "the prompt is read as a user's message, by the model's chat template; as plain text: data.as_chat=false"
+    )
     return replace(reading, rendering=replace(reading.rendering, as_chat="true"))
 
 
@@ -188,9 +192,7 @@ class FittedPrompts:
     new_tokens: int
 
 
-def fit_prompts(
-    model: str, prompts: Sequence[Text], new_tokens: int | None, reading: Reading, tell: Tell
-) -> FittedPrompts:
+def fit_prompts(model: str, prompts: Sequence[Text], new_tokens: int | None, reading: Reading) -> FittedPrompts:
     """Tokenized prompts that leave room for an answer; `reading.truncation` decides about longer ones.
 
     Prompts that the chat template or the tokenizer refuses are dropped and counted where `reading.rendering` says so.
@@ -204,8 +206,8 @@ def fit_prompts(
     """
     tokenizer = load_tokenizer(model, chat_template=reading.chat_template)
     if plain := AsChat(tokenizer, reading.rendering).count_plain(prompts):
-        tell(f"{PLAIN_TEXT.replace('_', ' ')}: {plain} of {len(prompts)} prompts; {SWITCH}")
-    prompts = _readable_prompts(prompts, tokenizer, reading, tell)
+        logger.info(f"{PLAIN_TEXT.replace('_', ' ')}: {plain} of {len(prompts)} prompts; {SWITCH}")
+    prompts = _readable_prompts(prompts, tokenizer, reading)
     ids = tokenize_prompts(prompts, tokenizer, reading.rendering)
     limit = reading.max_length or context_length(load_config(adapter_base(model) or model, weights=False))
     if limit is None:
@@ -215,7 +217,7 @@ def fit_prompts(
         new_tokens = NEW_TOKENS
         if longest + NEW_TOKENS > limit > longest and reading.truncation == "error":
             new_tokens = limit - longest
-            tell(f"answers have at most {new_tokens} tokens: {limit} fit, the longest prompt has {longest}")
+            logger.info(f"answers have at most {new_tokens} tokens: {limit} fit, the longest prompt has {longest}")
     special = SpecialTokens.from_tokenizer(tokenizer)
     room = limit - new_tokens
     if room < 1 + max(len(special.start), 1):
@@ -227,16 +229,14 @@ def fit_prompts(
     if long and reading.truncation == "error":
         raise _too_long_error(longest, len(long), len(ids), new_tokens, limit)
     if long and reading.truncation == "drop":
-        return _drop_long_prompts(long, prompts, ids, new_tokens, tell)
+        return _drop_long_prompts(long, prompts, ids, new_tokens)
     if long:
-        tell(f"prompt truncated: {len(long)} of {len(prompts)} prompts")
+        logger.info(f"prompt truncated: {len(long)} of {len(prompts)} prompts")
     fitted_ids = [prompt if len(prompt) <= room else keep_last_ids(prompt, room, special) for prompt in ids]
     return FittedPrompts(list(prompts), fitted_ids, new_tokens)
 
 
-def _readable_prompts(
-    prompts: Sequence[Text], tokenizer: PreTrainedTokenizerBase, reading: Reading, tell: Tell
-) -> Sequence[Text]:
+def _readable_prompts(prompts: Sequence[Text], tokenizer: PreTrainedTokenizerBase, reading: Reading) -> Sequence[Text]:
     readable = readable_prompts(prompts, tokenizer, reading.rendering)
     if prompts and not readable:
         raise DataError(
@@ -244,14 +244,14 @@ def _readable_prompts(
             fix="correct the prompts, or use a template that takes them: data.chat_template=FILE",
         )
     if len(readable) < len(prompts):
-        tell(f"refused dropped: {len(prompts) - len(readable)} of {len(prompts)} prompts")
+        logger.info(f"refused dropped: {len(prompts) - len(readable)} of {len(prompts)} prompts")
     return readable
 
 
 def _drop_long_prompts(
-    long: Sequence[int], prompts: Sequence[Text], ids: Sequence[Ids], new_tokens: int, tell: Tell
+    long: Sequence[int], prompts: Sequence[Text], ids: Sequence[Ids], new_tokens: int
 ) -> FittedPrompts:
-    tell(f"too long dropped: {len(long)} of {len(prompts)} prompts")
+    logger.info(f"too long dropped: {len(long)} of {len(prompts)} prompts")
     short = sorted(set(range(len(ids))) - set(long))
     if not short:
         raise DataError("no prompt is left: all are too long", fix="data.truncation=keep_end_of_prompt")
@@ -274,7 +274,6 @@ def answer(
     prompts: Sequence[Text],
     sampling: Sampling,
     reading: Reading = AS_IS,
-    tell: Callable[[str], None] = lambda line: None,
     ids: Sequence[Ids] | None = None,
 ) -> Answers:
     """Responses sampled from a model, which is loaded for this call only.
@@ -282,7 +281,7 @@ def answer(
     Args:
         ids: [T] token ids of every prompt if `fit_prompts` has computed them.
     """
-    reading = reading.on_one_day(model, tell)
+    reading = reading.on_one_day(model)
     tokenizer = load_tokenizer(model, chat_template=reading.chat_template)
     loaded = load_model(model).to(local_device())
     with Progress("generating", len(prompts), "prompts") as progress:

@@ -14,8 +14,7 @@ from typing import Any
 import numpy as np
 
 from penchant.data.groups import Message, PreferenceGroup
-from penchant.errors import ModelError
-from penchant.evaluation.statistics import Estimate, bootstrap_mean
+from penchant.evaluation.statistics import Estimate, bootstrap_mean, require_finite
 
 SCORES = {
     "log": "log-prob per token of the option, end-of-turn token excluded",
@@ -90,13 +89,7 @@ class ScoredQuestion:
         for name, values in self.scores.items():
             if len(values) != len(self.question.options):
                 raise ValueError(f"{len(self.question.options)} options but {len(values)} scores '{name}'")
-            for k, value in enumerate(values):
-                if not math.isfinite(value):
-                    raise ModelError(
-                        f"score '{name}' of option {k} is {value}, expected a finite number",
-                        where=self.question.where,
-                        fix="read it in training.dtype=float32; if it stays so, the model's weights are damaged",
-                    )
+            require_finite(values, f"score '{name}' of option", self.question.where)
 
     def is_right(self, name: str) -> bool:
         """Whether the right option scores above every other; a tie is not right."""

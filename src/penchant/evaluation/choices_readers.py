@@ -101,16 +101,19 @@ GLUE = {
 
 
 def hellaswag(row: Row, task: str) -> Question | None:
+    """A HellaSwag row as a question: which ending continues the context."""
     options = _texts(row.need("endings"))
     right = _label(row.find("label"), len(options))
     return None if right is None else _question(row, task, row.need("ctx").text(), options, right)
 
 
 def openbookqa(row: Row, task: str) -> Question | None:
+    """An OpenBookQA row as a question with labelled options."""
     return _question_with_labels(row, task, row.need("question_stem").text())
 
 
 def arc(row: Row, task: str) -> Question | None:
+    """An ARC row as a question with labelled options."""
     return _question_with_labels(row, task, row.need("question").text())
 
 
@@ -157,6 +160,7 @@ def winogrande(row: Row, task: str) -> Question | None:
 
 
 def boolq(row: Row, task: str) -> Question | None:
+    """A BoolQ row as a question that its passage answers with yes or no."""
     answer = row.find("answer", "label")
     passage, question = row.need("passage").text(), row.need("question").text()
     if answer is None or answer.value in UNLABELED:
@@ -166,12 +170,14 @@ def boolq(row: Row, task: str) -> Question | None:
 
 
 def piqa(row: Row, task: str) -> Question | None:
+    """A PIQA row as a question: which of two solutions reaches the goal."""
     options = [row.need(name).text() for name in ("sol1", "sol2")]
     goal, right = row.need("goal").text(), _label(row.find("label"), 2)
     return None if right is None else _question(row, task, goal, options, right, _cue(goal))
 
 
 def race(row: Row, task: str) -> Question | None:
+    """A RACE row as a question on its article."""
     options = _texts(row.need("options"))
     article, question = row.need("article").text(), row.need("question").text()
     answer = row.find("answer")
@@ -185,6 +191,7 @@ def race(row: Row, task: str) -> Question | None:
 
 
 def choices(row: Row, task: str) -> Question | None:
+    """A row with the columns prompt, options and answer as a question."""
     options = _texts(row.need("options"))
     prompt, answer = row.need("prompt").text(), row.find("answer")
     if answer is None or answer.value in UNLABELED:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -10,11 +11,13 @@ from penchant.data.tokenized import TokenizedGroup
 from penchant.engine.distributed import World, shard
 from penchant.engine.reference_model import FrozenModel, cached_log_probs
 from penchant.engine.scoring import HeadedScorer, choose_scorer, head_scorer_notes, sample_groups, score_with_head
-from penchant.errors import ConfigError, locate_errors
+from penchant.errors import locate_errors
 from penchant.evaluation.choices import Question, ScoredQuestion, chat_group, plain_group
-from penchant.evaluation.held_out import AS_IS, Reading
+from penchant.evaluation.held_out import AS_IS, Reading, length_limit
 from penchant.models.preference_head import load_head
 from penchant.storage.fingerprints import model_fingerprint
+
+logger = logging.getLogger(__name__)
 
 OptionNumbers = Callable[[Sequence[TokenizedGroup]], list[list[float]]]
 """Function from groups to a number for every response of every group."""
@@ -76,7 +79,6 @@ def score_tasks(
     *,
     head: str | None = None,
     reading: Reading = AS_IS,
-    tell: Callable[[str], None] = lambda line: None,
 ) -> dict[str, ScoredTask]:
     """Scored questions of every task by one model, which is loaded once.
 
@@ -86,29 +88,26 @@ def score_tasks(
         model: a folder or hub id.
         tasks: name -> questions.
         head: folder of a preference head on the model, or None.
-        tell: called with the form of the questions and the counts of dropped or truncated ones.
 
     Raises:
         DataError: a question that the model cannot read as it is.
         ConfigError: a length limit beyond the model's context.
         ModelError: the model or its head cannot be loaded.
     """
-    reading = reading.on_one_day(model, tell)
+    reading = reading.on_one_day(model)
     frozen = FrozenModel.load(model, world, reading.dtype, reading.chat_template, reading.rendering)
     templated = reads_messages(frozen, reading)
     form = "messages, by the chat template" if templated else "plain text, options continue the prompt"
-    tell(f"questions are read as {form}")
-    limit = _length_limit(model, frozen, reading)
+    logger.info(f"questions are read as {form}")
+    limit = length_limit(model, frozen.context, reading)
     tokenized = {}
     left_out = {}
     for name, questions in tasks.items():
         with locate_errors(f"task {name}"):
             tokenized[name], left_out[name] = tokenize_questions(questions, frozen, limit, reading)
         for event, count in sorted(left_out[name].items()):
-            tell(f"{name}: {event.replace('_', ' ')}: {count} of {len(questions)} questions")
-    scorer = load_scorer(
-        frozen, [group for groups in tokenized.values() for group in groups], world, head, reading, tell
-    )
+            logger.info(f"{name}: {event.replace('_', ' ')}: {count} of {len(questions)} questions")
+    scorer = load_scorer(frozen, [group for groups in tokenized.values() for group in groups], world, head, reading)
     scored = {}
     for name, questions in tasks.items():
         by_place = {question.where: question for question in questions}
@@ -150,13 +149,12 @@ def load_scorer(
     world: World,
     head: str | None,
     reading: Reading,
-    tell: Callable[[str], None],
 ) -> OptionScorer:
     """Scorer of groups like these by the model and, if `head` names a folder, by the preference head in it."""
     sample = sample_groups(groups)
     choice = choose_scorer(frozen.model, sample, reading.dtype)
     for note in choice.notes:
-        tell(note)
+        logger.info(note)
     fingerprint = model_fingerprint(frozen.model)
     shard(choice.scorer, world)
 
@@ -167,19 +165,9 @@ def load_scorer(
         return OptionScorer(log_probs)
     headed = HeadedScorer(choice.scorer, load_head(head).to(world.device))
     for note in head_scorer_notes(choice, headed, sample, reading.dtype)[-1:]:
-        tell(f"of the head's rewards: {note}")
+        logger.info(f"of the head's rewards: {note}")
 
     def rewards(groups_to_score: Sequence[TokenizedGroup]) -> list[list[float]]:
         return score_with_head(headed, groups_to_score, world=world, budget=reading.token_budget, dtype=reading.dtype)
 
     return OptionScorer(log_probs, rewards)
-
-
-def _length_limit(model: str, frozen: FrozenModel, reading: Reading) -> int:
-    if (reading.max_length or 0) > frozen.context:
-        raise ConfigError(
-            f"the length limit is {reading.max_length}, the model's context is {frozen.context} tokens",
-            where=model,
-            fix=f"data.max_length={frozen.context}, or none",
-        )
-    return reading.max_length or frozen.context

@@ -294,10 +294,8 @@ def _extra_seeds_needed(verdict: Verdict) -> int | None:
     if not methods:
         return seeds
     for extra_seeds in range(1, _FEW_SEEDS if seeds is None else min(seeds, _FEW_SEEDS)):
-        if (
-            agreeing_seeds.adjusted_p(difference.value, _crossed_mean(difference, seeds=extra_seeds), methods)
-            < verdict.alpha
-        ):
+        mean = _crossed_mean(difference, seeds=extra_seeds)
+        if agreeing_seeds.adjusted_p(difference.value, mean, methods) < verdict.alpha:
             return extra_seeds
     return seeds
 

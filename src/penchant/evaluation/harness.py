@@ -8,10 +8,12 @@ The requests of one document with one context are a preference group, so the eng
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import import_module
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -32,6 +34,8 @@ from penchant.evaluation.answering import Sampling, generate
 from penchant.evaluation.choices_scoring import OptionScorer, load_scorer, without_end
 from penchant.evaluation.held_out import AS_IS, Reading
 from penchant.models.multimodal import set_attention
+
+logger = logging.getLogger(__name__)
 
 DEFAULT_NEW_TOKENS = 256
 """Tokens to generate where a task does not say, as the harness's own models have it."""
@@ -115,27 +119,23 @@ def request_name(request: Request) -> str:
     return f"{request.task_name}, document {request.doc_id}"
 
 
-Tell = Callable[[str], None]
-
-
-def log_prob_lm(model: str, *, reading: Reading = AS_IS, tell: Tell = print) -> Any:
+def log_prob_lm(model: str, *, reading: Reading = AS_IS) -> Any:
     """An `lm_eval.api.model.LM` that answers every kind of request by the model's log-probs and samples.
 
     Args:
         model: a folder (a run's output, a Hugging Face model, a PEFT adapter) or hub id.
         reading: ``truncation="keep_end_of_prompt"`` cuts the beginning of contexts that are too long, counted.
-        tell: called with what happened to requests.
 
     Raises:
         ConfigError: lm-eval is not installed, or `reading` would drop requests.
         ModelError: the model cannot be loaded.
     """
     base = _lm_class()
-    loaded = HarnessModel.load(model, reading, tell)
+    loaded = HarnessModel.load(model, reading)
     return _as_lm(base, LogProbs(loaded), loaded)
 
 
-def head_lm(model: str, *, reading: Reading = AS_IS, tell: Tell = print) -> Any:
+def head_lm(model: str, *, reading: Reading = AS_IS) -> Any:
     """An `lm_eval.api.model.LM` whose "log-likelihood" of a continuation is its reward by the preference head.
 
     For multiple-choice tasks and their `acc` alone: rewards are no log-probs, so what is divided by a length
@@ -143,8 +143,33 @@ def head_lm(model: str, *, reading: Reading = AS_IS, tell: Tell = print) -> Any:
     `log_prob_lm`.
     """
     base = _lm_class()
-    loaded = HarnessModel.load(model, reading, tell)
+    loaded = HarnessModel.load(model, reading)
     return _as_lm(base, Rewards(loaded, model), loaded)
+
+
+def local_tasks(files: Mapping[str, str | Path]) -> dict[str, Any]:
+    """A group of the harness's tasks that read local files, worded and scored as the harness defines them.
+
+    Nothing is downloaded; a file has the columns of the task's own data set. For `lm_eval.simple_evaluate`:
+    ``tasks=[local_tasks({"piqa": "validation.jsonl"})]``.
+
+    Args:
+        files: name of a registered task -> a .json, .jsonl or .parquet file of labelled rows.
+
+    Raises:
+        DataError: a file does not exist or is of another kind.
+    """
+    members = []
+    for name, file in files.items():
+        path = Path(file).absolute()
+        builder = {".json": "json", ".jsonl": "json", ".parquet": "parquet"}.get(path.suffix)
+        if builder is None or not path.is_file():
+            problem = "there is no such file" if builder else "a task's file is a .json, .jsonl or .parquet file"
+            raise DataError(problem, where=str(file), fix=f'name one: local_tasks({{"{name}": "FILE.jsonl"}})')
+        splits = {"test_split": "test", "validation_split": None, "training_split": None, "fewshot_split": None}
+        source = {"dataset_path": builder, "dataset_name": None, "dataset_kwargs": {"data_files": {"test": str(path)}}}
+        members.append({"task": name, **source, **splits})
+    return {"group": "local_files", "task": members}
 
 
 def _lm_class() -> Any:
@@ -177,10 +202,9 @@ class HarnessModel:
     frozen: FrozenModel
     world: World
     reading: Reading
-    tell: Tell
 
     @classmethod
-    def load(cls, model: str, reading: Reading, tell: Tell) -> HarnessModel:
+    def load(cls, model: str, reading: Reading) -> HarnessModel:
         """Load a model; `reading` must not drop requests."""
         if "drop" in (reading.truncation, reading.empty, reading.rendering.refused):
             raise ConfigError(
@@ -188,12 +212,11 @@ class HarnessModel:
                 where="reading",
                 fix='Reading(truncation="keep_end_of_prompt") cuts the beginning of long contexts',
             )
-        world, reading = World.single(), reading.on_one_day(model, tell)
+        world, reading = World.single(), reading.on_one_day(model)
         return cls(
             FrozenModel.load(model, world, reading.dtype, reading.chat_template, reading.rendering),
             world,
             reading,
-            tell,
         )
 
     @property
@@ -220,7 +243,7 @@ class HarnessModel:
             truncation=self.reading.truncation,
         )
         for event, count in sorted(report.counts.items()):
-            self.tell(f"{event.replace('_', ' ')}: {count} of {report.groups} contexts")
+            logger.info(f"{event.replace('_', ' ')}: {count} of {report.groups} contexts")
         return groups
 
     def score(
@@ -230,7 +253,7 @@ class HarnessModel:
         model = self.frozen.model
         original_attention = model.config._attn_implementation
         try:
-            return ask(load_scorer(self.frozen, groups, self.world, head, self.reading, self.tell))
+            return ask(load_scorer(self.frozen, groups, self.world, head, self.reading))
         finally:
             if model.config._attn_implementation != original_attention:
                 set_attention(model, original_attention)
@@ -314,7 +337,7 @@ class LogProbs:
         if self.loaded.reading.truncation == "error" or room < 1:
             fix = 'Reading(truncation="keep_end_of_prompt") cuts the beginning, or ask for fewer: max_gen_toks'
             raise DataError(message, where=request_name(request), fix=fix)
-        self.loaded.tell(f"{request_name(request)}: {message}; the beginning is cut")
+        logger.info(f"{request_name(request)}: {message}; the beginning is cut")
         return ids[-room:]
 
     def _greedy(self, group: TokenizedGroup) -> list[bool]:

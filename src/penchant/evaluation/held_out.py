@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import logging
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -25,6 +26,8 @@ from penchant.models.loading import load_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
 
 
 def recorded_day(folder: str | Path) -> str | None:
@@ -56,19 +59,17 @@ def today() -> str:
     return datetime.date.today().isoformat()
 
 
-def on_one_day(
-    model: str, chat_template: str | None, rendering: Rendering, tell: Callable[[str], None] = lambda line: None
-) -> Rendering:
-    """The rendering with a fixed date if the model's template writes one: its own, else the run's, else today's.
+def on_one_day(model: str, chat_template: str | None, rendering: Rendering) -> tuple[Rendering, list[str]]:
+    """The rendering with a fixed date if the model's template writes one (its own, else the run's or today's); notes.
 
     Args:
         chat_template: a template's file that stands for the model's own.
     """
     if rendering.date is not None or not any(map(reads_clock, tokenizers([(model, chat_template)]))):
-        return rendering
+        return rendering, []
     day = recorded_day(model)
-    tell(f"the chat template writes {day or today()} as today's date" + (", as the run did" if day else ""))
-    return replace(rendering, date=day or today())
+    note = f"the chat template writes {day or today()} as today's date" + (", as the run did" if day else "")
+    return replace(rendering, date=day or today()), [note]
 
 
 @dataclass(frozen=True)
@@ -108,9 +109,12 @@ class Reading:
             config.rendering,
         )
 
-    def on_one_day(self, model: str, tell: Callable[[str], None] = lambda line: None) -> Reading:
-        """These settings with a fixed date for the model's template; see the function `on_one_day`."""
-        return replace(self, rendering=on_one_day(model, self.chat_template, self.rendering, tell))
+    def on_one_day(self, model: str) -> Reading:
+        """These settings with a fixed date for the model's template, which is logged; see the function `on_one_day`."""
+        rendering, notes = on_one_day(model, self.chat_template, self.rendering)
+        for note in notes:
+            logger.info(note)
+        return replace(self, rendering=rendering)
 
 
 AS_IS = Reading()
@@ -124,28 +128,54 @@ def score(
     *,
     reference: str | None = None,
     reading: Reading = AS_IS,
-    tell: Callable[[str], None] = lambda line: None,
 ) -> list[ScoredGroup]:
     """Log-probs of every candidate by a model, and by a reference if one is named; one model is in memory at a time.
 
     Args:
         model, reference: folders or hub ids; the reference may have a tokenizer of its own.
-        tell: called with what happened to rows.
     """
-    reading = reading.on_one_day(model, tell)
-    if reference is not None:
-        reading = reading.on_one_day(reference, tell)
+    return score_with_notes(model, groups, world, reference=reference, reading=reading)[0]
+
+
+def score_with_notes(
+    model: str,
+    groups: Sequence[PreferenceGroup],
+    world: World,
+    *,
+    reference: str | None = None,
+    reading: Reading = AS_IS,
+    logged: Sequence[str] = (),
+) -> tuple[list[ScoredGroup], list[str]]:
+    """Scored groups as `score` returns them, with the notes on rows and models that are not `logged` yet."""
+    notes: list[str] = []
+    for source in (model, reference):
+        if source is not None:
+            rendering, lines = on_one_day(source, reading.chat_template, reading.rendering)
+            reading = replace(reading, rendering=rendering)
+            notes += log_new_notes(lines, [*logged, *notes])
     policy = FrozenModel.load(model, world, reading.dtype, reading.chat_template, reading.rendering)
-    tokenized = read_held_out(policy, model, groups, reading, tell)
-    log_probs = policy.log_probs(tokenized, world, reading.token_budget, reading.dtype, tell)
+    tokenized, lines = read_held_out(policy, model, groups, reading)
+    notes += log_new_notes(lines, [*logged, *notes])
+    log_probs, lines = policy.log_probs(tokenized, world, reading.token_budget, reading.dtype)
+    notes += log_new_notes(lines, [*logged, *notes])
     del policy
     reference_log_probs: list[list[float]] | None = None
     if reference is not None:
         frozen = FrozenModel.load(reference, world, reading.dtype, reading.chat_template, reading.rendering)
         with locate_errors(reference):
-            theirs = frozen.retokenize(tokenized, reading.truncation, tell)
-        reference_log_probs = frozen.log_probs(theirs, world, reading.token_budget, reading.dtype, tell)
-    return scored_groups(tokenized, log_probs, reference_log_probs)
+            theirs, lines = frozen.retokenize(tokenized, reading.truncation)
+        notes += log_new_notes(lines, [*logged, *notes])
+        reference_log_probs, lines = frozen.log_probs(theirs, world, reading.token_budget, reading.dtype)
+        notes += log_new_notes(lines, [*logged, *notes])
+    return scored_groups(tokenized, log_probs, reference_log_probs), notes
+
+
+def log_new_notes(notes: Sequence[str], logged: Sequence[str]) -> list[str]:
+    """The notes that are not `logged` yet; logs them."""
+    new = [note for note in notes if note not in logged]
+    for note in new:
+        logger.info(note)
+    return new
 
 
 def read_held_out(
@@ -153,27 +183,33 @@ def read_held_out(
     model: str,
     groups: Sequence[PreferenceGroup],
     reading: Reading,
-    tell: Callable[[str], None] = lambda line: None,
-) -> list[TokenizedGroup]:
-    """Tokenized groups in their order; groups that do not fit are reported by `tell` or an error."""
-    if (reading.max_length or 0) > policy.context:
-        raise ConfigError(
-            f"the length limit is {reading.max_length}, the model's context is {policy.context} tokens",
-            where=model,
-            fix=f"data.max_length={policy.context}, or none",
-        )
+) -> tuple[list[TokenizedGroup], list[str]]:
+    """Tokenized groups in their order, and notes on those that were changed or dropped."""
     tokenized, report = tokenize_groups(
         groups,
         policy.tokenizer,
-        max_length=reading.max_length or policy.context,
+        max_length=length_limit(model, policy.context, reading),
         rendering=reading.rendering,
         truncation=reading.truncation,
         empty=reading.empty,
         identical=reading.identical,
     )
-    for line in report.lines():
-        tell(line)
-    return tokenized
+    return tokenized, report.lines()
+
+
+def length_limit(model: str, context: int, reading: Reading) -> int:
+    """Maximal tokens of prompt and response: the reading's limit, else the model's context.
+
+    Raises:
+        ConfigError: the limit is beyond the context.
+    """
+    if (reading.max_length or 0) > context:
+        raise ConfigError(
+            f"the length limit is {reading.max_length}, the model's context is {context} tokens",
+            where=model,
+            fix=f"data.max_length={context}, or none",
+        )
+    return reading.max_length or context
 
 
 def scored_groups(

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from penchant.data.groups import PreferenceGroup
-from penchant.errors import ModelError
 from penchant.evaluation.calibration import Calibration
 from penchant.evaluation.orders import LOG_PROB, LOG_RATIO, MEAN_LOG_PROB, definitions
 from penchant.evaluation.preference_pairs import (
@@ -23,7 +22,7 @@ from penchant.evaluation.preference_pairs import (
     metrics_by_source,
     prompt_numbers,
 )
-from penchant.evaluation.statistics import Estimate, Floats, bootstrap_ratio
+from penchant.evaluation.statistics import Estimate, Floats, bootstrap_ratio, require_finite
 from penchant.storage.files import write_atomically
 
 if TYPE_CHECKING:
@@ -273,13 +272,8 @@ def write_per_example(scored: Sequence[ScoredGroup], path: Path) -> None:
 def _require_finite(scored: Sequence[ScoredGroup]) -> None:
     for row in scored:
         for name in ("log_probs", "reference_log_probs"):
-            for k, value in enumerate(getattr(row, name) or ()):
-                if not math.isfinite(value):
-                    raise ModelError(
-                        f"{name.replace('_', ' ')[:-1]} of candidate {k} is {value}, expected a finite number",
-                        where=f"group {row.group.id}",
-                        fix="read it in training.dtype=float32; if it stays so, the model's weights are damaged",
-                    )
+            noun = name.replace("_", " ").removesuffix("s")
+            require_finite(getattr(row, name) or (), f"{noun} of candidate", f"group {row.group.id}")
 
 
 def render(report: PreferenceReport) -> Group:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -23,7 +24,14 @@ from penchant.engine.scoring import (
     score_with_head,
 )
 from penchant.evaluation.answering import Answers, Sampling, generate
-from penchant.evaluation.held_out import AS_IS, Reading, read_held_out, score
+from penchant.evaluation.held_out import (
+    AS_IS,
+    Reading,
+    log_new_notes,
+    on_one_day,
+    read_held_out,
+    score_with_notes,
+)
 from penchant.evaluation.one_preferred import OnePreferred
 from penchant.evaluation.preference_pairs import flatten_groups, prompt_numbers
 from penchant.evaluation.rewards import Reward
@@ -38,6 +46,8 @@ from penchant.storage.files import write_atomically
 if TYPE_CHECKING:
     from rich.table import Table
 
+logger = logging.getLogger(__name__)
+
 By = Literal["head", "log_prob", "mean_log_prob"]
 
 
@@ -51,12 +61,14 @@ class Ranking:
         accuracy: share of the data's pairs that the scores order as the data does (a tie is wrong); None without pairs.
         choices: hit ratio, NDCG and reciprocal rank if the data prefers one candidate of more than two; see
             `one_preferred`.
+        notes: what happened to rows, and how the model is run; logged.
     """
 
     by: str
     groups: tuple[PreferenceGroup, ...]
     accuracy: Estimate | None
     choices: Mapping[str, Estimate] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     def lines(self) -> list[dict[str, Any]]:
         """A dictionary for every group: id, candidate indices from the best down, and scores in the data's order."""
@@ -105,7 +117,7 @@ def rank(
     by: By,
     reading: Reading = AS_IS,
     head: str = NAME,
-    tell: Callable[[str], None] = lambda line: None,
+    logged: Sequence[str] = (),
 ) -> Ranking:
     """Ranking of every group's candidates by a model.
 
@@ -113,15 +125,16 @@ def rank(
         model: folder or hub id.
         by: the preference head's reward, or the candidate's summed or mean log-prob (end-of-turn included).
         head: name of the preference head, as a folder may hold several.
+        logged: notes that are logged already.
 
     Raises:
         PenchantError: the model has no such head, or rows do not fit.
     """
     require_language_model(model)
     if by == "head":
-        numbered = _by_head(model, groups, world, head, reading, tell)
+        numbered, notes = _by_head(model, groups, world, head, reading, logged)
     else:
-        scored = score(model, groups, world, reading=reading, tell=tell)
+        scored, notes = score_with_notes(model, groups, world, reading=reading, logged=logged)
         numbered = [
             (
                 row.group,
@@ -129,7 +142,7 @@ def rank(
             )
             for row in scored
         ]
-    return _ranking(by, numbered)
+    return replace(_ranking(by, numbered), notes=tuple(notes))
 
 
 def rank_by_reward(groups: Sequence[PreferenceGroup], reward: Reward) -> Ranking:
@@ -157,20 +170,22 @@ def _by_head(
     world: World,
     name: str,
     reading: Reading,
-    tell: Callable[[str], None],
-) -> list[tuple[PreferenceGroup, list[float]]]:
+    logged: Sequence[str],
+) -> tuple[list[tuple[PreferenceGroup, list[float]]], list[str]]:
     head = load_head(model, name)  # before the model, so that a folder without a head fails at once
-    reading = reading.on_one_day(model, tell)
+    rendering, lines = on_one_day(model, reading.chat_template, reading.rendering)
+    reading = replace(reading, rendering=rendering)
+    notes = log_new_notes(lines, logged)
     frozen = FrozenModel.load(model, world, reading.dtype, reading.chat_template, reading.rendering)
-    tokenized = read_held_out(frozen, model, groups, reading, tell)
+    tokenized, lines = read_held_out(frozen, model, groups, reading)
+    notes += log_new_notes(lines, [*logged, *notes])
     require_end_tokens(tokenized, sorted(SpecialTokens.from_tokenizer(frozen.tokenizer).ends))
     sample = sample_groups(tokenized)
     choice = choose_scorer(frozen.model, sample, reading.dtype)
     scorer = HeadedScorer(choice.scorer, head.to(world.device)).eval()
-    for note in head_scorer_notes(choice, scorer, sample, reading.dtype):
-        tell(note)
+    notes += log_new_notes(head_scorer_notes(choice, scorer, sample, reading.dtype), [*logged, *notes])
     rewards = score_with_head(scorer, tokenized, world=world, budget=reading.token_budget, dtype=reading.dtype)
-    return list(zip([group.group for group in tokenized], rewards, strict=True))
+    return list(zip([group.group for group in tokenized], rewards, strict=True)), notes
 
 
 @dataclass(frozen=True)
@@ -205,13 +220,11 @@ def answer_best_of(
     *,
     head: str = NAME,
     reading: Reading = AS_IS,
-    tell: Callable[[str], None] = lambda line: None,
     ids: Sequence[Ids] | None = None,
 ) -> BestOf:
     """The response to every prompt that the preference head prefers among `sampling.samples` samples.
 
     Args:
-        tell: called if the model is not run as a packed tree, which takes longer.
         ids: [T] token ids of every prompt if `answering.fit_prompts` has computed them.
 
     Raises:
@@ -219,7 +232,7 @@ def answer_best_of(
     """
     require_language_model(model)
     chooser = load_head(model, head)
-    reading = reading.on_one_day(model, tell)
+    reading = reading.on_one_day(model)
     tokenizer = load_tokenizer(model, chat_template=reading.chat_template)
     world = World.single()
     loaded = load_model(model).to(world.device)
@@ -234,7 +247,7 @@ def answer_best_of(
     tokenized, _ = tokenize_groups(groups, tokenizer, max_length=10**9, rendering=reading.rendering, empty="keep")
     choice = choose_scorer(loaded, sample_groups(tokenized))
     if choice.notice:
-        tell(choice.notice)
+        logger.info(choice.notice)
     scorer = HeadedScorer(choice.scorer, chooser.to(world.device)).eval()
     rewards = score_with_head(scorer, tokenized, world=world, budget=AS_IS.token_budget, dtype=AS_IS.dtype)
     best = [max(range(len(row)), key=row.__getitem__) for row in rewards]

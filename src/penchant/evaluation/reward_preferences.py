@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from penchant.data.tokenized import TokenizedGroup
 from penchant.engine.distributed import World, shard
 from penchant.engine.reference_model import FrozenModel
 from penchant.engine.scoring import choose_reward_scorer, sample_groups, score_groups
-from penchant.errors import ConfigError, ModelError
+from penchant.errors import ConfigError
 from penchant.evaluation.held_out import Reading, read_held_out, score
 from penchant.evaluation.orders import REWARD, definitions
 from penchant.evaluation.preference_pairs import PreferencePairs, flatten_groups
@@ -26,10 +26,13 @@ from penchant.evaluation.preferences import (
     ties_and_length,
     write_per_example,
 )
+from penchant.evaluation.statistics import require_finite
 from penchant.models.loading import check_vocabulary, load_tokenizer
 from penchant.models.model_kind import ModelKind, model_kind
 from penchant.models.reward_model import load_reward_model
 from penchant.storage.files import write_atomically
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -54,13 +57,11 @@ def score_rewards(
     world: World,
     *,
     reading: Reading,
-    tell: Callable[[str], None] = lambda line: None,
 ) -> list[RewardedGroup]:
     """Rewards of every candidate by a reward model of one output, on this process's device.
 
     Args:
         model: folder or hub id.
-        tell: called with the counts of dropped and truncated rows.
 
     Raises:
         PenchantError: the model cannot be loaded or has several outputs; or rows do not fit.
@@ -76,10 +77,10 @@ def score_rewards(
             where=model,
             fix=f"rank by one of its outputs: penchant rank {model} --data FILE --by reward --label 0",
         )
-    tokenized = read_held_out(FrozenModel(loaded, tokenizer, reading.rendering), model, groups, reading, tell)
+    tokenized, row_notes = read_held_out(FrozenModel(loaded, tokenizer, reading.rendering), model, groups, reading)
     choice = choose_reward_scorer(loaded, sample_groups(tokenized), reading.dtype)
-    for note in choice.notes:
-        tell(note)
+    for note in [*row_notes, *choice.notes]:
+        logger.info(note)
     shard(choice.scorer, world)
     rewards = score_groups(choice.scorer, tokenized, world=world, budget=reading.token_budget, dtype=reading.dtype)
     return [_rewarded(group, numbers) for group, numbers in zip(tokenized, rewards, strict=True)]
@@ -127,13 +128,7 @@ def _rewarded(group: TokenizedGroup, rewards: Sequence[float]) -> RewardedGroup:
 
 def _require_finite(rewarded: Sequence[RewardedGroup]) -> None:
     for row in rewarded:
-        for k, reward in enumerate(row.rewards):
-            if not math.isfinite(reward):
-                raise ModelError(
-                    f"the reward of candidate {k} is {reward}, expected a finite number",
-                    where=f"group {row.group.id}",
-                    fix="read it in training.dtype=float32; if it stays so, the model's weights are damaged",
-                )
+        require_finite(row.rewards, "the reward of candidate", f"group {row.group.id}")
 
 
 BETA = 0.1
@@ -149,7 +144,6 @@ def measure_model(
     beta: float | None = None,
     reading: Reading,
     per_example: Path | None = None,
-    tell: Callable[[str], None] = lambda line: None,
 ) -> PreferenceReport | None:
     """Held-out metrics of a language model or a reward model; None except on the main process.
 
@@ -164,17 +158,17 @@ def measure_model(
     kind = model_kind(model)
     if kind.is_reward_model:
         _refuse_implicit(model, kind, reference, beta, reading)
-        rewarded = score_rewards(model, groups, world, reading=reading, tell=tell)
+        rewarded = score_rewards(model, groups, world, reading=reading)
         if world.is_main and per_example is not None:
             write_rewards(rewarded, per_example)
         return evaluate_rewards(rewarded) if world.is_main else None
     for head in kind.heads:
         flag = "" if head == "preference_head" else f" --head {head}"
-        tell(
+        logger.info(
             f"the folder holds a preference head, {head}; the language model is measured here, and the head by: "
             f"penchant rank {model} --data FILE --by head{flag}"
         )
-    scored = score(model, groups, world, reference=reference, reading=reading, tell=tell)
+    scored = score(model, groups, world, reference=reference, reading=reading)
     if world.is_main and per_example is not None:
         write_per_example(scored, per_example)
     return evaluate_preferences(scored, beta=beta or BETA) if world.is_main else None

@@ -289,8 +289,8 @@ class ModelReward:
         with torch.no_grad():
             return [rounding_note(measure_rounding(self.model, rewards, nullcontext))]
 
-    def readable_groups(self, groups: Sequence[PreferenceGroup], tell: Callable[[str], None]) -> list[PreferenceGroup]:
-        """The groups that fit the model; `reading` decides whether too long or refused groups are dropped.
+    def readable_groups(self, groups: Sequence[PreferenceGroup]) -> tuple[list[PreferenceGroup], list[str]]:
+        """The groups that fit the model, and notes; `reading` decides whether too long or refused groups are dropped.
 
         Raises:
             DataError: a group is too long or refused, and `reading` does not drop it.
@@ -298,23 +298,18 @@ class ModelReward:
         # Without preferences, so that equal candidates are no error: they get equal rewards.
         bare = [PreferenceGroup(group.prompt, group.candidates, id=group.id) for group in groups]
         tokenized, report = self._tokenize(bare, self.reading)
-        for line in report.lines():
-            tell(line)
         fitting = {id(row.group) for row in tokenized}
-        return [group for group, bare_group in zip(groups, bare, strict=True) if id(bare_group) in fitting]
+        readable = [group for group, bare_group in zip(groups, bare, strict=True) if id(bare_group) in fitting]
+        return readable, report.lines()
 
-    def comparable_groups(
-        self, groups: Sequence[PreferenceGroup], tell: Callable[[str], None]
-    ) -> list[PreferenceGroup]:
-        """The groups that fit the model and whose candidates differ; `reading` decides whether others are dropped.
+    def comparable_groups(self, groups: Sequence[PreferenceGroup]) -> tuple[list[PreferenceGroup], list[str]]:
+        """The groups that fit the model and whose candidates differ, and notes on those that `reading` drops.
 
         Raises:
             DataError: a group is too long, refused, or has empty or equal candidates, and `reading` does not drop it.
         """
         tokenized, report = self._tokenize(groups, self.reading, self.reading.empty)
-        for line in report.lines():
-            tell(line)
-        return [row.group for row in tokenized]
+        return [row.group for row in tokenized], report.lines()
 
     def _tokenize(
         self, groups: Sequence[PreferenceGroup], reading: Reading, empty: Literal["error", "drop", "keep"] = "keep"

@@ -6,12 +6,13 @@ Legend: N values, C clusters (prompts), B resamples in a block.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from penchant.errors import ModelError
 from penchant.intervals.shares import Bounds, clustered_interval
 
 Floats = NDArray[np.float64]
@@ -40,6 +41,24 @@ class Estimate:
         """``{"value", "low", "high", "n"}``, with None for NaN."""
         numbers = {"value": self.value, "low": self.low, "high": self.high}
         return {**{name: None if math.isnan(number) else number for name, number in numbers.items()}, "n": self.n}
+
+
+def require_finite(values: Iterable[float], name: str, where: str) -> None:
+    """Check that a model's numbers are finite.
+
+    Args:
+        name: what the numbers are and what their index counts, as in ``the reward of candidate``.
+
+    Raises:
+        ModelError: a number is not finite.
+    """
+    for k, value in enumerate(values):
+        if not math.isfinite(value):
+            raise ModelError(
+                f"{name} {k} is {value}, expected a finite number",
+                where=where,
+                fix="read it in training.dtype=float32; if it stays so, the model's weights are damaged",
+            )
 
 
 def roc_auc(positive: ArrayLike, negative: ArrayLike) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -23,8 +23,6 @@ from penchant.planning.time import NoRoom, StepCosts, check_tree, measure_step_c
 from penchant.planning.work import Workload, plan_batches
 from penchant.training.inputs import Inputs
 from penchant.training.run import read_run
-
-Tell = Callable[[str], None]
 
 SECONDS = 4.0
 """Seconds of timing for the run; a quarter of them for each proposal."""
@@ -233,18 +231,17 @@ def apply_changes(config: RunConfig, changes: Sequence[str]) -> RunConfig:
     return parse_config(values, "the proposal")
 
 
-def plan(config: RunConfig, *, available: int | None = None, tell: Tell = lambda line: None) -> Plan:
+def plan(config: RunConfig, *, available: int | None = None) -> Plan:
     """Predict the memory and time of a run on this machine; weights are not read, and need not be there.
 
     Args:
         available: bytes that the run may use; None: those of the device.
-        tell: called with lines for people.
 
     Raises:
         PenchantError: the configuration, the data or the model's folder is at fault.
     """
     device = local_device()
-    inputs, tokenizer, limit = read_run(config, 1, tell, weights=False)
+    inputs, tokenizer, limit = read_run(config, 1, weights=False)
     shape = read_shape(config.model)
     # Loaded now, so that the process is as large as the run's will be.
     transformers.AutoModelForCausalLM  # noqa: B018

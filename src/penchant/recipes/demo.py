@@ -8,8 +8,9 @@ of arXiv 2305.18290, the true reward of fresh samples and their KL to the refere
 from __future__ import annotations
 
 import json
+import logging
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,6 +33,7 @@ from penchant.api import (
     parse_config,
     resampled_mean,
     resumable_disk_errors,
+    run_log,
     score,
     train,
     write_groups,
@@ -44,7 +46,7 @@ from penchant.recipes import demo_world as world
 if TYPE_CHECKING:
     from rich.table import Table as RichTable
 
-Tell = Callable[[str], None]
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -135,19 +137,18 @@ class DemoResult:
         return table
 
 
-def run_demo(
-    folder: Path, *, seed: int = 0, sizes: DemoSizes = DemoSizes(), tell: Tell = lambda line: None
-) -> DemoResult:
+def run_demo(folder: Path, *, seed: int = 0, sizes: DemoSizes = DemoSizes()) -> DemoResult:
     """Run the whole demo in a folder; an interrupted demo resumes where it stopped.
 
     Returns:
         The metrics, which are also in `result.json` and `report.html`.
     """
-    with resumable_disk_errors(folder), folder_lock(folder):
-        return _run_demo(folder, seed, sizes, tell)
+    with resumable_disk_errors(folder), folder_lock(folder), run_log() as log:
+        log.open(folder)
+        return _run_demo(folder, seed, sizes)
 
 
-def _run_demo(folder: Path, seed: int, sizes: DemoSizes, tell: Tell) -> DemoResult:
+def _run_demo(folder: Path, seed: int, sizes: DemoSizes) -> DemoResult:
     start, data = folder / "start", folder / "data"
     if not start.exists():
         tokenizer = world.build_tokenizer()
@@ -159,11 +160,11 @@ def _run_demo(folder: Path, seed: int, sizes: DemoSizes, tell: Tell) -> DemoResu
     _write(texts, data / "texts.jsonl")
     _write(_demonstrations(train_prompts, sizes.demonstrations, seed), data / "demonstrations.jsonl")
 
-    tell("1 of 4: pretraining on plain text of the world")
+    logger.info("1 of 4: pretraining on plain text of the world")
     pretrained = _run(folder / "pretrained", start, data / "texts.jsonl", "sft", sizes.pretraining_steps, 3e-3, seed)
-    tell("2 of 4: supervised fine-tuning on demonstrations")
+    logger.info("2 of 4: supervised fine-tuning on demonstrations")
     tuned = _run(folder / "sft", pretrained, data / "demonstrations.jsonl", "sft", sizes.sft_steps, 1e-3, seed)
-    tell("3 of 4: four responses to each prompt, ranked by the true reward")
+    logger.info("3 of 4: four responses to each prompt, ranked by the true reward")
     for name, prompts, offset in (("train", train_prompts, 1), ("held_out", held_out_prompts, 2)):
         file = data / f"preferences_{name}.jsonl"
         if not file.exists():
@@ -171,7 +172,7 @@ def _run_demo(folder: Path, seed: int, sizes: DemoSizes, tell: Tell) -> DemoResu
     sft_metrics = _measure(tuned, tuned, held_out_prompts, seed)
     dpo_metrics, reports = {}, []
     for beta in sizes.betas:
-        tell(f"4 of 4: DPO, beta {beta:g}")
+        logger.info(f"4 of 4: DPO, beta {beta:g}")
         run = folder / f"dpo-beta-{beta:g}"
         aligned = _run(run, tuned, data / "preferences_train.jsonl", "dpo", sizes.dpo_steps, 3e-4, seed, beta, data)
         dpo_metrics[beta] = _measure(aligned, tuned, held_out_prompts, seed)

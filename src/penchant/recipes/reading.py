@@ -118,7 +118,7 @@ def generate_answers(
     reading = data.evaluation_reading()
     ids = None
     if reading.truncation != "error":
-        ids = fit_prompts(model, prompts, sampling.max_new_tokens, reading, lambda line: None).ids
+        ids = fit_prompts(model, prompts, sampling.max_new_tokens, reading).ids
     return list(answer(model, prompts, sampling, reading, ids=ids).responses)
 
 

@@ -14,6 +14,7 @@ deleted: nothing could reuse them, and a stage that refused a setting must be ru
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -28,9 +29,12 @@ from penchant.api import (
     Section,
     folder_lock,
     resumable_disk_errors,
+    run_log,
     write_atomically,
     write_report,
 )
+
+logger = logging.getLogger(__name__)
 
 DONE_RECORD, UNFINISHED_RECORD = "stage.json", "begun.json"
 
@@ -63,7 +67,6 @@ def run_stages(
     finish: Callable[[dict[str, StageResult]], None],
     *,
     only: str | None = None,
-    tell: Callable[[str], None] = lambda line: None,
 ) -> dict[str, StageResult]:
     """Run all stages that are not done yet, in order.
 
@@ -80,8 +83,9 @@ def run_stages(
     names = [stage.name for stage in stages]
     if only is not None and only not in names:
         raise ConfigError(f"there is no stage '{only}'", fix=f"one of {', '.join(names)}")
-    with resumable_disk_errors(folder), folder_lock(folder):
-        return _run_stages(folder, stages, finish, only, tell)
+    with resumable_disk_errors(folder), folder_lock(folder), run_log() as log:
+        log.open(folder)
+        return _run_stages(folder, stages, finish, only)
 
 
 def _run_stages(
@@ -89,7 +93,6 @@ def _run_stages(
     stages: Sequence[Stage],
     finish: Callable[[dict[str, StageResult]], None],
     only: str | None,
-    tell: Callable[[str], None],
 ) -> dict[str, StageResult]:
     results: dict[str, StageResult] = {}
     settings: dict[str, Any] = {}
@@ -102,13 +105,13 @@ def _run_stages(
                 raise ConfigError(
                     f"stage '{stage.name}' comes before '{only}' and is not done", fix=f"run stage {stage.name} first"
                 )
-            tell(f"{number} of {len(stages)}: {stage.description}")
-            _start_stage(stage_folder, settings, tell)
+            logger.info(f"{number} of {len(stages)}: {stage.description}")
+            _start_stage(stage_folder, settings)
             result = json.loads(json.dumps(stage.run(stage_folder)))
             _write(stage_folder / DONE_RECORD, {"settings": settings, "found": result})
             (stage_folder / UNFINISHED_RECORD).unlink(missing_ok=True)
         else:
-            tell(f"{number} of {len(stages)}: {stage.description}: already done")
+            logger.info(f"{number} of {len(stages)}: {stage.description}: already done")
         results[stage.name] = result
         if stage.name == only:
             break
@@ -136,12 +139,12 @@ def _read_result(folder: Path, settings: Settings) -> StageResult | None:
     return result
 
 
-def _start_stage(folder: Path, settings: Settings, tell: Callable[[str], None]) -> None:
+def _start_stage(folder: Path, settings: Settings) -> None:
     """Make the stage's folder, and delete the files of an unfinished run with other settings."""
     if (folder / UNFINISHED_RECORD).exists():
         change = _read_record(folder, UNFINISHED_RECORD, settings)[1]
         if change is not None:
-            tell(f"the stage was begun when {change}: it starts again")
+            logger.info(f"the stage was begun when {change}: it starts again")
             # Renamed first: if the deletion is interrupted, the stage must not resume from the remaining files.
             aside = folder.with_name(f".thrown-away-{folder.name}")
             shutil.rmtree(aside, ignore_errors=True)

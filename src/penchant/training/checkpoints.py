@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import errno
 import json
+import logging
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
@@ -30,6 +31,8 @@ from penchant.errors import CheckpointError, reason_of
 from penchant.objectives import State
 from penchant.storage.files import disk_errors, is_full, new_folder, sync
 from penchant.storage.fingerprints import hash_file
+
+logger = logging.getLogger(__name__)
 
 FORMAT = 2
 INDEX = "index.json"
@@ -219,6 +222,7 @@ class Checkpoints:
                 _seal(aside)
                 shutil.rmtree(final, ignore_errors=True)
                 os.replace(aside, final)
+                logger.debug(f"saved {final}")
                 sync(self._folder)
                 for old in sorted(self._folder.glob("step-*"))[: -self._keep]:
                     shutil.rmtree(old)

@@ -5,6 +5,7 @@ OUTPUT/
     run.json                fingerprints of configuration, data, and all models and files it names; environment, notes
     metrics.jsonl           what the objective logged
     timing.jsonl            seconds and tokens per second
+    run.log                 the notices and warnings of training and report
     checkpoints/            to resume from
     best/                   the best model by held-out evaluation, where it was evaluated during training
     model.safetensors, ...  the final model, in Hugging Face format (or the adapter, in PEFT's)
@@ -16,10 +17,12 @@ OUTPUT/
 from __future__ import annotations
 
 import json
+import logging
 import os
 import platform
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from logging.handlers import MemoryHandler
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +35,8 @@ from penchant.evaluation.held_out import recorded_day, today, tokenizers
 from penchant.storage.files import read_record, write_atomically
 from penchant.storage.fingerprints import hash_text
 from penchant.training.input_hashes import SCHEME, Input, changed_inputs, input_hashes, touched_inputs
+
+logger = logging.getLogger(__name__)
 
 
 def on_one_day(config: RunConfig) -> RunConfig:
@@ -76,7 +81,7 @@ def day_note(config: RunConfig) -> list[str]:
     return [f"the chat template writes {day} as today's date, also when this run is resumed"]
 
 
-_STARTED = ("run.json", "config.yaml", "metrics.jsonl", "timing.jsonl")
+_STARTED = ("run.json", "config.yaml", "metrics.jsonl", "timing.jsonl", "run.log")
 """Files of a run's folder before its first step."""
 
 
@@ -85,13 +90,11 @@ def check(
     fingerprint: str,
     *,
     resume: bool,
-    tell: Callable[[str], None] = lambda line: None,
 ) -> bool:
     """Whether the output folder holds this run, to be resumed; false where it is free for a new one. Writes nothing.
 
     Args:
         fingerprint: hash of the run's data.
-        tell: called with what cannot be compared with the run's start.
 
     Raises:
         ConfigError: it holds another run, or something else; or the run to resume had other data, settings, models or
@@ -116,7 +119,7 @@ def check(
     if resume and not names:
         raise ConfigError("there is no run to resume", where=str(folder), fix="leave out --resume to start one")
     if is_started:
-        _same_run(folder, config, fingerprint, tell)
+        _same_run(folder, config, fingerprint)
     return is_started
 
 
@@ -150,13 +153,51 @@ def release(config: RunConfig) -> None:
         folder.rmdir()
 
 
+class RunLog(MemoryHandler):
+    """Keeps log records in memory until the folder they belong to is open, then writes them to its `run.log`."""
+
+    def open(self, folder: Path) -> None:
+        """Append all records so far, and those to come, to the folder's `run.log`; no record makes no file."""
+        file = _LogFile(folder / "run.log", encoding="utf-8", delay=True)
+        file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+        self.setTarget(file)
+        self.flush()
+
+    def close(self) -> None:
+        if self.target is not None:
+            with suppress(OSError):  # A full disk; see `_LogFile`.
+                self.target.close()
+        super().close()
+
+
+class _LogFile(logging.FileHandler):
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Lose the line: a full disk is reported where the run saves what it needs."""
+
+
+@contextmanager
+def run_log() -> Iterator[RunLog]:
+    """Collect log records for a folder that a run owns: those that the level of the logger `penchant` lets through."""
+    root, log = logging.getLogger("penchant"), RunLog(capacity=1)
+    # Python prints warnings where a program has no handler; with this one it would no longer.
+    handlers = [log] if root.hasHandlers() else [log, logging.lastResort]
+    for handler in filter(None, handlers):
+        root.addHandler(handler)
+    try:
+        yield log
+    finally:
+        for handler in filter(None, handlers):
+            root.removeHandler(handler)
+        log.close()
+
+
 def _with_hub_commits(config: RunConfig, inputs: Mapping[str, Input]) -> dict[str, Input]:
     """The inputs with the commits of models that were downloaded when they were loaded."""
     fetched = [key for key, value in inputs.items() if not value["files"]]
     return {**inputs, **input_hashes(config, fetched)}
 
 
-def _same_run(folder: Path, config: RunConfig, fingerprint: str, tell: Callable[[str], None]) -> None:
+def _same_run(folder: Path, config: RunConfig, fingerprint: str) -> None:
     fix = "put the whole file back, or start a new run: output=DIR"
     record = read_record(folder / "run.json", ("config", "data"), fix)
     if record["data"] != fingerprint:
@@ -172,13 +213,13 @@ def _same_run(folder: Path, config: RunConfig, fingerprint: str, tell: Callable[
             where=str(folder),
             fix=f"resume with the run's own: penchant train --resume {folder}; or start a new run: output=DIR",
         )
-    _same_inputs(folder, config, record, tell)
+    _same_inputs(folder, config, record)
 
 
-def _same_inputs(folder: Path, config: RunConfig, record: Mapping[str, Any], tell: Callable[[str], None]) -> None:
+def _same_inputs(folder: Path, config: RunConfig, record: Mapping[str, Any]) -> None:
     recorded = dict(record.get("inputs", {}))
     if recorded.pop("scheme", None) != SCHEME:
-        tell("this run was started by an older Penchant, which did not record what its models and files held")
+        logger.warning("this run was started by an older Penchant, which did not record what its models and files held")
         current = method_files(config.objective)
         methods = record.get("methods", {})
         names = [f"objective.file ({file})" for file, content in methods.items() if current.get(file) != content]
@@ -186,7 +227,9 @@ def _same_inputs(folder: Path, config: RunConfig, record: Mapping[str, Any], tel
         inputs = input_hashes(config)
         names = [_in_words(key, inputs[key]["path"], files) for key, files in changed_inputs(recorded, inputs).items()]
         for name in touched_inputs(recorded, inputs):
-            tell(f"{name} was written since this run was started; its sampled blocks are the same, so it is used")
+            logger.info(
+                f"{name} was written since this run was started; its sampled blocks are the same, so it is used"
+            )
     if names:
         raise ConfigError(
             f"{'; '.join(names)} is not what this run was started with",

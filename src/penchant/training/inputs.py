@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import logging
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -34,6 +35,8 @@ from penchant.training.sampled import prompts_to_answer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -128,9 +131,7 @@ def _refuse_shared_prompts(
             )
 
 
-def tokenize_inputs(
-    config: RunConfig, tokenizer: PreTrainedTokenizerBase, context: int | None, tell: Callable[[str], None]
-) -> Inputs:
+def tokenize_inputs(config: RunConfig, tokenizer: PreTrainedTokenizerBase, context: int | None) -> Inputs:
     """Read a run's data, score it where the run has a reward, and tokenize it.
 
     Args:
@@ -152,13 +153,13 @@ def tokenize_inputs(
     if held_out and config.evaluation.every:
         _check_metric(config.evaluation.metric, config.built_objective, len(config.reference_sources))
     if config.candidates == "given":
-        train = filter_learnable_groups(config, _scored(config, train, tell), "training", data.train, notes)
+        train = filter_learnable_groups(config, _scored(config, train), "training", data.train, notes)
     if held_out:
-        held_out = filter_learnable_groups(config, _scored(config, held_out, tell), "held-out", held_out_source, notes)
+        held_out = filter_learnable_groups(config, _scored(config, held_out), "held-out", held_out_source, notes)
     fitting: list[PreferenceGroup] = []
     fitting_source = data.reference_held_out if isinstance(data.reference_held_out, str) else data.train
     if config.built_objective.needs.fitting_pairs:
-        scored = _scored(config, parts.reference_held_out, tell)
+        scored = _scored(config, parts.reference_held_out)
         fitting = filter_learnable_groups(config, scored, "reference-held-out", fitting_source, notes)
     elif parts.reference_held_out:
         notes.append(
@@ -229,7 +230,7 @@ def _read(data: DataConfig, source: str, split: str | None) -> GroupSet:
     return read_groups(source, format=data.format, split=split, columns=data.columns, max_bytes=data.max_bytes)
 
 
-def _scored(config: RunConfig, groups: list[PreferenceGroup], tell: Callable[[str], None]) -> list[PreferenceGroup]:
+def _scored(config: RunConfig, groups: list[PreferenceGroup]) -> list[PreferenceGroup]:
     """The groups with the run's reward as their scores; existing preferences stay."""
     if config.reward is None or not groups:
         return groups
@@ -241,7 +242,7 @@ def _scored(config: RunConfig, groups: list[PreferenceGroup], tell: Callable[[st
 
     reading = Reading(token_budget=config.training.token_budget, rendering=config.rendering)
     reward = open_reward(config.reward, device=local_device(), reading=reading)
-    tell(f"scores of {len(groups)} groups by {reward.name}")
+    logger.info(f"scores of {len(groups)} groups by {reward.name}")
     return with_scores(groups, reward)
 
 

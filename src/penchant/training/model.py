@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -42,6 +43,8 @@ from penchant.storage.fingerprints import model_fingerprint
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+logger = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class Trained:
@@ -51,12 +54,14 @@ class Trained:
         scorer: computes log-probs or rewards of candidates; sharded over the world.
         fingerprint: hash of the weights that training starts from.
         dtype: dtype of the saved weights.
+        notes: notes on the checkpoint and the scorer, which are logged.
     """
 
     policy: Policy
     scorer: Scorer
     fingerprint: str
     dtype: SavedDtype
+    notes: tuple[str, ...]
 
     def save(self, folder: Path, world: World) -> None:
         """Write the model in Hugging Face's or PEFT's format, and a preference head beside it."""
@@ -70,7 +75,6 @@ def load_trained(
     tokenizer: PreTrainedTokenizerBase,
     groups: Sequence[TokenizedGroup],
     world: World,
-    tell: Callable[[str], None],
 ) -> Trained:
     """The model to train, on this process's device.
 
@@ -87,8 +91,7 @@ def load_trained(
     load = start_reward_model if rewards else load_model
     policy = Policy(load(config.model, dtype=loaded), tokenizer)
     policy.model.to(world.device)
-    if (checkpoint := checkpoint_of(policy.model)) and checkpoint.notice:
-        tell(checkpoint.notice)
+    checkpoint = checkpoint_of(policy.model)
     check_vocabulary(policy.model, tokenizer, config.model)
     if rewards:
         # Under LoRA a further row of the embedding would not be saved in the adapter's folder.
@@ -97,8 +100,10 @@ def load_trained(
     sample = sample_groups(groups)
     dtype = config.training.dtype
     choice = (choose_reward_scorer if rewards else choose_scorer)(policy.model, sample, dtype)
-    if choice.notice:
-        tell(choice.notice)
+    logger.debug(f"scored by {type(choice.scorer).__name__} in {dtype} on {world.device}")
+    notes = tuple(note for note in (checkpoint and checkpoint.notice, choice.notice) if note)
+    for note in notes:
+        logger.info(note)
     torch.manual_seed(config.training.seed)
     adapt(config, policy)
     scorer: Scorer = choice.scorer
@@ -106,7 +111,7 @@ def load_trained(
         scorer = _headed(config, policy, scorer, groups, world)
     scorer.train()
     shard(scorer, world)
-    return Trained(policy, scorer, fingerprint, _saved_dtype(config, policy))
+    return Trained(policy, scorer, fingerprint, _saved_dtype(config, policy), notes)
 
 
 def _saved_dtype(config: RunConfig, policy: Policy) -> SavedDtype:
@@ -148,7 +153,7 @@ def adapt(config: RunConfig, policy: Policy) -> None:
 
 
 def copy_trained_weights(module: nn.Module) -> dict[str, Tensor]:
-    """A copy of every trained parameter, by its name."""
+    """A copy of every trained parameter by its name, in the parameter's shape."""
     return {name: p.detach().clone() for name, p in module.named_parameters() if p.requires_grad}
 
 

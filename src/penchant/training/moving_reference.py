@@ -40,7 +40,7 @@ class MovingReference:
 
     @property
     def tensors(self) -> Mapping[str, Tensor]:
-        """The tensors to save in a checkpoint; loading fills them in place."""
+        """The tensors to save in a checkpoint, in the shapes of the weights; loading fills them in place."""
         return {"step": self._step, **{f"weights.{name}": copy for name, copy in self._weights.items()}}
 
     def update(self, step: int) -> None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import glob
+import logging
 import os
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,8 @@ from penchant.models.loading import adapter_base
 from penchant.models.saving import PROCESSOR_FILES
 from penchant.training.model_card import CARD_FILE, write_model_card
 from penchant.training.model_source import describe_source
+
+logger = logging.getLogger(__name__)
 
 _WEIGHTS = ("*.safetensors", "*.bin")
 _FILES = (
@@ -53,7 +55,6 @@ def push_folder(
     private: bool = False,
     revision: str | None = None,
     message: str | None = None,
-    tell: Callable[[str], None] = lambda line: None,
 ) -> Pushed:
     """Upload a folder's files to a model repository, which is created where there is none.
 
@@ -74,10 +75,10 @@ def push_folder(
             write_model_card(folder, load_config(folder / "config.yaml"))
         files = _files_to_push(folder)
     if CARD_FILE not in files:
-        tell(f"the folder has no {CARD_FILE}: the hub will show no card")
+        logger.warning(f"the folder has no {CARD_FILE}: the hub will show no card")
     base = adapter_base(str(folder))
     if base is not None and describe_source(base).local:
-        tell(
+        logger.warning(
             f"adapter_config.json names its base by a path of this machine ({base}): elsewhere it loads once "
             f"base_model_name_or_path in it is a hub id; or push a merged model: penchant merge {folder} MERGED"
         )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Sequence
 from contextlib import nullcontext
 
 from penchant.config.run import RunConfig
@@ -14,14 +15,16 @@ from penchant.engine.scoring import Scorer, choose_scorer, sample_groups, score_
 from penchant.errors import locate_errors
 from penchant.training.model import Trained
 
+logger = logging.getLogger(__name__)
+
 Table = list[list[float]]
 """[groups][candidates] summed log-probs, nats."""
 
 
 def reference_tables(
-    config: RunConfig, groups: Sequence[TokenizedGroup], longest: int, world: World, tell: Callable[[str], None]
-) -> list[Table | None]:
-    """One table per named reference; None for the model that training starts from.
+    config: RunConfig, groups: Sequence[TokenizedGroup], longest: int, world: World
+) -> tuple[list[Table | None], list[str]]:
+    """One table per named reference, None for the model that training starts from; and notes, which are logged.
 
     Every reference reads the groups' *texts* with its own tokenizer and chat template, and gets responses to other
     prompts where the policy does.
@@ -30,12 +33,15 @@ def reference_tables(
         longest: maximum tokens of prompt + response of the policy; a response to another prompt is cut there.
     """
     tables: list[Table | None] = []
+    notes: list[str] = []
     for source in config.reference_sources:
         if source is not None and groups:
-            tables.append(_table(config, source, groups, longest, world, tell))
+            table, lines = _table(config, source, groups, longest, world)
+            tables.append(table)
+            notes += lines
         else:
             tables.append(None if source is None else [])
-    return tables
+    return tables, notes
 
 
 class LiveReference:
@@ -46,10 +52,8 @@ class LiveReference:
     log-probs are at the temperature of sampling, as the policy's are.
     """
 
-    def __init__(
-        self, config: RunConfig, model: Trained, world: World, tell: Callable[[str], None] = lambda line: None
-    ) -> None:
-        self._settings, self._world, self._tell = config.training, world, tell
+    def __init__(self, config: RunConfig, model: Trained, world: World) -> None:
+        self._settings, self._world = config.training, world
         self._temperature = config.sampling.temperature
         (source,) = config.reference_sources
         self._adapters = model.policy.adapters if source is None else None
@@ -80,7 +84,7 @@ class LiveReference:
     def _choose(self, frozen: FrozenModel, groups: Sequence[TokenizedGroup]) -> Scorer:
         choice = choose_scorer(frozen.model, sample_groups(groups), self._settings.dtype)
         if choice.notice:
-            self._tell(choice.notice)
+            logger.info(choice.notice)
         return choice.scorer
 
 
@@ -90,14 +94,18 @@ def _table(
     groups: Sequence[TokenizedGroup],
     longest: int,
     world: World,
-    tell: Callable[[str], None],
-) -> Table:
+) -> tuple[Table, list[str]]:
     settings = config.training
     frozen = FrozenModel.load(source, world, settings.dtype, config.data.chat_template, config.rendering)
     with locate_errors(source):
-        theirs = frozen.retokenize(groups, config.data.truncation, tell)
+        theirs, notes = frozen.retokenize(groups, config.data.truncation)
     if config.built_objective.needs.mismatched:
         # The policy's limit counts the policy's tokens.
         limit = min(longest, frozen.context) if all(map(have_same_ids, groups, theirs)) else frozen.context
         theirs = add_mismatched(theirs, settings.seed, limit)
-    return frozen.log_probs(theirs, world, settings.token_budget, settings.dtype, tell)
+    for note in notes:
+        logger.info(note)
+    table, model_notes = frozen.log_probs(theirs, world, settings.token_budget, settings.dtype)
+    for note in model_notes:
+        logger.info(note)
+    return table, notes + model_notes

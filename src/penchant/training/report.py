@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,20 +14,21 @@ from penchant.config.run import RunConfig, load_config
 from penchant.data.groups import PreferenceGroup, as_text
 from penchant.engine.distributed import World
 from penchant.evaluation.answering import Sampling, answer, answerable_prompts, distinct_prompts
-from penchant.evaluation.held_out import Reading, score
+from penchant.evaluation.held_out import Reading, log_new_notes, score_with_notes
 from penchant.evaluation.preferences import LIKELIHOOD, PreferenceReport, evaluate_preferences, with_likelihood
 from penchant.evaluation.ranking import rank, rank_by_reward
 from penchant.evaluation.report import Curve, RunReport, Sample, Table, write_report
 from penchant.evaluation.rewards import ModelReward, open_reward
 from penchant.evaluation.statistics import Estimate
 from penchant.storage.files import disk_errors, read_record, read_records, write_atomically
+from penchant.training.folder import run_log
 from penchant.training.inputs import read_inputs
 from penchant.training.model_card import held_out_rows, metric_text, write_model_card
 
 if TYPE_CHECKING:
     from rich.table import Table as RichTable
 
-Tell = Callable[[str], None]
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -69,17 +71,18 @@ class RunResult:
         return table
 
 
-def write_run_report(folder: Path, tell: Tell = lambda line: None) -> RunResult:
+def write_run_report(folder: Path) -> RunResult:
     """Measure the run's model on its held-out data, answer a few prompts before and after, and write report.html.
 
     Raises:
         PenchantError: the run's data or models are at fault, or the disk is full.
     """
-    with disk_errors(folder, f"penchant train --resume {folder}"):
-        return _write_run_report(folder, tell)
+    with disk_errors(folder, f"penchant train --resume {folder}"), run_log() as log:
+        log.open(folder)
+        return _write_run_report(folder)
 
 
-def _write_run_report(folder: Path, tell: Tell) -> RunResult:
+def _write_run_report(folder: Path) -> RunResult:
     config = load_config(folder / "config.yaml").model_copy(update={"output": str(folder)})
     lines = read_records(folder / "metrics.jsonl", f"penchant train --resume {folder}")
     steps = [line for line in lines if "loss" in line]
@@ -90,18 +93,13 @@ def _write_run_report(folder: Path, tell: Tell) -> RunResult:
     needs = config.built_objective.needs
     document: dict[str, Any] = {}
     new_notes: list[str] = []
-
-    def note(line: str) -> None:
-        if line not in [*notes, *new_notes]:
-            new_notes.append(line)
-            tell(line)
-
     if held_out and needs.trains == "log_probs":
-        start_report, trained_report = _held_out(config, held_out, tell, note)
+        start_report, trained_report, new_notes = _held_out(config, held_out, notes)
         document = {"before": start_report.to_json(), "after": trained_report.to_json()}
-        samples = _samples(config, held_out, tell)
+        samples = _samples(config, held_out)
     if held_out and (needs.head or needs.trains == "rewards"):
-        reward_accuracy = _reward_accuracy(config, held_out, note)
+        reward_accuracy, head_notes = _reward_accuracy(config, held_out, [*notes, *new_notes])
+        new_notes += head_notes
         document["reward_accuracy"] = None if reward_accuracy is None else reward_accuracy.to_json()
     if document:
         document |= {"notes": new_notes} if new_notes else {}
@@ -116,24 +114,28 @@ def _write_run_report(folder: Path, tell: Tell) -> RunResult:
     )
     write_model_card(folder, config)
     write_report(folder / "report.html", _run_report(config, result, lines, samples, [*notes, *new_notes]))
-    tell(f"report: {folder / 'report.html'}")
+    logger.info(f"report: {folder / 'report.html'}")
     return result
 
 
 def _held_out(
-    config: RunConfig, held_out: Sequence[PreferenceGroup], tell: Tell, note: Tell
-) -> tuple[PreferenceReport, PreferenceReport]:
+    config: RunConfig, held_out: Sequence[PreferenceGroup], logged: Sequence[str]
+) -> tuple[PreferenceReport, PreferenceReport, list[str]]:
+    """Held-out metrics before and after training, and the notes that are not `logged` yet."""
     world, reading = World.single(), Reading.of_run(config)
     sources = config.reference_sources
     reference = (sources[0] or config.model) if sources else None
     beta = float(getattr(config.built_objective, "beta", 0.1))
-    reports = []
+    reports, notes = [], list[str]()
     for model in (config.model, config.output):
-        scored = score(model, held_out, world, reference=reference, reading=reading, tell=note)
+        scored, lines = score_with_notes(
+            model, held_out, world, reference=reference, reading=reading, logged=[*logged, *notes]
+        )
+        notes += lines
         report = evaluate_preferences(scored, beta=beta)
         reports.append(with_likelihood(report, scored) if config.built_objective.name == "sft" else report)
-    tell(f"held-out: {_describe_size(reports[1])}")
-    return reports[0], reports[1]
+    logger.info(f"held-out: {_describe_size(reports[1])}")
+    return reports[0], reports[1], notes
 
 
 def _describe_size(report: PreferenceReport) -> str:
@@ -145,21 +147,23 @@ def _describe_size(report: PreferenceReport) -> str:
     return ", ".join([size, *loss])
 
 
-def _reward_accuracy(config: RunConfig, held_out: Sequence[PreferenceGroup], note: Tell) -> Estimate | None:
-    """Accuracy of the trained reward model or head on the held-out pairs that fit the model."""
+def _reward_accuracy(
+    config: RunConfig, held_out: Sequence[PreferenceGroup], logged: Sequence[str]
+) -> tuple[Estimate | None, list[str]]:
+    """Accuracy of the trained reward model or head on the held-out pairs that fit the model, and new notes."""
     world, reading = World.single(), replace(Reading.of_run(config), identical="drop")
     if config.built_objective.needs.head:
-        return rank(config.output, held_out, world, by="head", reading=reading, tell=note).accuracy
+        ranking = rank(config.output, held_out, world, by="head", reading=reading, logged=logged)
+        return ranking.accuracy, list(ranking.notes)
     reading = replace(reading, truncation="drop", empty="drop")
     reward = open_reward(RewardConfig(model=config.output), device=world.device, reading=reading)
     assert isinstance(reward, ModelReward)
-    groups = reward.comparable_groups(held_out, note)
-    for line in reward.rounding_notes(groups):
-        note(line)
-    return rank_by_reward(groups, reward).accuracy
+    groups, lines = reward.comparable_groups(held_out)
+    notes = log_new_notes([*lines, *reward.rounding_notes(groups)], logged)
+    return rank_by_reward(groups, reward).accuracy, notes
 
 
-def _samples(config: RunConfig, held_out: Sequence[PreferenceGroup], tell: Tell) -> list[Sample]:
+def _samples(config: RunConfig, held_out: Sequence[PreferenceGroup]) -> list[Sample]:
     limit, tokens = config.evaluation.samples, config.evaluation.sample_tokens
     all_prompts = distinct_prompts(held_out) if limit else []
     # A model with learned positions fails beyond its context; others were not trained there.
@@ -174,7 +178,7 @@ def _samples(config: RunConfig, held_out: Sequence[PreferenceGroup], tell: Tell)
         counts = ", ".join(
             f"{reason}: {count} of {len(all_prompts)} prompts" for reason, count in reasons.items() if count
         )
-        tell(f"{len(prompts)} of {min(limit, len(all_prompts))} samples ({counts})")
+        logger.info(f"{len(prompts)} of {min(limit, len(all_prompts))} samples ({counts})")
     if not prompts:
         return []
     sampling = Sampling(max_new_tokens=tokens, seed=config.training.seed)

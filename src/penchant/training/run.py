@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import logging
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,7 +24,7 @@ from penchant.objectives import FittedObjective
 from penchant.storage.files import disk_errors, folder_lock, is_full
 from penchant.training.backward import objective_inputs
 from penchant.training.batches import BatchSource, FixedDataset, Order, References, Split
-from penchant.training.folder import check, day_note, on_one_day, release, take, with_day
+from penchant.training.folder import RunLog, check, day_note, on_one_day, release, run_log, take, with_day
 from penchant.training.input_hashes import input_hashes
 from penchant.training.inputs import Inputs, tokenize_inputs
 from penchant.training.loop import Loop
@@ -45,16 +46,14 @@ from penchant.training.stop_signals import Interrupted
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-Tell = Callable[[str], None]
-"""Where a run says what it does: a line at a time."""
+logger = logging.getLogger(__name__)
 
 
-def train(config: RunConfig, *, resume: bool = False, tell: Tell = lambda line: None) -> Path:
+def train(config: RunConfig, *, resume: bool = False) -> Path:
     """Train one run and write its folder.
 
     Args:
         resume: go on with the run in the output folder.
-        tell: called with lines for people, on the main process only.
 
     Returns:
         The output folder.
@@ -69,8 +68,8 @@ def train(config: RunConfig, *, resume: bool = False, tell: Tell = lambda line: 
         go_on = f"penchant train --resume {config.output}"
         lock = folder_lock(Path(config.output)) if world.is_main else nullcontext()
         monitor = RankMonitor(world, seconds)
-        with disk_errors(Path(config.output), go_on), lock, monitor, flush_denormals():
-            _train(config, world, resume, tell if world.is_main else lambda line: None)
+        with disk_errors(Path(config.output), go_on), lock, monitor, flush_denormals(), run_log() as log:
+            _train(config, world, resume, log)
     except Interrupted:
         destroy_process_group(world)
         raise
@@ -79,32 +78,30 @@ def train(config: RunConfig, *, resume: bool = False, tell: Tell = lambda line: 
     return Path(config.output)
 
 
-def _train(config: RunConfig, world: World, resume: bool, tell: Tell) -> None:
+def _train(config: RunConfig, world: World, resume: bool, log: RunLog) -> None:
     config = with_day(config, world.broadcast(on_one_day(config).data.date))
-    inputs, tokenizer, limit = read_run(config, world.size, tell)
-    is_started = check(config, inputs.fingerprint, resume=resume, tell=tell)
+    inputs, tokenizer, limit = read_run(config, world.size)
+    is_started = check(config, inputs.fingerprint, resume=resume)
     hashes = input_hashes(config) if world.is_main and not is_started else {}
-    notes = [*inputs.notes]
-
-    def note(line: str) -> None:
-        notes.append(line)
-        tell(line)
-
-    loop, model = _prepare(config, world, inputs, tokenizer, limit, note)
+    loop, model, notes = _prepare(config, world, inputs, tokenizer, limit)
     world.barrier()  # Everyone has looked at the folder before it is taken.
     if world.is_main and not is_started:
-        take(config, inputs.fingerprint, notes, hashes)
+        take(config, inputs.fingerprint, [*inputs.notes, *notes], hashes)
+    if world.is_main:
+        log.open(Path(config.output))
     world.barrier()
     if is_started:
         loop.resume()
-        tell(f"going on after step {loop.state.step} of {loop.total}")
+        logger.info(f"going on after step {loop.state.step} of {loop.total}")
     with _released_on_failure(config, world, loop, is_started):
         loop.run()
     model.save(Path(config.output), world)
     if world.is_main:
         write_model_card(Path(config.output), config)
     if model.policy.adapters is not None and world.size == 1 and (idle := untrained_adapters(model.policy.adapters)):
-        tell(f"{len(idle)} adapters are as before training, the loss does not depend on them; the first is {idle[0]}")
+        logger.warning(
+            f"{len(idle)} adapters are as before training, the loss does not depend on them; the first is {idle[0]}"
+        )
 
 
 @contextmanager
@@ -119,9 +116,7 @@ def _released_on_failure(config: RunConfig, world: World, loop: Loop, is_started
         raise
 
 
-def read_run(
-    config: RunConfig, processes: int, tell: Tell, *, weights: bool = True
-) -> tuple[Inputs, PreTrainedTokenizerBase, int]:
+def read_run(config: RunConfig, processes: int, *, weights: bool = True) -> tuple[Inputs, PreTrainedTokenizerBase, int]:
     """A run's data, tokenizer and maximum tokens, after all checks that need no model in memory.
 
     Args:
@@ -133,9 +128,9 @@ def read_run(
     check_sampled(config, processes)
     check_head(config)
     if notice := check_references(config):
-        tell(notice)
+        logger.info(notice)
     for line in check_models(config):
-        tell(line)
+        logger.info(line)
     base = adapter_base(config.model)
     if base is not None and config.lora is not None:
         # The new adapter's folder would name the bare base, and lose the adapter it was trained on.
@@ -147,31 +142,33 @@ def read_run(
     tokenizer = load_tokenizer(config.model, chat_template=config.data.chat_template)
     model_config = load_config(base or config.model, weights=weights)
     if dropout := dropout_settings(model_config):
-        tell(f"dropout is off, so that log-ratios compare like with like: {dropout}")
+        logger.info(f"dropout is off, so that log-ratios compare like with like: {dropout}")
     limit = context_length(model_config)
-    inputs = tokenize_inputs(config, tokenizer, limit, tell)
+    inputs = tokenize_inputs(config, tokenizer, limit)
     if config.candidates == "sampled":
         longest = max(len(group.prompt) for group in inputs.train) + config.sampling.max_new_tokens
         check_live_reference(config, tokenizer, longest)
     inputs.notes.extend(day_note(config))
     for note in inputs.notes:
-        tell(note)
+        logger.info(note)
     return inputs, tokenizer, limit or NO_LIMIT
 
 
 def _prepare(
-    config: RunConfig, world: World, inputs: Inputs, tokenizer: PreTrainedTokenizerBase, limit: int, tell: Tell
-) -> tuple[Loop, Trained]:
+    config: RunConfig, world: World, inputs: Inputs, tokenizer: PreTrainedTokenizerBase, limit: int
+) -> tuple[Loop, Trained, list[str]]:
+    """The run's loop and model, ready for the first step, and notes on references, model and candidates."""
     settings, needs = config.training, config.built_objective.needs
     # Candidates that are sampled later have no reference log-probs yet.
     train_groups = [] if config.candidates == "sampled" else inputs.train
     groups = [*train_groups, *inputs.held_out, *inputs.reference_held_out]
     # References that are other models come first: they are freed before the policy is loaded.
     longest = config.data.max_length or limit
-    tables = reference_tables(config, groups, longest, world, tell)
+    tables, notes = reference_tables(config, groups, longest, world)
     if needs.mismatched:
         groups = add_mismatched(groups, settings.seed, longest)
-    model = load_trained(config, tokenizer, groups or inputs.train, world, tell)
+    model = load_trained(config, tokenizer, groups or inputs.train, world)
+    notes += model.notes
     model.policy.trained_responses = trained_responses(config, inputs.train)
     if None in tables:
         policy_table = cached_log_probs(
@@ -191,7 +188,8 @@ def _prepare(
         state = fit_state(config.built_objective, reference, facts, state)
     source: BatchSource
     if config.candidates == "sampled":
-        source = _sampled(config, inputs, tokenizer, model, world, tell)
+        source, note = _sampled(config, inputs, tokenizer, model, world)
+        notes.append(note)
     else:
         source = FixedDataset(train, Order(train_end, settings.batch_size, settings.seed, settings.shuffle))
 
@@ -202,7 +200,7 @@ def _prepare(
         folder.mkdir(exist_ok=True)
         model.save(folder, world)
 
-    return Loop(config, model.scorer, source, state, held_out, moving, world, save_best), model
+    return Loop(config, model.scorer, source, state, held_out, moving, world, save_best), model, notes
 
 
 def _sampled(
@@ -211,26 +209,26 @@ def _sampled(
     tokenizer: PreTrainedTokenizerBase,
     model: Trained,
     world: World,
-    tell: Tell,
-) -> SampledBatches:
+) -> tuple[SampledBatches, str]:
     assert config.reward is not None
     settings = config.training
     reading = Reading(dtype=settings.dtype, rendering=config.rendering)
     reward = open_reward(config.reward, device=world.device, reading=reading)
-    tell(f"{config.sampling.samples} candidates drawn for each of {len(inputs.train)} prompts, scored by {reward.name}")
-    return SampledBatches(
+    drawn = f"{config.sampling.samples} candidates drawn for each of {len(inputs.train)} prompts"
+    note = f"{drawn}, scored by {reward.name}"
+    logger.info(note)
+    batches = SampledBatches(
         model=model.policy.model,
         tokenizer=tokenizer,
         prompts=[(group.group.prompt, group.prompt) for group in inputs.train],
         order=Order(len(inputs.train), settings.batch_size, settings.seed, settings.shuffle),
         settings=config.sampling,
         reward=reward,
-        references=LiveReference(config, model, world, tell)
-        if config.built_objective.needs.references
-        else _no_references,
+        references=LiveReference(config, model, world) if config.built_objective.needs.references else _no_references,
         folder=Path(config.output) / "samples",
         seed=settings.seed,
     )
+    return batches, note
 
 
 def _no_references(groups: Sequence[TokenizedGroup]) -> References:

@@ -498,15 +498,14 @@ def test_patience(finished_run, tmp_path, learner):
     assert gate.stop_reason(config, [*rounds, {"round": 5, "served": 5, "updates": 5}]) is None
 
 
-def test_run_stopped_by_patience(tmp_path, learner, monkeypatch):
+def test_run_stopped_by_patience(tmp_path, learner, monkeypatch, notices):
     """A gate that keeps the first learner stops the run with a message, and the run stays stopped."""
     config = configured(tmp_path, learner, rounds=6, patience=1, update={"new": 1000})
     monkeypatch.setattr(loop, "next_update", lambda output: 1 + len(list((output / "rounds").glob("*.json"))))
-    messages = []
-    rounds = improve(config, messages.append)
+    rounds = improve(config)
     reason = "stopped after round 1: the gate kept what was served (rounds with updates since the last that passed: 1)"
     assert [round_["round"] for round_ in rounds] == [0, 1]
-    assert reason in messages
+    assert reason in notices.messages
     assert improve(config) == rounds
     assert summarise(config, rounds)["alarms"][0] == reason
 

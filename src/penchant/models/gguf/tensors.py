@@ -159,7 +159,9 @@ def add_sizes(library: Any, writer: Any, config: PretrainedConfig) -> None:
 
 
 def named_tensors(library: Any, model: PreTrainedModel) -> Iterator[tuple[str, torch.Tensor]]:
-    """Names and tensors of the file, in float32, one at a time; a tied output layer is left out.
+    """Names and tensors of the file, in float32 and in the shapes of the model, one at a time.
+
+    A tied output layer is left out.
 
     Args:
         library: the package `gguf`.

@@ -27,13 +27,10 @@ from penchant.recipes.stages import Stage, StageResult, run_stages, write_result
 from penchant.recipes.texts import NewBase
 from penchant.recipes.tuning import TuningConfig, check_tuning, full_model_folder, stage_keys, tune, write_full_model
 
-Tell = Callable[[str], None]
 Run = Callable[[Path], StageResult]
 
 
-def dialogue(
-    config: DialogueConfig, *, only: str | None = None, tell: Tell = lambda line: None
-) -> dict[str, StageResult]:
+def dialogue(config: DialogueConfig, *, only: str | None = None) -> dict[str, StageResult]:
     """The result of every stage by its name, after a run of all unfinished stages, or of the stage `only`.
 
     Raises:
@@ -45,7 +42,7 @@ def dialogue(
     def finish(results: Mapping[str, StageResult]) -> None:
         write_result(folder, config, results, build_report(folder, config, results))
 
-    return run_stages(folder, stages(config), finish, only=only, tell=tell)
+    return run_stages(folder, stages(config), finish, only=only)
 
 
 def stages(config: DialogueConfig) -> list[Stage]:

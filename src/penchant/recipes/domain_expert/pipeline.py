@@ -79,13 +79,10 @@ def _write(file: Path, groups: Sequence[PreferenceGroup]) -> int:
     return len(groups)
 
 
-Tell = Callable[[str], None]
 Run = Callable[[Path], StageResult]
 
 
-def domain_expert(
-    config: DomainExpertConfig, *, only: str | None = None, tell: Tell = lambda line: None
-) -> dict[str, StageResult]:
+def domain_expert(config: DomainExpertConfig, *, only: str | None = None) -> dict[str, StageResult]:
     """The result of every stage by its name, after a run of all unfinished stages, or of the stage `only`.
 
     Raises:
@@ -97,7 +94,7 @@ def domain_expert(
     def finish(results: Mapping[str, StageResult]) -> None:
         write_result(folder, config, results, build_report(results))
 
-    return run_stages(folder, stages(config), finish, only=only, tell=tell)
+    return run_stages(folder, stages(config), finish, only=only)
 
 
 def stages(config: DomainExpertConfig) -> list[Stage]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import logging
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,6 +29,8 @@ from penchant.api import (
     score_groups,
 )
 from penchant.recipes.recommend.prompts import Wording
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -109,7 +111,6 @@ def catalogue_log_probs(
     world: World,
     budget: int,
     dtype: str,
-    tell: Callable[[str], None] = lambda line: None,
 ) -> Iterator[list[float]]:
     """Summed log-probs of each group's candidates, nats, one group after the other; nothing is cached.
 
@@ -118,14 +119,13 @@ def catalogue_log_probs(
     Args:
         groups: read one at a time, so that the candidates of all questions need not be in memory together.
         budget: tokens in a micro-batch of a model that is run padded.
-        tell: called with notes on a padded model and on rounding in bfloat16.
     """
     scorer = None
     for group in groups:
         if scorer is None:
             choice = choose_scorer(model.model, [group], dtype)
             for note in choice.notes:
-                tell(note)
+                logger.info(note)
             scorer = choice.scorer.eval()
         if not isinstance(scorer, TreeScorer):
             yield score_groups(scorer, [group], world=world, budget=budget, dtype=dtype)[0]
@@ -148,7 +148,7 @@ def rank_catalogue(
     frozen = FrozenModel.load(model, world, reading.dtype, reading.chat_template, reading.rendering)
     answers = tuple(f" {title}" for title in titles)
     groups = (
-        read_held_out(frozen, model, [PreferenceGroup(wording.open_prompt(history), answers, id=str(n))], reading)[0]
+        read_held_out(frozen, model, [PreferenceGroup(wording.open_prompt(history), answers, id=str(n))], reading)[0][0]
         for n, history in enumerate(histories)
     )
-    return catalogue_log_probs(frozen, groups, world, reading.token_budget, reading.dtype, warnings.warn)
+    return catalogue_log_probs(frozen, groups, world, reading.token_budget, reading.dtype)

@@ -32,12 +32,8 @@ from penchant.recipes.small_llama import build_small_llama
 from penchant.recipes.stages import Stage, StageResult, run_stages, write_result
 from penchant.recipes.tuning import TuningConfig, check_tuning, full_model_folder, stage_keys, tune, write_full_model
 
-Tell = Callable[[str], None]
 
-
-def recommend(
-    config: RecommendConfig, *, only: str | None = None, tell: Tell = lambda line: None
-) -> dict[str, StageResult]:
+def recommend(config: RecommendConfig, *, only: str | None = None) -> dict[str, StageResult]:
     """The result of every stage by its name, after a run of all unfinished stages, or of the stage `only`.
 
     Raises:
@@ -49,7 +45,7 @@ def recommend(
     def finish(results: Mapping[str, StageResult]) -> None:
         write_result(folder, config, results, build_report(config, results))
 
-    return run_stages(folder, stages(config), finish, only=only, tell=tell)
+    return run_stages(folder, stages(config), finish, only=only)
 
 
 def stages(config: RecommendConfig) -> list[Stage]:

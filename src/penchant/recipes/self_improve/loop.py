@@ -11,12 +11,13 @@ OUTPUT/report.html, OUTPUT/result.json
 from __future__ import annotations
 
 import json
+import logging
 import os
 import random
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -32,6 +33,7 @@ from penchant.api import (
     folder_lock,
     read_record,
     resumable_disk_errors,
+    run_log,
     write_atomically,
 )
 from penchant.recipes.self_improve.buffer import Judgement, ReplayBuffer
@@ -51,13 +53,13 @@ from penchant.recipes.self_improve.report import report_rounds
 from penchant.recipes.self_improve.trainer import ERROR, is_idle, next_update
 from penchant.recipes.self_improve.verifying import Verifier
 
+logger = logging.getLogger(__name__)
+
 MIN_PRIORITY = 0.05
 """Minimum priority of a group."""
 
 
-def self_improve(
-    config: SelfImproveConfig, *, only: str | None = None, tell: Callable[[str], None] = lambda line: None
-) -> dict[str, Mapping[str, Any]]:
+def self_improve(config: SelfImproveConfig, *, only: str | None = None) -> dict[str, Mapping[str, Any]]:
     """Run all rounds and write the report; an interrupted round resumes.
 
     Raises:
@@ -65,8 +67,10 @@ def self_improve(
     """
     if only is not None:
         raise ConfigError("self-improve has rounds and no stages", fix="leave --stage out")
-    with resumable_disk_errors(Path(config.output)), folder_lock(Path(config.output)):
-        return {"evaluation": report_rounds(config, improve(config, tell))}
+    folder = Path(config.output)
+    with resumable_disk_errors(folder), folder_lock(folder), run_log() as log:
+        log.open(folder)
+        return {"evaluation": report_rounds(config, improve(config))}
 
 
 def attempt_prompts(
@@ -149,7 +153,6 @@ def _is_down(judgements: Mapping[str, Sequence[Judgement]]) -> bool:
     return len(judgements) > 1 and not any(judgement.met for earlier in judgements.values() for judgement in earlier)
 
 
-Tell = Callable[[str], None]
 SPLITS = ("train", "gate", "test")
 RESTARTS = 3
 """Maximum restarts in a row of a trainer that ended unexpectedly."""
@@ -215,7 +218,7 @@ class TrainerProcess:
             return subprocess.Popen(command, stdout=log, stderr=log)
 
 
-def improve(config: SelfImproveConfig, tell: Tell = lambda line: None) -> list[dict[str, Any]]:
+def improve(config: SelfImproveConfig) -> list[dict[str, Any]]:
     """Run all rounds; an interrupted round resumes.
 
     Returns:
@@ -227,7 +230,7 @@ def improve(config: SelfImproveConfig, tell: Tell = lambda line: None) -> list[d
     splits = open_run_folder(config)
     output = Path(config.output)
     build_backend(config).check([prompt for name in SPLITS for prompt in splits[name].values()])
-    tell(gate_note(config, len(splits["gate"])))
+    logger.info(gate_note(config, len(splits["gate"])))
     if read_served(output) is None:
         write_served(output, ServedModel(0, config.model))
     buffer = open_buffer(config)
@@ -235,15 +238,15 @@ def improve(config: SelfImproveConfig, tell: Tell = lambda line: None) -> list[d
     with halved_threads(), TrainerProcess(output) as trainer:
         for number in range(1, config.rounds + 1):
             if reason := stop_reason(config, read_rounds(config)):
-                tell(reason)
+                logger.info(reason)
                 break
             if (output / "rounds" / f"{number}.json").exists():
                 continue
-            tell(f"round {number} of {config.rounds}")
+            logger.info(f"round {number} of {config.rounds}")
             _round(config, splits, number, buffer, trainer)
     counts = buffer.counts()
     buffer.close()
-    tell(f"{counts['judgements']} judgements, {counts['groups']} groups")
+    logger.info(f"{counts['judgements']} judgements, {counts['groups']} groups")
     return read_rounds(config)
 
 

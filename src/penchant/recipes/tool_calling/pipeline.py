@@ -140,7 +140,6 @@ def _check_room(
         prompts_to_answer(run, prompts, reader.tokenizer, reader.max_tokens(config.data))
 
 
-Tell = Callable[[str], None]
 Run = Callable[[Path], StageResult]
 Steps = tuple[str, ...]
 
@@ -152,9 +151,7 @@ FILES = {
 """The training and validation files by what a step learns from; sampled answers have no validation file."""
 
 
-def tool_calling(
-    config: ToolCallingConfig, *, only: str | None = None, tell: Tell = lambda line: None
-) -> dict[str, StageResult]:
+def tool_calling(config: ToolCallingConfig, *, only: str | None = None) -> dict[str, StageResult]:
     """The result of every stage by its name, after a run of all unfinished stages, or of the stage `only`.
 
     Raises:
@@ -166,7 +163,7 @@ def tool_calling(
     def finish(results: Mapping[str, StageResult]) -> None:
         write_result(folder, config, results, build_report(results))
 
-    return run_stages(folder, stages(config), finish, only=only, tell=tell)
+    return run_stages(folder, stages(config), finish, only=only)
 
 
 def stages(config: ToolCallingConfig) -> list[Stage]:
