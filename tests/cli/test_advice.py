@@ -39,7 +39,7 @@ VERBS_OF = {
     "data/checks.py": ["data check"],
     "serving/access.py": ["serve"],
     "serving/run.py": ["serve"],
-    "recipes/self_improve/pipeline.py": ["recipe"],
+    "recipes/self_improve/loop.py": ["recipe"],
     "cli/evaluate.py": ["score", "rank", "generate"],
     "cli/tasks.py": ["tasks"],
     "cli/recipe.py": ["recipe", "recommend"],
