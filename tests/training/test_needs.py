@@ -35,7 +35,7 @@ class TestReferences:
         assert "not used" in check_references(config("sft", reference="a"))
 
     def test_both_keys(self):
-        with pytest.raises(ConfigError, match="reference and references are both given"):
+        with pytest.raises(ConfigError, match="reference and references are both set"):
             config("dpo", reference="a", references=["b"])
 
 
