@@ -93,9 +93,9 @@ def test_readme_names_every_make_target_that_ci_calls():
     makefile = (REPOSITORY / "Makefile").read_text(encoding="utf-8")
     assert targets == ["audit", "test"]
     assert [target for target in targets if f"make {target}" not in readme] == []
-    named = set(re.findall(r"(?:`|^    )make (?:CONSTRAINTS= )?(\w+)", readme, re.M))
-    assert named >= {"demo", "test", "docs"}
-    assert [target for target in sorted(named) if not re.search(rf"^{target}:", makefile, re.M)] == []
+    readme_targets = set(re.findall(r"(?:`|^    )make (?:CONSTRAINTS= )?(\w+)", readme, re.M))
+    assert readme_targets >= {"demo", "test", "docs"}
+    assert [target for target in sorted(readme_targets) if not re.search(rf"^{target}:", makefile, re.M)] == []
 
 
 def imported_modules(file: Path) -> set[str]:

@@ -86,19 +86,19 @@ class TestRunLog:
         file, folder = write_config(), tmp_path / "run"
         arguments = [*DATED, f"output={folder}"]
         assert run(["train", str(file), *arguments]) == 0
-        first = (folder / "run.log").read_text()
+        log_text = (folder / "run.log").read_text()
         assert log_lines(folder)[-1] == ("INFO", f"report: {folder / 'report.html'}")
         assert run(["train", str(folder), "--resume"]) == 0
-        assert (folder / "run.log").read_text().startswith(first)
+        assert (folder / "run.log").read_text().startswith(log_text)
         assert ("INFO", "going on after step 1 of 1") in log_lines(folder)
         assert len([1 for line in log_lines(folder) if line == ("INFO", NOTICE)]) == 2
 
     def test_a_refused_run_leaves_another_runs_log_as_it_was(self, write_config, tmp_path):
         file, folder = write_config(), tmp_path / "run"
         assert run(["train", str(file), *DATED, f"output={folder}"]) == 0
-        before = (folder / "run.log").read_bytes()
+        log_bytes = (folder / "run.log").read_bytes()
         assert run(["train", str(file), *DATED, f"output={folder}"]) == 2
-        assert (folder / "run.log").read_bytes() == before
+        assert (folder / "run.log").read_bytes() == log_bytes
 
     def test_records_wait_for_the_folder(self, notices, tmp_path):
         logger = logging.getLogger("penchant.training")
@@ -125,10 +125,10 @@ class TestRunLog:
     def test_two_processes_write_it_by_the_first(self, write_config, tmp_path):
         launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "penchant"]
         arguments = ["train", str(write_config()), *DATED, f"output={tmp_path / 'run'}", "--json"]
-        done = subprocess.run([sys.executable, *launch, *arguments], capture_output=True, text=True, timeout=90)
-        assert done.returncode == 0, done.stderr[-3000:]
-        assert json.loads(done.stdout)["steps"] == 1
-        assert done.stderr.count(NOTICE) == 1
+        result = subprocess.run([sys.executable, *launch, *arguments], capture_output=True, text=True, timeout=90)
+        assert result.returncode == 0, result.stderr[-3000:]
+        assert json.loads(result.stdout)["steps"] == 1
+        assert result.stderr.count(NOTICE) == 1
         assert [line for line in log_lines(tmp_path / "run") if line[1] == NOTICE] == [("INFO", NOTICE)]
 
 
@@ -141,8 +141,8 @@ class TestLibrary:
             "print([logger.name for logger in ours if logger.handlers or (logger.level and logger.name != 'root')])\n"
             "print(logging.getLogger('penchant').propagate, len(ours) > 10)"
         )
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-        assert done.stdout.splitlines() == ["[]", "True True"]
+        result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        assert result.stdout.splitlines() == ["[]", "True True"]
 
     def test_a_program_without_logging_prints_warnings_alone(self, write_config):
         file = write_config(lora={"rank": 4}, training={"learning_rate": 1e-60})
@@ -151,22 +151,22 @@ class TestLibrary:
             "from penchant.config.run import load_config\nfrom penchant.training.run import train\n"
             "train(load_config(Path(sys.argv[1])))"
         )
-        done = subprocess.run([sys.executable, "-c", code, str(file)], capture_output=True, text=True, check=True)
-        assert [line for line in done.stderr.splitlines() if line.startswith("14 adapters are as before training")]
-        assert "held-out: " not in done.stderr
-        assert done.stdout == ""
+        result = subprocess.run([sys.executable, "-c", code, str(file)], capture_output=True, text=True, check=True)
+        assert [line for line in result.stderr.splitlines() if line.startswith("14 adapters are as before training")]
+        assert "held-out: " not in result.stderr
+        assert result.stdout == ""
         assert [level for level, _ in log_lines(Path(load_config(file).output))] == ["WARNING"]
 
     def test_handlers_and_level_are_as_before(self, write_config, capsys):
         logger, handler = logging.getLogger("penchant"), logging.NullHandler()
         logger.addHandler(handler)
         try:
-            before = logger.level, list(logger.handlers), logger.propagate
+            logger_state = logger.level, list(logger.handlers), logger.propagate
             folder = train(load_config(write_config(training={"max_steps": 1})))
-            assert (logger.level, logger.handlers, logger.propagate) == before
+            assert (logger.level, logger.handlers, logger.propagate) == logger_state
             with pytest.raises(ConfigError):
                 train(load_config(folder / "config.yaml"))
             assert run(["evaluate", str(folder), "--data", "missing.jsonl"]) == 2
-            assert (logger.level, logger.handlers, logger.propagate) == before
+            assert (logger.level, logger.handlers, logger.propagate) == logger_state
         finally:
             logger.removeHandler(handler)

@@ -57,10 +57,10 @@ def failing_cell(monkeypatch) -> Callable[[str], None]:
     """Makes the cell of this name fail as a diverged loss does, until `monkeypatch.undo`."""
 
     def make(name: str) -> None:
-        def failing(config: RunConfig, **named: object) -> Path:
+        def failing(config: RunConfig, **keywords: object) -> Path:
             if name in config.output:
                 raise TrainingError("the loss is not a finite number at step 2")
-            return train(config, **named)
+            return train(config, **keywords)
 
         monkeypatch.setattr(running, "train", failing)
 

@@ -51,8 +51,8 @@ def judged(bench, tmp_path):
 
 
 def by_length(ours, theirs) -> dict[str, float]:
-    mine, others = ours.samples, theirs.samples
-    lengths = {i: (len(mine[i]), len(others[i])) for i in mine}
+    our_samples, their_samples = ours.samples, theirs.samples
+    lengths = {i: (len(our_samples[i]), len(their_samples[i])) for i in our_samples}
     return {f"sample {i}": 1.0 if a > b else 0.5 if a == b else 0.0 for i, (a, b) in lengths.items()}
 
 
@@ -61,18 +61,18 @@ def diverse(monkeypatch):
     """Samples that differ from method to method, as a few steps on a tiny model do not make them."""
     draw = Measurement._draw
 
-    def drawn(self, policy, seed):
+    def draw_diverse(self, policy, seed):
         groups = draw(self, policy, seed)
         name = Path(policy.model.config._name_or_path).name
         shift = len(name) if "seed" in name else 0
         from dataclasses import replace
 
         return [
-            replace(each, group=replace(each.group, candidates=("x" * ((i * 7 + shift * 3) % 11 + 1),)))
-            for i, each in enumerate(groups)
+            replace(item, group=replace(item.group, candidates=("x" * ((i * 7 + shift * 3) % 11 + 1),)))
+            for i, item in enumerate(groups)
         ]
 
-    monkeypatch.setattr(Measurement, "_draw", drawn)
+    monkeypatch.setattr(Measurement, "_draw", draw_diverse)
 
 
 class TestRivals:
@@ -89,42 +89,46 @@ class TestRivals:
         assert not any("no win rates" in notice for notice in mended.notices)
 
     def test_another_baseline_is_another_rival(self, judged, monkeypatch, diverse):
-        first = run(judged())
-        assert cell_of(first, "simpo").values["win_rate"] == by_length(cell_of(first, "simpo"), cell_of(first, "dpo"))
+        dpo_comparison = run(judged())
+        assert cell_of(dpo_comparison, "simpo").values["win_rate"] == by_length(
+            cell_of(dpo_comparison, "simpo"), cell_of(dpo_comparison, "dpo")
+        )
         monkeypatch.setattr(running, "train", lambda *a, **k: pytest.fail("trained again"))
         monkeypatch.setattr(Measurement, "measure", lambda *a, **k: pytest.fail("measured again"))
-        second = run(judged(baseline="ipo"))
-        assert "win_rate" not in cell_of(second, "ipo").metrics
+        ipo_comparison = run(judged(baseline="ipo"))
+        assert "win_rate" not in cell_of(ipo_comparison, "ipo").metrics
         for method in ("dpo", "simpo"):
-            expected = by_length(cell_of(second, method), cell_of(second, "ipo"))
-            assert cell_of(second, method).values["win_rate"] == expected
-        kept = json.loads((Path(cell_of(second, "dpo").folder) / "measured.json").read_text())
-        assert kept["asked"]["rival"] == "ipo-n36-seed0"
-        asked = []
-        monkeypatch.setattr(Measurement, "_compare", lambda *a: asked.append(1))
+            expected = by_length(cell_of(ipo_comparison, method), cell_of(ipo_comparison, "ipo"))
+            assert cell_of(ipo_comparison, method).values["win_rate"] == expected
+        record = json.loads((Path(cell_of(ipo_comparison, "dpo").folder) / "measured.json").read_text())
+        assert record["asked"]["rival"] == "ipo-n36-seed0"
+        calls = []
+        monkeypatch.setattr(Measurement, "_compare", lambda *a: calls.append(1))
         run(judged(baseline="ipo"))
-        assert not asked
+        assert not calls
 
     def test_other_variants_of_the_baseline_meet_its_first(self, judged):
         grid = {"label": "ipo", "objective": {"name": "ipo"}, "grid": {"objective.beta": [0.1, 1.0]}}
         comparison = run(judged(methods=[grid], baseline="ipo"))
-        first, second = (cell for cell in comparison.cells if cell.method == "ipo")
-        assert "win_rate" not in first.metrics
-        assert second.values["win_rate"] == by_length(second, first)
+        first_cell, second_cell = (cell for cell in comparison.cells if cell.method == "ipo")
+        assert "win_rate" not in first_cell.metrics
+        assert second_cell.values["win_rate"] == by_length(second_cell, first_cell)
         assert list(comparison.judge) == ["ipo, beta 1.0, n 36, seed 0"]
 
 
 class TestAnotherReward:
     def test_is_measured_again_from_the_weights_that_were_kept(self, bench, tmp_path, monkeypatch, notices):
-        first = run(bench(seeds=[0]))
+        first_comparison = run(bench(seeds=[0]))
         (tmp_path / "rewards.py").write_text(LENGTHS)
         monkeypatch.setattr(running, "train", lambda *a, **k: pytest.fail("trained again"))
-        second = run(tmp_path / "bench.yaml")
-        for cell in second.cells:
+        second_comparison = run(tmp_path / "bench.yaml")
+        for cell in second_comparison.cells:
             assert cell.values["reward"] == {f"sample {i}": float(len(text)) for i, text in cell.samples.items()}
-        assert [cell.values["words"] for cell in second.cells] == [cell.values["words"] for cell in first.cells]
-        again = [line for line in notices.messages if "is measured again: it was with another reward" in line]
-        assert len(again) == len(second.cells)
+        assert [cell.values["words"] for cell in second_comparison.cells] == [
+            cell.values["words"] for cell in first_comparison.cells
+        ]
+        messages = [line for line in notices.messages if "is measured again: it was with another reward" in line]
+        assert len(messages) == len(second_comparison.cells)
 
     def test_is_refused_where_they_were_not(self, bench, tmp_path, monkeypatch):
         run(bench(seeds=[0], keep_weights=False))
@@ -158,17 +162,17 @@ class TestAnotherOrigin:
     def test_another_start_under_the_same_path_is_refused(self, bench, start):
         base = yaml.safe_load(bench().read_text())["base"] | {"model": str(start)}
         whole = shutil.copytree(start, start.with_name("whole"))
-        first = run(bench(seeds=[0], methods=["dpo"], base=base))
+        comparison = run(bench(seeds=[0], methods=["dpo"], base=base))
         other_weights(start)
-        for more in ({}, {"methods": ["dpo", "ipo"]}, {"seeds": [0, 1]}):
+        for changes in ({}, {"methods": ["dpo", "ipo"]}, {"seeds": [0, 1]}):
             with pytest.raises(ConfigError, match="begun with another model under the same path") as error:
-                run(bench(**{"seeds": [0], "methods": ["dpo"], "base": base, **more}))
+                run(bench(**{"seeds": [0], "methods": ["dpo"], "base": base, **changes}))
             assert str(start) in str(error.value)
             assert "name a new folder: output=DIR" in str(error.value)
         shutil.rmtree(start)
         shutil.copytree(whole, start)
         (start / "eval.json").write_text("{}")
-        assert run(bench(seeds=[0], methods=["dpo"], base=base)).cells == first.cells
+        assert run(bench(seeds=[0], methods=["dpo"], base=base)).cells == comparison.cells
 
     @pytest.mark.parametrize(
         ("name", "text"), [("tokenizer_config.json", None), ("chat_template.jinja", "{{ messages }}")]
@@ -181,59 +185,61 @@ class TestAnotherOrigin:
             run(bench(seeds=[0], methods=["dpo"], base=base))
 
     def test_a_reference_of_a_methods_own(self, bench, start, tmp_path):
-        own = {"label": "far", "objective": {"name": "dpo"}, "set": {"reference": str(start)}}
-        run(bench(seeds=[0], methods=["dpo", own]))
+        method = {"label": "far", "objective": {"name": "dpo"}, "set": {"reference": str(start)}}
+        run(bench(seeds=[0], methods=["dpo", method]))
         other_weights(start)
         with pytest.raises(ConfigError, match="far-n36-seed0 was trained with another reference under") as error:
-            run(bench(seeds=[0], methods=["dpo", own]))
+            run(bench(seeds=[0], methods=["dpo", method]))
         assert "delete that cell's folder" in str(error.value)
         shutil.rmtree(tmp_path / "bench" / "cells" / "far-n36-seed0")
-        assert [cell.method for cell in run(bench(seeds=[0], methods=["dpo", own])).cells] == ["start", "dpo", "far"]
+        assert [cell.method for cell in run(bench(seeds=[0], methods=["dpo", method])).cells] == ["start", "dpo", "far"]
 
     def test_a_training_reward_of_a_methods_own(self, bench, tmp_path, failing_cell, monkeypatch):
         (tmp_path / "own.py").write_text(CATS)
         reward = {"function": f"{tmp_path / 'own.py'}:score"}
-        own = {"label": "own", "objective": {"name": "ddo_rm"}, "set": {"reward": reward}}
+        method = {"label": "own", "objective": {"name": "ddo_rm"}, "set": {"reward": reward}}
         failing_cell("own")
-        run(bench(seeds=[0], methods=["dpo", own]))
+        run(bench(seeds=[0], methods=["dpo", method]))
         (tmp_path / "own.py").write_text(LENGTHS)
         monkeypatch.undo()
-        assert not any(cell.failed for cell in run(bench(seeds=[0], methods=["dpo", own])).cells)
+        assert not any(cell.failed for cell in run(bench(seeds=[0], methods=["dpo", method])).cells)
         (tmp_path / "own.py").write_text(CATS)
         with pytest.raises(ConfigError, match=r"own-n36-seed0 was trained with another reward\.function"):
-            run(bench(seeds=[0], methods=["dpo", own]))
+            run(bench(seeds=[0], methods=["dpo", method]))
 
 
 class TestAnotherJudge:
     def test_asks_anew_about_the_same_samples_without_weights(self, judged, tmp_path, diverse, monkeypatch):
-        first = run(judged(keep_weights=False))
+        first_comparison = run(judged(keep_weights=False))
         (tmp_path / "judge.py").write_text(LENGTHS.replace("len(r)", "-len(r)"))
         monkeypatch.setattr(Measurement, "measure", lambda *a, **k: pytest.fail("measured again"))
-        second = run(tmp_path / "bench.yaml")
-        before, after = (cell_of(of, "simpo") for of in (first, second))
-        assert after.samples == before.samples
-        assert after.values["win_rate"] == {name: 1 - value for name, value in before.values["win_rate"].items()}
-        assert set(before.values["win_rate"].values()) != {0.5}
+        second_comparison = run(tmp_path / "bench.yaml")
+        first_cell, second_cell = (cell_of(comparison, "simpo") for comparison in (first_comparison, second_comparison))
+        assert second_cell.samples == first_cell.samples
+        assert second_cell.values["win_rate"] == {
+            name: 1 - value for name, value in first_cell.values["win_rate"].items()
+        }
+        assert set(first_cell.values["win_rate"].values()) != {0.5}
 
 
 def test_a_judge_that_never_answers_is_told_everywhere(bench, tmp_path, monkeypatch):
     monkeypatch.setattr(EndpointJudge, "compare", lambda self, p, a, b: [Verdict("tie", failed=True) for _ in p])
     measure = {"samples": 4, "max_new_tokens": 6, "judge": {"judge": {"url": "http://localhost:1/v1", "model": "m"}}}
     comparison = run(bench(seeds=[0], methods=["dpo"], measure=measure))
-    said = "judge: 8 of 8 questions were never answered and count as ties"
-    assert said in comparison.notices
+    notice = "judge: 8 of 8 questions were never answered and count as ties"
+    assert notice in comparison.notices
     _, table = write_comparison(comparison, tmp_path / "bench")
-    with (console := Console(width=200)).capture() as shown:
+    with (console := Console(width=200)).capture() as capture:
         console.print(table)
-    assert said in shown.get()
-    assert said in (tmp_path / "bench" / "compare.md").read_text()
+    assert notice in capture.get()
+    assert notice in (tmp_path / "bench" / "compare.md").read_text()
     page = (tmp_path / "bench" / "compare.html").read_text()
-    assert said in page
+    assert notice in page
     assert "none judged" in page
     monkeypatch.setattr(EndpointJudge, "compare", lambda self, p, a, b: [Verdict("tie") for _ in p])
-    again = run(bench(seeds=[0], methods=["dpo"], measure=measure))
-    assert not again.notices
-    assert cell_of(again, "dpo").judge["agreement"] == 1.0
+    second_comparison = run(bench(seeds=[0], methods=["dpo"], measure=measure))
+    assert not second_comparison.notices
+    assert cell_of(second_comparison, "dpo").judge["agreement"] == 1.0
 
 
 def test_kl_left_out_is_told(bench):

@@ -60,24 +60,25 @@ def test_a_group_counts_where_all_have_it_and_a_prompt_where_it_has_one():
     columns = by_prompt([ours, theirs], ["a", "a", "b"])
     assert columns[0][:, 0].tolist() == [1.0, 2.0]
     assert np.isnan(columns[0][:, 1]).all()
-    found = paired_difference(*columns)
-    assert (found.n_prompts, found.left_out, found.value) == (1, 1, 1.5)
-    nothing = by_prompt([ours[:1, 1:], theirs[:1, 1:]], ["a", "b"])
-    assert np.isnan(nothing[0]).all()
+    difference = paired_difference(*columns)
+    assert (difference.n_prompts, difference.left_out, difference.value) == (1, 1, 1.5)
+    empty_columns = by_prompt([ours[:1, 1:], theirs[:1, 1:]], ["a", "b"])
+    assert np.isnan(empty_columns[0]).all()
 
 
 @pytest.mark.parametrize("times", [2, 6])
 def test_rows_told_again_are_no_further_prompts(times):
     prompts = [f"p{i}" for i in range(8)]
-    once = compared(OURS, THEIRS, prompts)
-    again = compared(np.tile(OURS, times), np.tile(THEIRS, times), prompts * times)
-    assert again.verdict.difference.n_prompts == once.verdict.difference.n_prompts == 8
-    assert again.verdict_text == once.verdict_text
+    row = compared(OURS, THEIRS, prompts)
+    repeated_row = compared(np.tile(OURS, times), np.tile(THEIRS, times), prompts * times)
+    assert repeated_row.verdict.difference.n_prompts == row.verdict.difference.n_prompts == 8
+    assert repeated_row.verdict_text == row.verdict_text
     for name in ("value", "low", "high", "p"):
-        assert getattr(again.verdict.difference, name) == pytest.approx(getattr(once.verdict.difference, name)), name
+        expected = pytest.approx(getattr(row.verdict.difference, name))
+        assert getattr(repeated_row.verdict.difference, name) == expected, name
     as_prompts = compared(np.tile(OURS, times), np.tile(THEIRS, times), [f"p{i}" for i in range(8 * times)])
     assert as_prompts.verdict.difference.high - as_prompts.verdict.difference.low < 1.1
-    assert once.verdict.difference.high - once.verdict.difference.low > 1.5
+    assert row.verdict.difference.high - row.verdict.difference.low > 1.5
 
 
 def test_the_intervals_centre_is_the_difference_of_the_tables_values():
@@ -95,10 +96,12 @@ def test_intervals_cover_where_prompts_have_unequally_many_groups():
     draw = np.random.default_rng(0)
     covered, naive = 0, 0
     for _ in range(400):
-        at = np.repeat(np.arange(50), draw.choice([1, 2, 6], 50))
-        effects = draw.normal(0, 1, 50)[at] + draw.normal(0, 0.5, len(at)) + draw.normal(0, 0.7, (3, len(at)))
-        found = paired_difference(*by_prompt([effects, np.zeros_like(effects)], at.tolist()))
-        covered += found.low <= 0 <= found.high
+        prompts = np.repeat(np.arange(50), draw.choice([1, 2, 6], 50))
+        effects = (
+            draw.normal(0, 1, 50)[prompts] + draw.normal(0, 0.5, len(prompts)) + draw.normal(0, 0.7, (3, len(prompts)))
+        )
+        difference = paired_difference(*by_prompt([effects, np.zeros_like(effects)], prompts.tolist()))
+        covered += difference.low <= 0 <= difference.high
         plain = paired_difference(effects, np.zeros_like(effects))
         naive += plain.low <= 0 <= plain.high
     assert covered / 400 > 0.92

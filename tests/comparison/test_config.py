@@ -45,7 +45,7 @@ def test_overrides_reach_the_base(load):
 
 
 @pytest.mark.parametrize(
-    ("keys", "found"),
+    ("keys", "message"),
     [
         ({"baseline": "dpp"}, "baseline 'dpp' is no label (did you mean dpo?)"),
         ({"methods": ["dpo", "dpo"]}, "two methods have the label 'dpo'"),
@@ -68,8 +68,8 @@ def test_overrides_reach_the_base(load):
             "has no values",
         ),
         *(
-            ({"methods": [{"label": "a", "objective": {"name": "dpo"}, **own}], "baseline": "a"}, found)
-            for own, found in [
+            ({"methods": [{"label": "a", "objective": {"name": "dpo"}, **settings}], "baseline": "a"}, message)
+            for settings, message in [
                 ({"set": {"model": "m"}}, "model is the same for all methods; set it once: base.model"),
                 ({"set": {"output": "o"}}, "output is the same for all methods; set it once: output"),
                 ({"set": {"training.seed": 1}}, "training.seed is the same for all methods; set it once: seeds"),
@@ -84,8 +84,8 @@ def test_overrides_reach_the_base(load):
         ),
         ({"search": {"parameters": {"model": ["a", "b"]}}}, "model is the same for all methods"),
         *(
-            ({"measure": {"primary": name}}, f"no verdict on {name}: {why}; use accuracy, margin, auc")
-            for name, why in [
+            ({"measure": {"primary": name}}, f"no verdict on {name}: {reason}; use accuracy, margin, auc")
+            for name, reason in [
                 ("kl", "far from the start is neither better nor worse"),
                 ("kl_error", "it is an error of kl"),
                 ("words", "longer is neither better nor worse"),
@@ -107,10 +107,10 @@ def test_overrides_reach_the_base(load):
         ({"search": {"parameters": {"objective.beta": {"low": 0.1, "high": 1}}}}, "a grid takes lists of values"),
     ],
 )
-def test_mistakes(load, keys, found):
+def test_mistakes(load, keys, message):
     with pytest.raises(ConfigError) as error:
         load(**keys)
-    assert found in str(error.value)
+    assert message in str(error.value)
     assert "bench.yaml" in str(error.value)
 
 
@@ -120,9 +120,9 @@ def test_a_verdict_on_win_rates_against_the_start(load):
 
 
 def test_a_method_may_read_the_same_data_in_its_own_way(load):
-    own = {"data.max_length": 64, "reference": "r", "reward": {"model": "rm"}, "data": {"truncation": "drop"}}
-    methods = [{"label": "a", "objective": {"name": "dpo"}, "set": own}]
-    assert load(methods=methods, baseline="a").methods[0].set == own
+    settings = {"data.max_length": 64, "reference": "r", "reward": {"model": "rm"}, "data": {"truncation": "drop"}}
+    methods = [{"label": "a", "objective": {"name": "dpo"}, "set": settings}]
+    assert load(methods=methods, baseline="a").methods[0].set == settings
 
 
 class TestSubsets:

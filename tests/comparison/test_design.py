@@ -31,8 +31,8 @@ def test_the_difference_that_can_be_found() -> None:
         "times in 10, where models differ on a third of the prompts and seeds change little"
     )
     # The groups of one prompt are no more prompts; against the start, every method is compared.
-    [more] = design_notes(bench(methods=methods, seeds=[0, 1, 2]), held_out(300, groups=3))
-    assert more == note
+    [grouped_note] = design_notes(bench(methods=methods, seeds=[0, 1, 2]), held_out(300, groups=3))
+    assert grouped_note == note
     assert "and 6 methods" in design_notes(bench(methods=methods, baseline="start"), held_out(300))[0]
 
 
@@ -49,8 +49,8 @@ def test_what_cannot_be_foretold() -> None:
     assert design_notes(bench(measure={"primary": "auc"}), held_out(300)) == []
     [note] = design_notes(bench(measure={"primary": "log_prob_top1"}), held_out(300))
     assert "in log_prob_top1" in note
-    [nothing] = design_notes(bench(seeds=[0, 1, 2]), held_out(3))
-    assert nothing == (
+    [small_data_note] = design_notes(bench(seeds=[0, 1, 2]), held_out(3))
+    assert small_data_note == (
         "with 3 seeds, 3 held-out prompts and 1 method no difference in accuracy is likely to be detected: use more "
         "of them"
     )

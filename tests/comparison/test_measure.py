@@ -56,14 +56,14 @@ def yardstick(tmp_path, tiny_model):
     return over
 
 
-def pairs(count: int, **known: object) -> list[dict]:
+def pairs(count: int, **fields: object) -> list[dict]:
     draw = np.random.default_rng(0)
 
     def words(number: int) -> str:
         return " ".join(draw.choice(WORDS, number))
 
     return [
-        {"prompt": f"{words(3)} {WORDS[i % 8]}", "chosen": f" {words(4)}", "rejected": f" {words(5)}", **known}
+        {"prompt": f"{words(3)} {WORDS[i % 8]}", "chosen": f" {words(4)}", "rejected": f" {words(5)}", **fields}
         for i in range(count)
     ]
 
@@ -78,20 +78,21 @@ def log_prob(model, prompt: list[int], response: list[int]) -> float:
 @pytest.mark.parametrize("max_new_tokens", [2, 12])
 def test_kl_is_of_the_tokens_that_were_drawn(yardstick, tiny_model, other_model, max_new_tokens):
     ruler = yardstick(pairs(24), samples=24, max_new_tokens=max_new_tokens)
-    measured = ruler.measure(str(other_model), seed=3)
+    result = ruler.measure(str(other_model), seed=3)
     tokenizer = load_tokenizer(str(tiny_model))
     pi, start = (AutoModelForCausalLM.from_pretrained(folder) for folder in (other_model, tiny_model))
     prompts = tokenize_prompts(ruler.prompts, tokenizer)
     drawing = Sampling(max_new_tokens=max_new_tokens, seed=3, batch_size=64)
-    drawn = [found for (found,) in sample(pi, prompts, drawing, ends=[tokenizer.eos_token_id])]
+    completions = [completion for (completion,) in sample(pi, prompts, drawing, ends=[tokenizer.eos_token_id])]
     ratios = [
-        log_prob(pi, prompt.tolist(), found.ids.tolist()) - log_prob(start, prompt.tolist(), found.ids.tolist())
-        for prompt, found in zip(prompts, drawn, strict=True)
+        log_prob(pi, prompt.tolist(), completion.ids.tolist())
+        - log_prob(start, prompt.tolist(), completion.ids.tolist())
+        for prompt, completion in zip(prompts, completions, strict=True)
     ]
-    assert {found.has_end for found in drawn} == {True, False}
-    assert list(measured.values["kl"].values()) == pytest.approx(ratios, abs=1e-4)
-    assert measured.metrics["kl"] == pytest.approx(np.mean(ratios), abs=1e-4)
-    assert measured.metrics["kl_error"] == pytest.approx(np.std(ratios, ddof=1) / math.sqrt(len(ratios)), abs=1e-4)
+    assert {completion.has_end for completion in completions} == {True, False}
+    assert list(result.values["kl"].values()) == pytest.approx(ratios, abs=1e-4)
+    assert result.metrics["kl"] == pytest.approx(np.mean(ratios), abs=1e-4)
+    assert result.metrics["kl_error"] == pytest.approx(np.std(ratios, ddof=1) / math.sqrt(len(ratios)), abs=1e-4)
 
 
 def test_an_empty_answer_counts(yardstick, tiny_model, other_model):
@@ -101,28 +102,28 @@ def test_an_empty_answer_counts(yardstick, tiny_model, other_model):
     with torch.no_grad():
         silent.lm_head.weight[end] *= 30
     silent.save_pretrained(other_model)
-    measured = yardstick(pairs(16), samples=16, max_new_tokens=4).measure(str(other_model), seed=0)
-    assert "" in measured.samples.values()
-    assert len(measured.values["kl"]) == 16
+    result = yardstick(pairs(16), samples=16, max_new_tokens=4).measure(str(other_model), seed=0)
+    assert "" in result.samples.values()
+    assert len(result.values["kl"]) == 16
 
 
 def test_a_tempered_sample_gives_no_kl(yardstick, other_model):
-    measured = yardstick(pairs(6), samples=6, max_new_tokens=4, temperature=0.5).measure(str(other_model), seed=0)
-    assert "words" in measured.metrics
-    assert not {"kl", "kl_error"} & {*measured.metrics, *measured.values}
+    result = yardstick(pairs(6), samples=6, max_new_tokens=4, temperature=0.5).measure(str(other_model), seed=0)
+    assert "words" in result.metrics
+    assert not {"kl", "kl_error"} & {*result.metrics, *result.values}
 
 
 @pytest.mark.parametrize("name", ["one", "sample 0"])
 def test_groups_are_told_apart_by_place(yardstick, tiny_model, other_model, name):
     ruler = yardstick(pairs(10, id=name), samples=4, max_new_tokens=4)
-    measured = ruler.measure(str(other_model), seed=0)
-    assert list(measured.values["accuracy"]) == [f"group {i}" for i in range(10)]
-    assert list(measured.values["kl"]) == [f"sample {i}" for i in range(4)]
+    result = ruler.measure(str(other_model), seed=0)
+    assert list(result.values["accuracy"]) == [f"group {i}" for i in range(10)]
+    assert list(result.values["kl"]) == [f"sample {i}" for i in range(4)]
     scored = score(str(other_model), ruler.held_out, World.single(), reference=str(tiny_model))
     report = evaluate_preferences(scored)
     for metric, estimate in report.metrics.items():
         if metric != "ties":
-            assert measured.metrics[metric] == pytest.approx(estimate.value, rel=1e-9), metric
+            assert result.metrics[metric] == pytest.approx(estimate.value, rel=1e-9), metric
 
 
 def test_a_dropped_group_does_not_move_the_others(yardstick, other_model):
@@ -130,8 +131,8 @@ def test_a_dropped_group_does_not_move_the_others(yardstick, other_model):
     rows[2]["rejected"] = rows[2]["chosen"]
     ruler = yardstick(rows, samples=0)
     dropping = ruler.base.model_copy(update={"data": ruler.base.data.model_copy(update={"identical": "drop"})})
-    measured = Measurement(dropping, ruler.held_out, ruler.settings).measure(str(other_model), seed=0)
-    assert list(measured.values["margin"]) == [f"group {i}" for i in (0, 1, 3, 4, 5)]
+    result = Measurement(dropping, ruler.held_out, ruler.settings).measure(str(other_model), seed=0)
+    assert list(result.values["margin"]) == [f"group {i}" for i in (0, 1, 3, 4, 5)]
 
 
 @pytest.mark.parametrize("max_length", [None, 20])
@@ -143,8 +144,8 @@ def test_the_start_reads_cut_prompts_as_the_cells_do(yardstick, tmp_path, tiny_m
     cutting = {"truncation": "keep_end_of_prompt", "max_length": max_length}
     base = ruler.base.model_copy(update={"data": ruler.base.data.model_copy(update=cutting)})
     copy = shutil.copytree(tiny_model, tmp_path / "copy")
-    measured = Measurement(base, ruler.held_out, ruler.settings).measure(str(copy), seed=0)
-    assert measured.values["margin"] == {f"group {i}": 0.0 for i in range(6)}
+    result = Measurement(base, ruler.held_out, ruler.settings).measure(str(copy), seed=0)
+    assert result.values["margin"] == {f"group {i}": 0.0 for i in range(6)}
 
 
 class TestPromptsWithoutRoom:
@@ -159,10 +160,10 @@ class TestPromptsWithoutRoom:
         ruler.open()
         words = [len(str(prompt).split()) for prompt in ruler.prompts]
         assert words == [119, 3, 5]
-        why = "with max_new_tokens=8 they are longer than the context of 128 tokens"
-        assert notices.messages == [f"1 of 4 held-out prompts are not sampled from: {why}"]
-        measured = ruler.measure(str(tiny_model), seed=0)
-        assert list(measured.samples) == ["0", "1", "2"]
+        reason = "with max_new_tokens=8 they are longer than the context of 128 tokens"
+        assert notices.messages == [f"1 of 4 held-out prompts are not sampled from: {reason}"]
+        result = ruler.measure(str(tiny_model), seed=0)
+        assert list(result.samples) == ["0", "1", "2"]
 
     def test_so_are_those_whose_groups_are_dropped(self, yardstick, tiny_model, notices):
         ruler = yardstick(self.ROWS, samples=4, max_new_tokens=2)
@@ -190,10 +191,10 @@ def test_orders_are_those_of_a_direct_evaluation(yardstick, tiny_model, other_mo
         for i, word in enumerate(WORDS)
     ]
     ruler = yardstick(rows, samples=0)
-    measured = ruler.measure(str(other_model), seed=0)
+    result = ruler.measure(str(other_model), seed=0)
     report = evaluate_preferences(score(str(other_model), ruler.held_out, World.single(), reference=str(tiny_model)))
     for prefix in ("", "log_prob_", "mean_log_prob_"):
         for name in ("top1", "ndcg", "kendall_tau"):
-            assert measured.metrics[prefix + name] == pytest.approx(report.metrics[prefix + name].value), prefix + name
+            assert result.metrics[prefix + name] == pytest.approx(report.metrics[prefix + name].value), prefix + name
             assert prefix + name in DEFINITIONS
     assert not {"top1", "kendall_tau"} & ruler.measure(str(tiny_model), seed=0).metrics.keys()

@@ -59,10 +59,10 @@ class TestACampaign:
 
     def test_every_cell_is_there(self, finished):
         _, _, comparison, _ = finished
-        found = {(c.method, tuple(c.settings.values()), c.size, c.seed) for c in comparison.cells}
+        cell_keys = {(c.method, tuple(c.settings.values()), c.size, c.seed) for c in comparison.cells}
         sizes = sorted({c.size for c in comparison.cells})
         variants = [("start", ()), ("kto", ()), ("ipo", (0.1,)), ("ipo", (1.0,))]
-        assert found == {(*v, n, s) for v in variants for n in sizes for s in (0, 1)}
+        assert cell_keys == {(*v, n, s) for v in variants for n in sizes for s in (0, 1)}
         assert sizes == [18, 36]
 
     def test_the_smaller_data_is_in_the_larger_and_the_held_out_in_neither(self, finished):
@@ -120,14 +120,14 @@ class TestACampaign:
     def test_again_it_trains_and_measures_nothing(self, finished, monkeypatch):
         _, file, comparison, _ = finished
         monkeypatch.setattr(running, "train", lambda *a, **k: pytest.fail("trained again"))
-        again = run(file)
-        assert numbers(again) == numbers(comparison)
+        second_comparison = run(file)
+        assert numbers(second_comparison) == numbers(comparison)
 
     def test_its_files(self, finished):
         folder, _, _, document = finished
-        written = json.loads((folder / "bench" / "compare.json").read_text())
-        assert written == json.loads(json.dumps(document))
-        row = next(v for v in written["variants"] if v["variant"] == "ipo, beta 1.0")
+        saved_document = json.loads((folder / "bench" / "compare.json").read_text())
+        assert saved_document == json.loads(json.dumps(document))
+        row = next(v for v in saved_document["variants"] if v["variant"] == "ipo, beta 1.0")
         assert row["metrics"]["accuracy"].keys() == {"value", "low", "high", "n"}
         assert row["metrics"]["accuracy"]["n"] == 2
         assert row["difference"]["low"] <= row["difference"]["value"] <= row["difference"]["high"]
@@ -152,11 +152,11 @@ def test_interrupted_between_cells_it_goes_on_to_the_same(bench, tmp_path, monke
     whole = run(file, f"output={tmp_path / 'whole'}")
     calls = []
 
-    def failing(config, **named):
+    def failing(config, **keywords):
         calls.append(config.output)
         if len(calls) == 3:
             raise KeyboardInterrupt
-        return train(config, **named)
+        return train(config, **keywords)
 
     monkeypatch.setattr(running, "train", failing)
     with pytest.raises(KeyboardInterrupt):
@@ -199,8 +199,8 @@ def test_a_second_comparison_in_the_same_folder_is_refused(bench, tmp_path):
 def test_weights_may_be_thrown_away(bench, tmp_path):
     """All of them: the last, the best and the checkpoints'."""
     base = yaml.safe_load(bench().read_text())["base"] | {"evaluation": {"every": 1}}
-    kept = run(bench(seeds=[0], base=base), f"output={tmp_path / 'kept'}")
-    assert (Path(kept.cells[-1].folder) / "best" / "model.safetensors").exists()
+    with_weights = run(bench(seeds=[0], base=base), f"output={tmp_path / 'kept'}")
+    assert (Path(with_weights.cells[-1].folder) / "best" / "model.safetensors").exists()
     comparison = run(bench(keep_weights=False, seeds=[0], base=base))
     cells = [Path(cell.folder) for cell in comparison.cells if cell.method != "start"]
     large = [file for folder in cells for file in folder.rglob("*") if file.is_file() and file.stat().st_size > 16_000]
@@ -212,7 +212,7 @@ def test_weights_may_be_thrown_away(bench, tmp_path):
 
 class TestRefuses:
     @pytest.mark.parametrize(
-        ("keys", "found"),
+        ("keys", "message"),
         [
             ({"methods": ["dpo", "dpoo"]}, "dpoo: 1 problem(s) in the configuration"),
             ({"methods": ["dpo", "bradley_terry"]}, "bradley_terry trains a reward model"),
@@ -234,11 +234,11 @@ class TestRefuses:
             ),
         ],
     )
-    def test_before_anything_is_trained(self, bench, keys, found, monkeypatch):
+    def test_before_anything_is_trained(self, bench, keys, message, monkeypatch):
         monkeypatch.setattr(running, "train", lambda *a, **k: pytest.fail("trained"))
         with pytest.raises(ConfigError) as error:
             run(bench(**keys))
-        assert found in str(error.value)
+        assert message in str(error.value)
 
     def test_nothing_is_written_then(self, bench, tmp_path):
         with pytest.raises(ConfigError, match="learns from scores"):
@@ -247,13 +247,13 @@ class TestRefuses:
 
     def test_a_method_with_a_reward_of_its_own_has_scores(self, bench, tmp_path):
         reward = {"function": f"{tmp_path / 'rewards.py'}:score"}
-        given = {"label": "ddo_rm", "objective": {"name": "ddo_rm"}, "set": {"reward": reward}}
-        drawn = {
+        offline_method = {"label": "ddo_rm", "objective": {"name": "ddo_rm"}, "set": {"reward": reward}}
+        online_method = {
             "label": "online",
             "objective": {"name": "rloo"},
             "set": {"reward": reward, "candidates": "sampled", "sampling": {"samples": 2, "max_new_tokens": 4}},
         }
-        comparison = run(bench(methods=["dpo", given, drawn], seeds=[0]))
+        comparison = run(bench(methods=["dpo", offline_method, online_method], seeds=[0]))
         assert [cell.failed for cell in comparison.cells] == [None] * 4
 
     def test_a_folder_of_another_comparison(self, bench, tiny_model):
@@ -264,9 +264,9 @@ class TestRefuses:
 
     def test_numbers_of_another_configuration(self, bench):
         run(bench(seeds=[0], methods=["dpo"]))
-        changed = [{"label": "dpo", "objective": {"name": "dpo", "beta": 0.7}}]
+        methods = [{"label": "dpo", "objective": {"name": "dpo", "beta": 0.7}}]
         with pytest.raises(ConfigError, match="dpo-n36-seed0 was trained with another objective"):
-            run(bench(seeds=[0], methods=changed))
+            run(bench(seeds=[0], methods=methods))
 
     def test_two_sizes_that_are_one(self, bench):
         with pytest.raises(ConfigError, match="two of them come to 36 groups"):
@@ -278,24 +278,24 @@ class TestRefuses:
             run(bench())
 
     def test_methods_and_seeds_may_be_added(self, bench):
-        first = run(bench(seeds=[0], methods=["dpo"]))
-        second = run(bench(seeds=[0, 1], methods=["dpo", "simpo"]))
-        assert len(second.cells) == 6
-        kept = next(c for c in first.cells if c.method == "dpo")
-        assert kept in second.cells
+        first_comparison = run(bench(seeds=[0], methods=["dpo"]))
+        second_comparison = run(bench(seeds=[0, 1], methods=["dpo", "simpo"]))
+        assert len(second_comparison.cells) == 6
+        dpo_cell = next(c for c in first_comparison.cells if c.method == "dpo")
+        assert dpo_cell in second_comparison.cells
 
     def test_a_size_may_be_added(self, bench, monkeypatch):
-        first = run(bench(seeds=[0], methods=["dpo"]))
+        first_comparison = run(bench(seeds=[0], methods=["dpo"]))
         trained: list[str] = []
 
-        def counted(config, **named):
+        def train_and_record(config, **keywords):
             trained.append(Path(config.output).name)
-            return train(config, **named)
+            return train(config, **keywords)
 
-        monkeypatch.setattr(running, "train", counted)
-        second = run(bench(seeds=[0], methods=["dpo"], sizes=[0.5, 1.0]))
+        monkeypatch.setattr(running, "train", train_and_record)
+        second_comparison = run(bench(seeds=[0], methods=["dpo"], sizes=[0.5, 1.0]))
         assert trained == ["dpo-n18-seed0"]
-        assert next(c for c in first.cells if c.method == "dpo") in second.cells
+        assert next(c for c in first_comparison.cells if c.method == "dpo") in second_comparison.cells
 
     def test_another_size_is_trained_on_its_own_data(self, bench):
         small = run(bench(seeds=[0], methods=["dpo"], sizes=[0.5]))
@@ -333,11 +333,11 @@ class TestSweep:
             "budget": {"trials": 2},
         }
         comparison = run(bench(methods=["dpo"], seeds=[0], search=search))
-        drawn = [c.settings for c in comparison.cells if c.method == "dpo"]
-        assert len(drawn) == 2
-        assert all(0.01 <= s["objective.beta"] <= 1.0 and s["training.batch_size"] in (4, 8) for s in drawn)
+        settings = [c.settings for c in comparison.cells if c.method == "dpo"]
+        assert len(settings) == 2
+        assert all(0.01 <= s["objective.beta"] <= 1.0 and s["training.batch_size"] in (4, 8) for s in settings)
         assert any("the budget of 2 trials is spent: 4 of 6 cells" in notice for notice in comparison.notices)
-        assert drawn == [c.settings for c in run(bench(methods=["dpo"], seeds=[0], search=search)).cells][1:]
+        assert settings == [c.settings for c in run(bench(methods=["dpo"], seeds=[0], search=search)).cells][1:]
 
     def test_a_trial_is_a_variant_with_all_its_seeds(self, bench):
         search = {"parameters": {"objective.beta": [0.1, 0.2, 0.3]}, "budget": {"trials": 2}}
@@ -350,11 +350,11 @@ class TestSweep:
         search = {"method": "random", "trials": 8, "parameters": {"objective.beta": [0.1, 0.2]}}
         file = bench(methods=["dpo"], seeds=[0], search=search)
         comparison = compare(load_bench(file), str(file))
-        drawn = [c.settings["objective.beta"] for c in comparison.cells if c.method == "dpo"]
-        assert sorted(drawn) == [0.1, 0.2]
-        said = "search: 2 distinct variants of each method, for 8 draws repeat some"
+        betas = [c.settings["objective.beta"] for c in comparison.cells if c.method == "dpo"]
+        assert sorted(betas) == [0.1, 0.2]
+        message = "search: 2 distinct variants of each method, for 8 draws repeat some"
         for lines in (notices.messages, comparison.notices):
-            assert len([line for line in lines if line.startswith(said)]) == 1
+            assert len([line for line in lines if line.startswith(message)]) == 1
 
     def test_a_budget_of_tokens(self, bench):
         search = {"parameters": {"objective.beta": [0.1, 0.2, 0.3]}, "budget": {"tokens": 1}}
@@ -376,32 +376,32 @@ def test_the_verb_prints_the_notices_of_the_comparison_alone(bench, capsys, tmp_
 
 
 def test_the_verb_prints_one_json_document(bench):
-    done = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-m", "penchant", "compare", str(bench(seeds=[0], methods=["dpo"])), "--json"],
         capture_output=True,
         text=True,
         check=False,
     )
-    assert done.returncode == 0, done.stderr
-    document = json.loads(done.stdout)
+    assert result.returncode == 0, result.stderr
+    document = json.loads(result.stdout)
     assert [v["variant"] for v in document["variants"]] == ["start", "dpo"]
     assert math.isfinite(document["variants"][1]["metrics"]["accuracy"]["value"])
 
 
 def test_a_sweep_without_a_search_is_refused(bench):
-    done = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-m", "penchant", "sweep", str(bench())], capture_output=True, text=True, check=False
     )
-    assert done.returncode == 2
-    assert "no search section" in done.stderr
-    assert "Traceback" not in done.stderr
+    assert result.returncode == 2
+    assert "no search section" in result.stderr
+    assert "Traceback" not in result.stderr
 
 
 def test_folders_are_copied_without_meaning(tmp_path, bench):
     """A comparison's folder may be moved: what is measured is in it."""
     file = bench(seeds=[0], methods=["dpo"])
-    first = run(file)
-    moved = tmp_path / "moved"
-    shutil.move(tmp_path / "bench", moved)
-    again = run(file, f"output={moved}")
-    assert [c.metrics for c in again.cells] == [c.metrics for c in first.cells]
+    first_comparison = run(file)
+    moved_folder = tmp_path / "moved"
+    shutil.move(tmp_path / "bench", moved_folder)
+    second_comparison = run(file, f"output={moved_folder}")
+    assert [c.metrics for c in second_comparison.cells] == [c.metrics for c in first_comparison.cells]

@@ -62,7 +62,7 @@ def test_an_area_stays_inside_its_bounds_and_is_never_certain():
         cells = [Cell("dpo", {}, 10, seed, "", {"auc": area}, {}, {}, {}, {}, None) for seed, area in enumerate(areas)]
         (row,) = summarise(Comparison("t", "dpo", "m", "d", cells, {}, {}, "auc", [], "", None)).rows
         estimates.append(row.metrics["auc"])
-    differing, alike = estimates
-    assert differing.low < 0.9
-    assert differing.high == 1.0
-    assert math.isnan(alike.low)
+    unequal_areas, equal_areas = estimates
+    assert unequal_areas.low < 0.9
+    assert unequal_areas.high == 1.0
+    assert math.isnan(equal_areas.low)

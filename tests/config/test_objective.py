@@ -60,16 +60,16 @@ class TestFromAFile:
         assert load_config(folder / "config.yaml").built_objective == config.built_objective
 
     def test_a_run_builds_it_once(self, method_file, write_config, monkeypatch):
-        built = []
+        calls = []
         monkeypatch.setattr(
             "penchant.config.run.build_objective",
-            lambda values: built.append(values) or build_objective(values),
+            lambda values: calls.append(values) or build_objective(values),
         )
         config = load_config(
             write_config(objective={"name": "r_dpo", "file": str(method_file)}, training={"max_steps": 1})
         )
         train(config)
-        assert len(built) == 1
+        assert len(calls) == 1
 
     def test_a_stand_in_is_not_kept_for_training(self, method_file, write_config):
         file = write_config(objective={"name": "r_dpo", "file": str(method_file)})
@@ -77,8 +77,8 @@ class TestFromAFile:
             config = load_config(file)
             assert config.built_objective == DPO()
         assert config.built_objective.name == "r_dpo"
-        changed = config.model_copy(update={"objective": {"name": "sft"}})
-        assert changed.built_objective == SFT()
+        sft_config = config.model_copy(update={"objective": {"name": "sft"}})
+        assert sft_config.built_objective == SFT()
 
     def test_run_with_a_user_objective_reports_and_resumes(self, method_file, write_config):
         """As a part of a sum, beside a sum with another of them: saved, reported, resumed."""

@@ -58,33 +58,36 @@ def test_it_begins_at_ln_2(stable_diffusion, tmp_path):
 
 def test_the_loss_written_out(stable_diffusion, tmp_path, monkeypatch):
     """By the paper's formula from predictions in hand: one timestep and noise for all pictures of a group."""
-    seen = []
+    calls = []
     true = Denoiser.noise_errors
 
     def watched(self, latents, encoded, timesteps, noise):
-        found = true(self, latents, encoded, timesteps, noise)
-        seen.append((timesteps.tolist(), noise.clone(), found.detach().double()))
-        return found
+        errors = true(self, latents, encoded, timesteps, noise)
+        calls.append((timesteps.tolist(), noise.clone(), errors.detach().double()))
+        return errors
 
     monkeypatch.setattr(Denoiser, "noise_errors", watched)
     _, metrics = tuned(stable_diffusion, tmp_path, DPO(beta=50.0), max_steps=2, shuffle=False)
     for step in (0, 1):
         losses = []
         for draw in (0, 1):
-            (times, noise, before), (again, same, now) = seen[4 * step + 2 * draw :][:2]
-            assert times == again == [times[0]] * 2 + [times[2]] * 3
-            assert torch.equal(noise, same)
+            reference_call, policy_call = calls[4 * step + 2 * draw :][:2]
+            times, noise, reference_errors = reference_call
+            policy_times, policy_noise, policy_errors = policy_call
+            assert times == policy_times == [times[0]] * 2 + [times[2]] * 3
+            assert torch.equal(noise, policy_noise)
             assert torch.equal(noise[0], noise[1])
             assert torch.equal(noise[2], noise[4])
             assert not torch.equal(noise[0], noise[2])
             pairs = {0: [(0, 1)], 1: [(2, 3), (2, 4)]}
-            moved = now - before
+            changes = policy_errors - reference_errors
             losses += [
-                sum(-logsigmoid(-50.0 * (moved[w] - moved[other])).item() for w, other in each) / len(each)
-                for each in pairs.values()
+                sum(-logsigmoid(-50.0 * (changes[w] - changes[other])).item() for w, other in group_pairs)
+                / len(group_pairs)
+                for group_pairs in pairs.values()
             ]
         assert metrics[step]["loss"] == pytest.approx(sum(losses) / 4, rel=1e-5)
-    assert len({tuple(times) for times, _, _ in seen}) == 4
+    assert len({tuple(times) for times, _, _ in calls}) == 4
 
 
 def test_the_gradient_is_of_the_mean_over_draws_and_groups(stable_diffusion, tmp_path, monkeypatch):
@@ -93,9 +96,12 @@ def test_the_gradient_is_of_the_mean_over_draws_and_groups(stable_diffusion, tmp
 
     def watched(denoiser, groups, read):
         policy, reference = true(denoiser, groups, read)
-        (won, lost, _), (best, *others) = policy - reference
-        losses = [-logsigmoid(50.0 * (won - lost)), -sum(logsigmoid(50.0 * (best - other)) for other in others) / 2]
-        adapters = [each for each in denoiser.unet.parameters() if each.requires_grad]
+        (chosen, rejected, _), (best, *worse) = policy - reference
+        losses = [
+            -logsigmoid(50.0 * (chosen - rejected)),
+            -sum(logsigmoid(50.0 * (best - other)) for other in worse) / 2,
+        ]
+        adapters = [parameter for parameter in denoiser.unet.parameters() if parameter.requires_grad]
         gradients.append(torch.autograd.grad(sum(losses) / 2, adapters, retain_graph=True))
         return policy, reference
 
@@ -109,10 +115,10 @@ def test_the_gradient_is_of_the_mean_over_draws_and_groups(stable_diffusion, tmp
 def test_preferred_pictures_become_likelier(small_denoiser, tmp_path):
     denoiser, metrics = tuned(small_denoiser, tmp_path, DPO(beta=100.0), max_steps=40)
     last = metrics[-10:]
-    assert sum(each["rewards/accuracies"] for each in last) / 10 > 0.9
+    assert sum(line["rewards/accuracies"] for line in last) / 10 > 0.9
     # The adapters are merged: the UNet is a plain one again, and another than it was.
-    first = Denoiser(str(small_denoiser), CPU)
-    assert list(dict(denoiser.unet.named_parameters())) == list(dict(first.unet.named_parameters()))
+    start = Denoiser(str(small_denoiser), CPU)
+    assert list(dict(denoiser.unet.named_parameters())) == list(dict(start.unet.named_parameters()))
     latents = denoiser.to_latents(torch.stack([read("red"), read("blue")]))
     encoded = denoiser.encode_prompts(["a red circle"]).expand(2, -1, -1)
     apart = []
@@ -120,8 +126,10 @@ def test_preferred_pictures_become_likelier(small_denoiser, tmp_path):
         torch.manual_seed(seed)
         noise, times = torch.randn(1, 3, 16, 16).expand(2, -1, -1, -1), torch.randint(1000, (1,)).expand(2)
         with torch.no_grad():
-            now, before = (each.noise_errors(latents, encoded, times, noise) for each in (denoiser, first))
-        apart.append(float((now - before)[0] - (now - before)[1]))
+            policy_errors, start_errors = (
+                model.noise_errors(latents, encoded, times, noise) for model in (denoiser, start)
+            )
+        apart.append(float((policy_errors - start_errors)[0] - (policy_errors - start_errors)[1]))
     assert sum(apart) < 0
 
 
@@ -135,11 +143,13 @@ def test_the_same_arguments_give_the_same_bits(stable_diffusion, tmp_path):
 @pytest.mark.parametrize("objective", [BetaDPO(beta=50.0), WeightedSum()])
 def test_a_coupled_objective_sees_its_whole_batch(stable_diffusion, tmp_path, objective, monkeypatch):
     """A step's two draws of its two groups are one batch, in each of three steps."""
-    told, true = [], module.group_tensors
-    monkeypatch.setattr(module, "group_tensors", lambda groups, *more: told.append(len(groups)) or true(groups, *more))
+    group_counts, true = [], module.group_tensors
+    monkeypatch.setattr(
+        module, "group_tensors", lambda groups, *arguments: group_counts.append(len(groups)) or true(groups, *arguments)
+    )
     _, metrics = tuned(stable_diffusion, tmp_path, objective)
-    assert told == [4] * 3
-    assert all(math.isfinite(each["loss"]) for each in metrics)
+    assert group_counts == [4] * 3
+    assert all(math.isfinite(line["loss"]) for line in metrics)
     if isinstance(objective, WeightedSum):
         # 0.2 of minus the log-prob of what is preferred stands beside ln 2.
         assert metrics[0]["loss"] == pytest.approx(math.log(2) - 0.2 * metrics[0]["logps/chosen"], rel=0.05)
@@ -175,16 +185,16 @@ def test_the_gradient_of_a_coupled_batch_is_that_of_its_draws(stable_diffusion, 
     """beta-DPO with alpha = 0 and nothing filtered is DPO over pairs, in loss, gradient and weights."""
     coupled, by_pairs = BetaDPO(beta=50.0, alpha=0.0, keep=1.0), DPO(beta=50.0, average="pairs")
     runs = [tuned(stable_diffusion, tmp_path / name, method) for name, method in (("one", coupled), ("two", by_pairs))]
-    for first, second in zip(runs[0][1], runs[1][1], strict=True):
-        assert first["loss"] == pytest.approx(second["loss"], rel=1e-5)
-        assert first["grad_norm"] == pytest.approx(second["grad_norm"], rel=1e-4)
+    for coupled_line, pairs_line in zip(runs[0][1], runs[1][1], strict=True):
+        assert coupled_line["loss"] == pytest.approx(pairs_line["loss"], rel=1e-5)
+        assert coupled_line["grad_norm"] == pytest.approx(pairs_line["grad_norm"], rel=1e-4)
     weights = [denoiser.unet.state_dict() for denoiser, _ in runs]
     for name, value in weights[0].items():
         torch.testing.assert_close(value, weights[1][name], rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize(("choice", "same"), [("mode", True), ("sample", False)])
-def test_latents_are_the_mode_or_a_sample(stable_diffusion, tmp_path, monkeypatch, choice, same):
+@pytest.mark.parametrize(("choice", "is_mode"), [("mode", True), ("sample", False)])
+def test_latents_are_the_mode_or_a_sample(stable_diffusion, tmp_path, monkeypatch, choice, is_mode):
     """Of the VAE's distribution: a fresh sample for each draw, the same for policy and reference."""
     calls, true = [], Denoiser.noise_errors
 
@@ -194,15 +204,15 @@ def test_latents_are_the_mode_or_a_sample(stable_diffusion, tmp_path, monkeypatc
 
     monkeypatch.setattr(Denoiser, "noise_errors", watched)
     tuned(stable_diffusion, tmp_path, DPO(beta=50.0), pictures={"latents": choice}, max_steps=1)
-    reference, policy, again, _ = calls
+    reference, policy, next_reference, _ = calls
     assert torch.equal(reference, policy)
-    assert torch.equal(policy, again) == same
+    assert torch.equal(policy, next_reference) == is_mode
     mode = Denoiser(str(stable_diffusion), CPU).to_latents(torch.stack([read("red")]))
-    assert any(torch.allclose(mode[0], latents, atol=1e-4) for latents in policy) == same
+    assert any(torch.allclose(mode[0], latents, atol=1e-4) for latents in policy) == is_mode
 
 
-@pytest.mark.parametrize(("share", "few", "most"), [(0.0, 0, 0), (0.4, 20, 60)])
-def test_a_share_of_prompts_is_empty(stable_diffusion, tmp_path, monkeypatch, share, few, most):
+@pytest.mark.parametrize(("share", "min_count", "max_count"), [(0.0, 0, 0), (0.4, 20, 60)])
+def test_a_share_of_prompts_is_empty(stable_diffusion, tmp_path, monkeypatch, share, min_count, max_count):
     """For guidance the UNet is to know no prompt too; a draw's prompts are its own."""
     calls, true = [], Denoiser.encode_prompts
     monkeypatch.setattr(Denoiser, "encode_prompts", lambda self, prompts: calls.append(prompts) or true(self, prompts))
@@ -211,7 +221,7 @@ def test_a_share_of_prompts_is_empty(stable_diffusion, tmp_path, monkeypatch, sh
     prompts = [prompt for batch in calls for prompt in batch]
     assert len(prompts) == 100
     assert set(prompts) - {""} == {group.prompt for group in GROUPS}
-    assert few <= prompts.count("") <= most
+    assert min_count <= prompts.count("") <= max_count
 
 
 @pytest.mark.parametrize(
@@ -240,14 +250,18 @@ def test_adapters_for_layers_that_are_not_there(stable_diffusion, tmp_path, targ
 
 
 def test_adapters_where_they_are_asked_for(stable_diffusion, tmp_path):
-    first = Denoiser(str(stable_diffusion), CPU).unet.state_dict()
+    start_weights = Denoiser(str(stable_diffusion), CPU).unet.state_dict()
     denoiser, _ = tuned(stable_diffusion, tmp_path, DPO(beta=50.0), targets=["to_q", "to_v"])
-    changed = {name for name, now in denoiser.unet.state_dict().items() if not torch.equal(now, first[name])}
-    assert {name.split(".")[-2] for name in changed} == {"to_q", "to_v"}
+    changed_names = {
+        name for name, tensor in denoiser.unet.state_dict().items() if not torch.equal(tensor, start_weights[name])
+    }
+    assert {name.split(".")[-2] for name in changed_names} == {"to_q", "to_v"}
 
 
 def test_a_loss_that_is_not_a_number(stable_diffusion, tmp_path, monkeypatch):
     true = module._log_probs
-    monkeypatch.setattr(module, "_log_probs", lambda *given: tuple(said * math.nan for said in true(*given)))
+    monkeypatch.setattr(
+        module, "_log_probs", lambda *arguments: tuple(log_probs * math.nan for log_probs in true(*arguments))
+    )
     with pytest.raises(TrainingError, match="not a finite number at step 1"):
         tuned(stable_diffusion, tmp_path, DPO())

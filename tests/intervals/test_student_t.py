@@ -69,8 +69,10 @@ def test_mixture_by_hand() -> None:
 
 @given(st.floats(0.0, 60.0), st.integers(1, 60), st.integers(1, 2000))
 @example(2.220446049250313e-16, 1, 2)
-def test_f_tail_is_one_less_the_distribution_function(ratio: float, above: int, below: int) -> None:
-    assert f_tail(ratio, above, below) == pytest.approx(1 - stats.f.cdf(ratio, above, below), rel=1e-8, abs=1e-12)
+def test_f_tail_is_one_less_the_distribution_function(ratio: float, numerator_df: int, denominator_df: int) -> None:
+    assert f_tail(ratio, numerator_df, denominator_df) == pytest.approx(
+        1 - stats.f.cdf(ratio, numerator_df, denominator_df), rel=1e-8, abs=1e-12
+    )
 
 
 def test_f_of_one_degree_is_t_squared() -> None:

@@ -215,12 +215,12 @@ def test_a_gemma_stores_what_its_norms_multiply_by(folders, tmp_path):
     export_gguf(str(folders["gemma3"]), tmp_path / "a.gguf", "f32")
     tensors = {tensor.name: tensor.data for tensor in gguf.GGUFReader(tmp_path / "a.gguf").tensors}
     weights = load_model(str(folders["gemma3"])).model.layers[1].state_dict()
-    for stored, name in (
+    for gguf_name, name in (
         ("attn_norm", "input_layernorm"), ("attn_q_norm", "self_attn.q_norm"),
         ("post_attention_norm", "post_attention_layernorm"), ("ffn_norm", "pre_feedforward_layernorm"),
         ("post_ffw_norm", "post_feedforward_layernorm"),
     ):  # fmt: skip
-        np.testing.assert_array_equal(tensors[f"blk.1.{stored}.weight"], 1 + weights[f"{name}.weight"].numpy())
+        np.testing.assert_array_equal(tensors[f"blk.1.{gguf_name}.weight"], 1 + weights[f"{name}.weight"].numpy())
 
 
 class TestStorage:

@@ -52,11 +52,11 @@ COUNTED: dict[tuple[str, ...], tuple[Memory, PeakBatches, Any]] = {}
 
 def counted_memory(config: RunConfig, *changes: str) -> tuple[Memory, PeakBatches, Any]:
     if changes not in COUNTED:
-        COUNTED[changes] = _counted(apply_changes(config, changes))
+        COUNTED[changes] = _count_memory(apply_changes(config, changes))
     return COUNTED[changes]
 
 
-def _counted(config: RunConfig) -> tuple[Memory, PeakBatches, Any]:
+def _count_memory(config: RunConfig) -> tuple[Memory, PeakBatches, Any]:
     inputs, tokenizer, limit = read_run(config, 1)
     batches = plan_batches(config, inputs, limit, lambda group: group.length).peak_batches()
     spec = ModelSpec(config, read_shape(config.model), tokenizer)
@@ -117,23 +117,23 @@ class TestParts:
         memory, batches, (config, tokenizer, inputs) = counted_memory(config, *changes)
         world = World(0, 1, CPU)
         trained = load_trained(config, tokenizer, inputs.train, world)
-        kept = 0
+        activation_bytes = 0
         for groups in batches.steps[0]:
             with MemoryTracker() as tracker:
-                before = tracker.live
+                start_bytes = tracker.live
                 with torch.autocast("cpu", torch.bfloat16, enabled=config.training.dtype == "bfloat16"):
-                    said = trained.scorer(pack(groups))
-                kept = max(kept, tracker.live - before)
-                said.sum().backward()
+                    scores = trained.scorer(pack(groups))
+                activation_bytes = max(activation_bytes, tracker.live - start_bytes)
+                scores.sum().backward()
         if len(batches.steps) == 1:
-            assert memory.activations == kept
-        assert memory.activations >= kept > 0
+            assert memory.activations == activation_bytes
+        assert memory.activations >= activation_bytes > 0
 
     def test_saved_tensors_are_among_them(self, config):
         memory, batches, (config, tokenizer, inputs) = counted_memory(config)
         trained = load_trained(config, tokenizer, inputs.train, World(0, 1, CPU))
         parameters = {p.untyped_storage().data_ptr() for p in trained.scorer.parameters()}
-        most = 0
+        saved_bytes = 0
         for groups in batches.steps[0]:
             saved: dict[int, int] = {}
 
@@ -144,10 +144,10 @@ class TestParts:
                 return tensor
 
             with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-                said = trained.scorer(pack(groups))
-            most = max(most, sum(saved.values()))
-            del said
-        assert 0.6 * memory.activations < most <= memory.activations
+                scores = trained.scorer(pack(groups))
+            saved_bytes = max(saved_bytes, sum(saved.values()))
+            del scores
+        assert 0.6 * memory.activations < saved_bytes <= memory.activations
 
 
 SHAPE = {
@@ -186,15 +186,15 @@ class TestDepth:
         spec = ModelSpec(config, DEEP[family](), tokenizer)
         multiplied = count_memory(spec, batches, Surroundings([None], None, CPU, 5))
         monkeypatch.setattr(plan_layers, "COUNTED_WHOLE", 100)
-        counted = count_memory(spec, batches, Surroundings([None], None, CPU, 5))
-        for name, value in vars(counted).items():
+        all_layers = count_memory(spec, batches, Surroundings([None], None, CPU, 5))
+        for name, value in vars(all_layers).items():
             if name not in ("training", "allocator"):
                 assert getattr(multiplied, name) == pytest.approx(value, rel=0.01), name
         # Where gradients outgrow activations, work on the head is counted beside the most of them.
         growth = 1.01 if "lora.rank=4" in changes else 1.25
-        assert 0.98 * counted.training <= multiplied.training <= growth * counted.training
+        assert 0.98 * all_layers.training <= multiplied.training <= growth * all_layers.training
         for name in ("weights", "gradients", "optimizer", "baseline"):
-            assert getattr(multiplied, name) == getattr(counted, name), name
+            assert getattr(multiplied, name) == getattr(all_layers, name), name
 
     @pytest.mark.parametrize(
         ("kinds", "expected"),
@@ -264,8 +264,8 @@ class TestSettings:
 class TestTime:
     def test_pace_by_hand(self):
         # 100 tokens: a layer takes 2 s, the rest 1 s + 0.03 s a token; read without gradients 0.5 s and 1 s.
-        took = {"deep": 8.0, "thin": 6.0, "short": 1.5, "deep forward": 2.0, "thin forward": 1.5}
-        costs = _step_costs(took, _Sizes(100, 10), 1.0, 1e-9, 1e9)
+        seconds = {"deep": 8.0, "thin": 6.0, "short": 1.5, "deep forward": 2.0, "thin forward": 1.5}
+        costs = _step_costs(seconds, _Sizes(100, 10), 1.0, 1e-9, 1e9)
         expected = StepCosts(0.02, 0.005, 0.03, 0.01, 1.0, 1e-9, 1e9)
         for name, value in vars(expected).items():
             assert getattr(costs, name) == pytest.approx(value), name
@@ -275,11 +275,11 @@ class TestTime:
         workload = plan_batches(config, inputs, limit, lambda group: group.length)
         assert workload.steps == 6
         assert len(workload.sampled_steps) == 6
-        each = [sum(group.length for groups in step for group in groups) for step in workload.sampled_steps]
-        assert workload.tokens == pytest.approx(sum(each) / 6)
-        every = sum(group.length for group in [*inputs.train, *inputs.held_out])
+        step_tokens = [sum(group.length for groups in step for group in groups) for step in workload.sampled_steps]
+        assert workload.tokens == pytest.approx(sum(step_tokens) / 6)
+        all_tokens = sum(group.length for group in [*inputs.train, *inputs.held_out])
         held_out = sum(group.length for group in inputs.held_out)
-        assert workload.reading() == {"reference_pass": every, "held_out": 2 * held_out, "training": 0}
+        assert workload.reading() == {"reference_pass": all_tokens, "held_out": 2 * held_out, "training": 0}
 
     def test_counts_of_work_with_an_updated_reference(self, config):
         """Evaluated before the first step and after 2, 4 and 6; read again after those three; steps 3 to 6 are too."""
@@ -310,8 +310,8 @@ class TestFit:
         assert memory.peak == memory.baseline + alive + memory.allocator
 
     def test_a_gpu_gets_no_margin_for_the_allocator_of_the_cpu(self, config, monkeypatch):
-        counted = Memory(10, 10, 20, 30, 5, 40, 70, 50, 60, allocator=0, baseline=30)
-        monkeypatch.setattr(plan_layers, "_count", lambda *arguments: counted)
+        fixed_memory = Memory(10, 10, 20, 30, 5, 40, 70, 50, 60, allocator=0, baseline=30)
+        monkeypatch.setattr(plan_layers, "_count", lambda *arguments: fixed_memory)
         spec, batches = (
             ModelSpec(config, read_shape(config.model), load_tokenizer(config.model)),
             PeakBatches([], [], []),
@@ -325,8 +325,8 @@ class TestFit:
     def test_proposals_fit_and_can_be_pasted(self, planned, config, monkeypatch):
         # This process may grow between the two plans, by more than the little room that is taken away.
         monkeypatch.setattr(planning, "process_bytes", lambda device: 100 << 20)
-        now = planned(config, "training.token_budget=512").forecast.memory
-        room = now.peak - (now.training - now.step) // 4
+        memory = planned(config, "training.token_budget=512").forecast.memory
+        room = memory.peak - (memory.training - memory.step) // 4
         plan = planned(config, "training.token_budget=512", available=room)
         assert not plan.forecast.fits
         assert plan.proposals
@@ -377,13 +377,13 @@ class TestOtherRuns:
             "objective.name=rloo",
             "sampling.max_new_tokens=16",
         )
-        own = planned(config)
+        plain_plan = planned(config)
         plan = planned(config, *changes)
         assert any("drawing candidates" in note for note in plan.notes)
         # The reference stays in memory beside the policy.
-        assert plan.forecast.memory.weights == pytest.approx(2 * own.forecast.memory.weights, rel=0.01)
+        assert plan.forecast.memory.weights == pytest.approx(2 * plain_plan.forecast.memory.weights, rel=0.01)
         with_adapters = planned(config, *changes, "lora.rank=4")
-        assert with_adapters.forecast.memory.weights < 1.5 * own.forecast.memory.weights
+        assert with_adapters.forecast.memory.weights < 1.5 * plain_plan.forecast.memory.weights
 
     @pytest.mark.parametrize("name", ["bradley_terry", "preference_head", "kto", "beta_dpo", "sft"])
     def test_objectives(self, planned, config, name):

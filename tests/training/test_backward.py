@@ -120,7 +120,7 @@ def test_micro_batches_equal_the_whole_batch(scorer, groups, objective, budget):
 def test_both_passes_of_a_coupled_objective_drop_the_same(scorer, groups):
     """With dropout (of adapters) on, the gradient is that of the very log-probs the statistics were taken of."""
     dropout = torch.nn.Dropout(0.5)
-    scorer.model.model.norm.register_forward_hook(lambda module, given, out: dropout(out))
+    scorer.model.model.norm.register_forward_hook(lambda module, inputs, out: dropout(out))
     scorer.train()
     torch.manual_seed(7)
     _, _, actual = gradients(scorer, Spread(), groups, 1)

@@ -75,11 +75,11 @@ def test_values_come_back_in_files_of_any_size(tmp_path, monkeypatch, part):
 def test_a_tensor_is_put_together_from_the_shards_of_three_processes(tmp_path):
     rows = TENSORS["rows"]
     shards = []
-    for rank, (first, last) in enumerate([(0, 3), (3, 6), (6, 7)]):
-        (entry,) = write_shards({"rows": rows[first:last].clone()}, _folder(tmp_path, rank), 0)["rows"]
-        renamed = f"rank-{rank:05d}-00000.safetensors"
-        (tmp_path / str(rank) / entry["file"]).rename(tmp_path / renamed)
-        shards.append({"rows": [{"file": renamed, "offset": [first, 0], "shape": [last - first, 5]}]})
+    for rank, (start, end) in enumerate([(0, 3), (3, 6), (6, 7)]):
+        (entry,) = write_shards({"rows": rows[start:end].clone()}, _folder(tmp_path, rank), 0)["rows"]
+        file_name = f"rank-{rank:05d}-00000.safetensors"
+        (tmp_path / str(rank) / entry["file"]).rename(tmp_path / file_name)
+        shards.append({"rows": [{"file": file_name, "offset": [start, 0], "shape": [end - start, 5]}]})
     write_index({"rows": rows}, tmp_path, shards)
     tensors = {"rows": torch.full((7, 5), -1.0)}
     read_shards(tensors, tmp_path)

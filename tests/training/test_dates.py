@@ -98,17 +98,19 @@ def test_a_run_is_measured_and_asked_on_its_day(
     groups = read_groups(conversations).groups[:4]
     notices.clear()
     world = World.single()
-    measured = score(str(folder), groups, world)
+    scored_groups = score(str(folder), groups, world)
     assert notices.messages[0] == f"the chat template writes {FIRST} as today's date, as the run did"
     clock(FIRST)
-    moved = folder.rename(folder.with_name("moved"))
-    (moved / "config.yaml").unlink()
-    assert [group.log_probs for group in score(str(moved), groups, world)] == [group.log_probs for group in measured]
+    moved_folder = folder.rename(folder.with_name("moved"))
+    (moved_folder / "config.yaml").unlink()
+    assert [group.log_probs for group in score(str(moved_folder), groups, world)] == [
+        group.log_probs for group in scored_groups
+    ]
     clock(NEXT)
-    next_day = score(str(moved), groups, world)
+    next_day = score(str(moved_folder), groups, world)
     assert notices.messages[-1] == f"the chat template writes {NEXT} as today's date"
-    assert [group.log_probs for group in next_day] != [group.log_probs for group in measured]
-    answer(str(moved), [groups[0].prompt], Sampling(max_new_tokens=2))
+    assert [group.log_probs for group in next_day] != [group.log_probs for group in scored_groups]
+    answer(str(moved_folder), [groups[0].prompt], Sampling(max_new_tokens=2))
     assert notices.messages[-1] == f"the chat template writes {NEXT} as today's date"
 
 

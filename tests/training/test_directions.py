@@ -33,11 +33,11 @@ def metrics_of(name: str) -> set[str]:
     method = OBJECTIVES[name]()
     pair = group_tensors([PreferenceGroup("", ("a", "b"), preferred=0)], [[1, 1]])
     pair = replace(pair, rewards=torch.zeros(1, 2))
-    nothing = torch.zeros(2 if method.needs.many_references else method.needs.references, 1, 2)
+    reference = torch.zeros(2 if method.needs.many_references else method.needs.references, 1, 2)
     state = method.initial_state(seed=0)
     if isinstance(method, FittedObjective):
-        state = method.fit(nothing, pair, state)
-    return set(method.evaluate(torch.zeros(1, 2), nothing, pair, state).metrics)
+        state = method.fit(reference, pair, state)
+    return set(method.evaluate(torch.zeros(1, 2), reference, pair, state).metrics)
 
 
 def test_each_metric_of_each_method_has_its_way():
@@ -55,11 +55,11 @@ def test_the_documented_table_is_the_one_that_is_used():
     page = (Path(__file__).resolve().parents[2] / "docs" / "metrics.md").read_text()
     rows = dict(re.findall(r"^\| (better lower|neither, and refused) \| (.*) \|$", page, re.MULTILINE))
     for row, way in (("better lower", "lower"), ("neither, and refused", None)):
-        named = re.findall("`(.+?)`", rows[row])
-        found = {name for name, of in EXPECTED.items() if of == way}
-        patterns = [name.replace("NAME", "*").replace("*", ".+") for name in named]
-        assert all(any(re.fullmatch(pattern, name) for pattern in patterns) for name in found)
-        assert all(any(re.fullmatch(pattern, name) for name in found) for pattern in patterns)
+        documented_names = re.findall("`(.+?)`", rows[row])
+        names = {name for name, direction in EXPECTED.items() if direction == way}
+        patterns = [name.replace("NAME", "*").replace("*", ".+") for name in documented_names]
+        assert all(any(re.fullmatch(pattern, name) for pattern in patterns) for name in names)
+        assert all(any(re.fullmatch(pattern, name) for name in names) for pattern in patterns)
 
 
 @pytest.mark.parametrize(("metric", "best"), [("rewards/rejected", min), ("rewards/margins", max), ("loss", min)])
@@ -75,8 +75,8 @@ def test_the_best_checkpoint_is_the_best(write_config, metric, best):
     values = {line["step"]: line[f"eval_{metric}"] for line in log if "eval_loss" in line and line["step"]}
     assert len(values) == 6
     step = best(values, key=values.__getitem__)
-    again = train(load_config(file, [f"output={folder}-short", f"training.max_steps={step}"]))
-    weights = [(place / "model.safetensors").read_bytes() for place in (folder / "best", again)]
+    short_folder = train(load_config(file, [f"output={folder}-short", f"training.max_steps={step}"]))
+    weights = [(path / "model.safetensors").read_bytes() for path in (folder / "best", short_folder)]
     assert weights[0] == weights[1]
 
 

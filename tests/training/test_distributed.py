@@ -21,7 +21,7 @@ UPDATED = {"reference_update": "best", "evaluation": {"every": 2}}
 
 def penchant(processes: int, *arguments: object) -> None:
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    started = subprocess.run(
+    result = subprocess.run(
         [sys.executable, *(launch if processes > 1 else []), "-m", "penchant", "train", *map(str, arguments)],
         capture_output=True,
         text=True,
@@ -29,7 +29,7 @@ def penchant(processes: int, *arguments: object) -> None:
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         check=False,
     )
-    assert started.returncode == 0, started.stderr[-3000:]
+    assert result.returncode == 0, result.stderr[-3000:]
 
 
 def losses(folder: Path) -> list[float]:
@@ -63,13 +63,13 @@ def test_two_processes_give_the_losses_and_checkpoints_of_one(write_config, tmp_
     assert losses(two) == pytest.approx(losses(one), abs=1e-6)
     name = "adapter_model.safetensors" if "lora" in sections else "model.safetensors"
     expected = load_file(one / name)
-    for written, processes in ((two, 1), (one, 2)):
-        moved = tmp_path / f"moved-to-{processes}"
-        shutil.copytree(written, moved)
-        drop_checkpoints_after(moved, 2)
-        penchant(processes, "--resume", moved)
-        assert losses(moved) == pytest.approx(losses(one), abs=1e-6)
-        for key, tensor in load_file(moved / name).items():
+    for source, processes in ((two, 1), (one, 2)):
+        copy = tmp_path / f"moved-to-{processes}"
+        shutil.copytree(source, copy)
+        drop_checkpoints_after(copy, 2)
+        penchant(processes, "--resume", copy)
+        assert losses(copy) == pytest.approx(losses(one), abs=1e-6)
+        for key, tensor in load_file(copy / name).items():
             torch.testing.assert_close(tensor, expected[key], rtol=0, atol=1e-5)
 
 
@@ -91,4 +91,4 @@ class TestSharing:
         device = torch.device("cpu")
         shares = [World(rank, size, device).share(list(range(items))) for rank in range(size)]
         assert len({len(share) for share in shares}) == 1
-        assert sorted(item for share in shares for item, own in share if own) == list(range(items))
+        assert sorted(item for share in shares for item, is_counted in share if is_counted) == list(range(items))

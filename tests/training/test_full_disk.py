@@ -41,18 +41,18 @@ def test_a_run_gets_through_however_often_the_disk_is_full(write_config, small_d
     """Each checkpoint that was written is gone on from, and the end is that of a run with room."""
     file = write_config(**sections, checkpoints={"every": 1, "keep": 3})
     folder = small_disk.folder / "run"
-    lost = []
+    last_checkpoints = []
 
     def command() -> list[str]:
         steps = sorted(path.name for path in folder.glob("checkpoints/step-*"))
-        lost.append(steps[-1] if steps else "")
+        last_checkpoints.append(steps[-1] if steps else "")
         resumed = (folder / "run.json").exists()
         return ["train", "--resume", str(folder)] if resumed else ["train", str(file), f"output={folder}"]
 
     times = make_room_until_done(small_disk, command, capsys)
     assert times > 3
-    assert lost == sorted(lost)
-    assert len(set(lost)) > 2
+    assert last_checkpoints == sorted(last_checkpoints)
+    assert len(set(last_checkpoints)) > 2
     assert run(["train", str(file), f"output={tmp_path / 'roomy'}"]) == 0
     name = "adapter_model.safetensors" if sections else "model.safetensors"
     expected = load_file(tmp_path / "roomy" / name)

@@ -32,8 +32,8 @@ def alter_weights(folder: Path, name: str = "model.safetensors") -> None:
     file = folder / name
     status = file.stat()
     tensors = load_file(file)
-    first = sorted(tensors)[0]
-    tensors[first].view(-1)[0] += 1
+    tensor_name = sorted(tensors)[0]
+    tensors[tensor_name].view(-1)[0] += 1
     save_file(tensors, file, {"format": "pt"})
     assert file.stat().st_size == status.st_size
     os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
@@ -58,7 +58,7 @@ def adapter(model, tmp_path) -> Path:
 
 
 @pytest.fixture
-def started(write_config, notices):
+def start_run(write_config, notices):
     """Takes the folder of a run with these settings; returns a function that resumes it and returns the messages."""
 
     def start(**sections: object):
@@ -74,7 +74,7 @@ def started(write_config, notices):
     return start
 
 
-def refused(resume, match: str) -> None:
+def assert_refused(resume, match: str) -> None:
     with pytest.raises(ConfigError, match=match) as error:
         resume()
     assert "is not what this run was started with" in str(error.value)
@@ -82,81 +82,81 @@ def refused(resume, match: str) -> None:
 
 
 class TestResume:
-    def test_what_is_as_it_was_goes_on(self, started, model):
-        assert started(model=str(model))() == []
+    def test_what_is_as_it_was_goes_on(self, start_run, model):
+        assert start_run(model=str(model))() == []
 
-    def test_the_starting_model(self, started, model):
-        resume = started(model=str(model))
+    def test_the_starting_model(self, start_run, model):
+        resume = start_run(model=str(model))
         alter_weights(model)
-        refused(resume, r"model \(.*start: model\.safetensors\)")
+        assert_refused(resume, r"model \(.*start: model\.safetensors\)")
 
     @pytest.mark.parametrize("name", ["config.json", "tokenizer.json"])
-    def test_a_file_of_the_starting_model(self, started, model, name):
-        resume = started(model=str(model))
+    def test_a_file_of_the_starting_model(self, start_run, model, name):
+        resume = start_run(model=str(model))
         (model / name).write_text(json.dumps(json.loads((model / name).read_text()) | {"new": 1}))
-        refused(resume, rf"model \(.*start: {name}\)")
+        assert_refused(resume, rf"model \(.*start: {name}\)")
 
-    def test_a_file_that_came(self, started, model):
-        resume = started(model=str(model))
+    def test_a_file_that_came(self, start_run, model):
+        resume = start_run(model=str(model))
         (model / "chat_template.jinja").write_text(TEMPLATE)
-        refused(resume, r"model \(.*: chat_template\.jinja\)")
+        assert_refused(resume, r"model \(.*: chat_template\.jinja\)")
 
     @pytest.mark.parametrize("key", ["reference", "references"])
-    def test_a_reference(self, started, model, tiny_model, key):
+    def test_a_reference(self, start_run, model, tiny_model, key):
         value = str(model) if key == "reference" else [str(tiny_model), str(model)]
-        resume = started(**{key: value})
+        resume = start_run(**{key: value})
         alter_weights(model)
-        refused(resume, r"^.*reference(s\.1)? \(.*start: model\.safetensors\)")
+        assert_refused(resume, r"^.*reference(s\.1)? \(.*start: model\.safetensors\)")
 
-    def test_an_adapter(self, started, adapter):
-        resume = started(model=str(adapter))
+    def test_an_adapter(self, start_run, adapter):
+        resume = start_run(model=str(adapter))
         alter_weights(adapter, "adapter_model.safetensors")
-        refused(resume, r"model \(.*adapter: adapter_model\.safetensors\)")
+        assert_refused(resume, r"model \(.*adapter: adapter_model\.safetensors\)")
 
-    def test_an_adapters_base(self, started, adapter, model):
-        resume = started(model=str(adapter))
+    def test_an_adapters_base(self, start_run, adapter, model):
+        resume = start_run(model=str(adapter))
         alter_weights(model)
-        refused(resume, rf"model \(.*adapter: base {model}: model\.safetensors\)")
+        assert_refused(resume, rf"model \(.*adapter: base {model}: model\.safetensors\)")
 
-    def test_a_reward_model(self, started, model):
-        resume = started(reward={"model": str(model)}, objective={"name": "rloo"}, candidates="sampled")
+    def test_a_reward_model(self, start_run, model):
+        resume = start_run(reward={"model": str(model)}, objective={"name": "rloo"}, candidates="sampled")
         alter_weights(model)
-        refused(resume, r"reward\.model \(.*start: model\.safetensors\)")
+        assert_refused(resume, r"reward\.model \(.*start: model\.safetensors\)")
 
     @pytest.mark.parametrize("as_module", [False, True])
-    def test_a_reward_function(self, started, tmp_path, monkeypatch, as_module):
+    def test_a_reward_function(self, start_run, tmp_path, monkeypatch, as_module):
         file = tmp_path / "my_reward_file.py"
         file.write_text(REWARD)
         monkeypatch.syspath_prepend(tmp_path)
         name = "my_reward_file:score" if as_module else f"{file}:score"
-        resume = started(reward={"function": name}, objective={"name": "rloo"}, candidates="sampled")
+        resume = start_run(reward={"function": name}, objective={"name": "rloo"}, candidates="sampled")
         file.write_text(REWARD.replace("cat", "dog"))
-        refused(resume, r"reward\.function \(.*my_reward_file")
+        assert_refused(resume, r"reward\.function \(.*my_reward_file")
 
-    def test_a_chat_template(self, started, tmp_path):
+    def test_a_chat_template(self, start_run, tmp_path):
         file = tmp_path / "chat.jinja"
         file.write_text(TEMPLATE)
-        resume = started(data={"chat_template": str(file)})
+        resume = start_run(data={"chat_template": str(file)})
         file.write_text(TEMPLATE + " ")
-        refused(resume, r"data\.chat_template \(.*chat\.jinja\)")
+        assert_refused(resume, r"data\.chat_template \(.*chat\.jinja\)")
 
-    def test_a_part_of_the_objective(self, started, tmp_path):
+    def test_a_part_of_the_objective(self, start_run, tmp_path):
         source = (Path(__file__).parents[2] / "src/penchant/objectives/dpo.py").read_text()
         file = tmp_path / "mine.py"
         file.write_text(source.replace('ClassVar[str] = "dpo"', 'ClassVar[str] = "mine"'))
         parts = [{"name": "mine", "file": str(file), "weight": 1}, {"name": "sft", "weight": 0.1}]
-        resume = started(objective={"name": "weighted_sum", "parts": parts})
+        resume = start_run(objective={"name": "weighted_sum", "parts": parts})
         file.write_text(file.read_text() + "\n")
-        refused(resume, r"objective\.file \(.*mine\.py\)")
+        assert_refused(resume, r"objective\.file \(.*mine\.py\)")
 
-    def test_another_time_of_change_is_no_change(self, started, model):
-        resume = started(model=str(model))
+    def test_another_time_of_change_is_no_change(self, start_run, model):
+        resume = start_run(model=str(model))
         for file in model.iterdir():
             touch(file)
         assert resume() == []
 
-    def test_a_run_of_an_older_penchant_goes_on_with_a_notice(self, started, model, write_config):
-        resume = started(model=str(model))
+    def test_a_run_of_an_older_penchant_goes_on_with_a_notice(self, start_run, model, write_config):
+        resume = start_run(model=str(model))
         file = Path(load_config(write_config()).output) / "run.json"
         record = json.loads(file.read_text())
         del record["inputs"]
@@ -165,13 +165,13 @@ class TestResume:
         (line,) = resume()
         assert "older Penchant" in line
 
-    def test_keys_that_came_since_have_their_defaults(self, started, write_config):
+    def test_keys_that_came_since_have_their_defaults(self, start_run, write_config):
         """A run whose config.yaml lacks a key of today, as an older Penchant wrote it."""
         import hashlib
 
         import yaml
 
-        resume = started()
+        resume = start_run()
         folder = Path(load_config(write_config()).output)
         values = yaml.safe_load((folder / "config.yaml").read_text())
         del values["training"]["save_dtype"]

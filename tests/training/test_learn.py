@@ -43,20 +43,20 @@ def loss(model: Path, template: str, learn: str) -> float:
     policy = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float64)
     total, count = 0.0, 0
     for row in ROWS:
-        ids, learnt = [tokenizer.bos_token_id], [False]
+        ids, learn_flags = [tokenizer.bos_token_id], [False]
         for number, text in enumerate(row):
-            answered = number % 2 == 1
+            is_answer = number % 2 == 1
             words = tokenizer(text, add_special_tokens=False)["input_ids"]
-            ids += [*tokenizer("assistant" if answered else "user", add_special_tokens=False)["input_ids"], *words]
-            flag = answered and (learn == "all" or number == len(row) - 1)
-            learnt += [False] + [flag] * len(words)
-            if answered:
+            ids += [*tokenizer("assistant" if is_answer else "user", add_special_tokens=False)["input_ids"], *words]
+            flag = is_answer and (learn == "all" or number == len(row) - 1)
+            learn_flags += [False] + [flag] * len(words)
+            if is_answer:
                 ids.append(tokenizer.eos_token_id)
-                learnt.append(flag)
+                learn_flags.append(flag)
         with torch.no_grad():
             log_probs = policy(input_ids=torch.tensor([ids])).logits[0].log_softmax(-1)
         for position in range(1, len(ids)):
-            if learnt[position]:
+            if learn_flags[position]:
                 total, count = total - float(log_probs[position - 1, ids[position]]), count + 1
     return total / count
 

@@ -75,9 +75,11 @@ def test_one_margin_at_every_station(write_config, base, tiny_pairs, tmp_path, t
         training={"learning_rate": 0.02, "batch_size": 24},
     )
     folder = train(load_config(file, []))
-    learnt = {key: tensor for key, tensor in load_file(folder / "adapter_model.safetensors").items() if "lora_" in key}
-    assert learnt.keys() == load_file(folder / "adapter_model.safetensors").keys()
-    assert all(tensor.abs().max() > 0 for tensor in learnt.values())
+    adapter_tensors = {
+        key: tensor for key, tensor in load_file(folder / "adapter_model.safetensors").items() if "lora_" in key
+    }
+    assert adapter_tensors.keys() == load_file(folder / "adapter_model.safetensors").keys()
+    assert all(tensor.abs().max() > 0 for tensor in adapter_tensors.values())
     groups = read_groups(str(tiny_pairs)).groups
     tokenizer = AutoTokenizer.from_pretrained(folder)
     reference = by_hand(AutoModelForCausalLM.from_pretrained(base), tokenizer, groups)

@@ -43,7 +43,7 @@ def run(file: Path, *overrides: str, resume: bool = False) -> Path:
     return train(load_config(file, overrides), resume=resume)
 
 
-def remembered(folder: Path) -> dict[str, torch.Tensor]:
+def objective_state(folder: Path) -> dict[str, torch.Tensor]:
     """The objective's state in the last checkpoint."""
     files = sorted((folder / "checkpoints").glob("step-*"))[-1].glob("*.safetensors")
     tensors = {name: value for file in files for name, value in load_file(file).items()}
@@ -88,16 +88,16 @@ def test_a_resumed_run_remembers(write_config, tmp_path, other_model, tiny_model
     for checkpoint in sorted((part / "checkpoints").iterdir())[3:]:
         shutil.rmtree(checkpoint)
     (part / "model.safetensors").unlink()
-    halfway = remembered(part)
+    halfway = objective_state(part)
     run(file, f"output={part}", resume=True)
     assert (whole / "metrics.jsonl").read_bytes() == (part / "metrics.jsonl").read_bytes()
-    first, second = load_file(whole / "model.safetensors"), load_file(part / "model.safetensors")
-    assert all(torch.equal(first[name], second[name]) for name in first)
-    before, after = remembered(whole), remembered(part)
-    assert before.keys() == after.keys()
-    assert all(torch.equal(before[name], after[name]) for name in before)
+    whole_weights, part_weights = load_file(whole / "model.safetensors"), load_file(part / "model.safetensors")
+    assert all(torch.equal(whole_weights[name], part_weights[name]) for name in whole_weights)
+    whole_state, part_state = objective_state(whole), objective_state(part)
+    assert whole_state.keys() == part_state.keys()
+    assert all(torch.equal(whole_state[name], part_state[name]) for name in whole_state)
     if objective["name"] != "kto":  # it is coupled, and remembers nothing
-        assert any(not torch.equal(halfway[name], after[name]) for name in after)
+        assert any(not torch.equal(halfway[name], part_state[name]) for name in part_state)
 
 
 def test_a_resumed_run_decays_towards_the_same_start(write_config, tmp_path):
@@ -109,14 +109,16 @@ def test_a_resumed_run_decays_towards_the_same_start(write_config, tmp_path):
     shutil.rmtree(sorted((folders[1] / "checkpoints").iterdir())[-1])
     (folders[1] / "model.safetensors").unlink()
     run(file, f"output={folders[1]}", resume=True)
-    first, second = (load_file(folder / "model.safetensors") for folder in folders)
-    assert all(torch.equal(first[name], second[name]) for name in first)
+    whole_weights, part_weights = (load_file(folder / "model.safetensors") for folder in folders)
+    assert all(torch.equal(whole_weights[name], part_weights[name]) for name in whole_weights)
     free = load_file(
         run(file, f"output={tmp_path / 'free'}", "training.weight_decay=0", "training.decay_towards=zero")
         / "model.safetensors"
     )
     start = load_file(Path(load_config(file).model) / "model.safetensors")
-    distances = [sum(float(((weights[name] - start[name]) ** 2).sum()) for name in start) for weights in (first, free)]
+    distances = [
+        sum(float(((weights[name] - start[name]) ** 2).sum()) for name in start) for weights in (whole_weights, free)
+    ]
     assert distances[0] < distances[1]
 
 
@@ -147,22 +149,22 @@ def test_killed_at_random_moments_it_remembers(write_config, tmp_path, other_mod
     assert len(reached) > 2, "the kills all fell on start-up"
     run(file, f"output={folder}", resume=True)
     assert (undisturbed / "metrics.jsonl").read_bytes() == (folder / "metrics.jsonl").read_bytes()
-    before, after = remembered(undisturbed), remembered(folder)
-    assert before.keys() == after.keys()
-    assert len(before) == 8  # four of beta-DPO, four of the bandit
-    assert all(torch.equal(before[name], after[name]) for name in before)
+    undisturbed_state, killed_state = objective_state(undisturbed), objective_state(folder)
+    assert undisturbed_state.keys() == killed_state.keys()
+    assert len(undisturbed_state) == 8  # four of beta-DPO, four of the bandit
+    assert all(torch.equal(undisturbed_state[name], killed_state[name]) for name in undisturbed_state)
 
 
 @pytest.mark.parametrize("objective", [{"name": "beta_dpo"}, {"name": "kto"}, SUM])
 def test_the_token_budget_changes_nothing(write_config, tmp_path, objective):
     """The statistics are those of the optimizer batch, however it is cut."""
     file = write_config(objective=objective)
-    found = []
+    losses = []
     for budget in (60, 100000):
         folder = run(file, f"output={tmp_path / str(budget)}", f"training.token_budget={budget}")
-        found.append([line.get("loss", line.get("eval_loss")) for line in lines(folder)])
-    assert found[1] == pytest.approx(found[0], abs=1e-6)
-    assert len({round(loss, 6) for loss in found[0]}) > 3
+        losses.append([line.get("loss", line.get("eval_loss")) for line in lines(folder)])
+    assert losses[1] == pytest.approx(losses[0], abs=1e-6)
+    assert len({round(loss, 6) for loss in losses[0]}) > 3
 
 
 def test_beta_dpo_is_the_same_at_any_token_budget(write_config, tmp_path, monkeypatch):
@@ -205,8 +207,8 @@ def test_evaluation_changes_nothing_of_what_is_remembered(write_config, tmp_path
     file = write_config(objective={"name": "beta_dpo"})
     seldom = run(file, f"output={tmp_path / 'seldom'}")
     often = run(file, f"output={tmp_path / 'often'}", "evaluation.every=1")
-    first, second = remembered(seldom), remembered(often)
-    assert all(torch.equal(first[name], second[name]) for name in first)
+    seldom_state, often_state = objective_state(seldom), objective_state(often)
+    assert all(torch.equal(seldom_state[name], often_state[name]) for name in seldom_state)
     trained = [[line for line in lines(folder) if "loss" in line] for folder in (seldom, often)]
     assert trained[0] == trained[1]
 
@@ -220,10 +222,10 @@ class TestReferences:
         mixture = {"name": "multi_reference", "weighting": "fixed", "weights": weights, "trust_region": None}
         one = run(write_config(objective=mixture, references=both), f"output={tmp_path / 'mixture'}")
         two = run(write_config(reference=both[k]), f"output={tmp_path / 'dpo'}")
-        for first, second in zip(lines(one), lines(two), strict=True):
-            for name in second:
-                if name in first and "norm" not in name:
-                    assert first[name] == pytest.approx(second[name], rel=1e-5, abs=1e-6), name
+        for mixture_line, dpo_line in zip(lines(one), lines(two), strict=True):
+            for name in dpo_line:
+                if name in mixture_line and "norm" not in name:
+                    assert mixture_line[name] == pytest.approx(dpo_line[name], rel=1e-5, abs=1e-6), name
 
     def test_one_model_is_in_memory_at_a_time(self, write_config, tiny_model, other_model, monkeypatch):
         """Each reference is let go before the next is loaded, and all before the policy."""
@@ -234,20 +236,20 @@ class TestReferences:
         from penchant.models import loading
 
         alive: list[weakref.ref] = []
-        most = []
+        alive_counts = []
         load = loading.load_model
 
-        def watched(*arguments, **named):
+        def watched(*arguments, **keywords):
             gc.collect()
-            most.append(sum(reference() is not None for reference in alive))
-            model = load(*arguments, **named)
+            alive_counts.append(sum(reference() is not None for reference in alive))
+            model = load(*arguments, **keywords)
             alive.append(weakref.ref(model))
             return model
 
         monkeypatch.setattr(frozen, "load_model", watched)
         monkeypatch.setattr("penchant.training.model.load_model", watched)
         run(write_config(objective={"name": "multi_reference"}, references=[str(tiny_model), str(other_model)]))
-        assert most == [0, 0, 0]
+        assert alive_counts == [0, 0, 0]
 
     @pytest.mark.parametrize("max_length", ["null", "18"])
     def test_the_starting_weights_have_no_log_ratio_where_prompts_were_cut(
@@ -259,18 +261,18 @@ class TestReferences:
         file = tmp_path / "long.jsonl"
         file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
         copies = [str(shutil.copytree(tiny_model, tmp_path / name)) for name in ("one", "two")]
-        written = write_config(
+        config_file = write_config(
             objective={"name": "multi_reference", "mixture": "geometric", "weighting": "fixed", "weights": [0.5, 0.5]},
             references=copies,
             data={"train": str(file), "held_out": None, "truncation": "keep_end_of_prompt"},
             training={"max_steps": 1, "batch_size": 48, "token_budget": 1024},
         )
-        config = load_config(written, [f"data.max_length={max_length}"])
+        config = load_config(config_file, [f"data.max_length={max_length}"])
         groups = tokenize_inputs(config, load_tokenizer(str(tiny_model)), 128).train
         assert any(group.truncated_tokens for group in groups)
         world = World(0, 1, torch.device("cpu"))
-        own = FrozenModel.load(str(tiny_model), world, "float32").log_probs(groups, world, 1024, "float32")[0]
-        assert reference_tables(config, groups, 128, world) == ([own, own], [])
+        log_probs = FrozenModel.load(str(tiny_model), world, "float32").log_probs(groups, world, 1024, "float32")[0]
+        assert reference_tables(config, groups, 128, world) == ([log_probs, log_probs], [])
         assert lines(train(config))[0]["loss"] == pytest.approx(math.log(2), abs=1e-6)
 
     def test_a_borrowed_response_is_cut_for_the_reference_as_for_the_policy(self, write_config, tmp_path, tiny_model):
@@ -283,8 +285,8 @@ class TestReferences:
             objective={"name": "kto"}, data={"truncation": "keep_end_of_prompt", "max_length": 18}, reference=None
         )
         start = run(file, f"output={tmp_path / 'start'}")
-        named = run(file, f"output={tmp_path / 'named'}", f"reference={copy}")
-        assert lines(start) == lines(named)
+        copy_run = run(file, f"output={tmp_path / 'named'}", f"reference={copy}")
+        assert lines(start) == lines(copy_run)
 
     def test_weights_are_told(self, write_config, tiny_model, other_model):
         folder = run(
@@ -312,8 +314,8 @@ def test_kto_learns_from_yes_and_no(write_config, tmp_path):
     )
     folder = run(config)
     trained = [line for line in lines(folder) if "loss" in line]
-    first, last = trained[0], trained[-1]
-    assert first["loss"] == pytest.approx(0.5, abs=1e-6)
-    assert first["kl"] == 0.0
-    assert last["loss"] < 0.45
-    assert last["rewards/chosen"] > last["rewards/rejected"]
+    first_line, last_line = trained[0], trained[-1]
+    assert first_line["loss"] == pytest.approx(0.5, abs=1e-6)
+    assert first_line["kl"] == 0.0
+    assert last_line["loss"] < 0.45
+    assert last_line["rewards/chosen"] > last_line["rewards/rejected"]

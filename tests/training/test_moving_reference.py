@@ -50,15 +50,15 @@ def policy_at(config: RunConfig, folder: Path, step: int) -> PreTrainedModel:
     model = AutoModelForCausalLM.from_pretrained(config.model, dtype=torch.float64)
     weights = dict(model.named_parameters())
     tensors = checkpoint_tensors(folder, step) if step else {}
-    prefix, below, above = "model.model.", ".lora_A.default.weight", ".lora_B.default.weight"
+    prefix, suffix_a, suffix_b = "model.model.", ".lora_A.default.weight", ".lora_B.default.weight"
     trained = {name.removeprefix(prefix): t.double() for name, t in tensors.items() if name.startswith(prefix)}
     with torch.no_grad():
         for name, tensor in trained.items():
-            if name.endswith(below):
-                layer = name.removesuffix(below)
+            if name.endswith(suffix_a):
+                layer = name.removesuffix(suffix_a)
                 scale = config.lora.alpha / config.lora.rank
-                weights[f"{layer}.weight"] += scale * trained[layer + above] @ tensor
-            elif not name.endswith(above):
+                weights[f"{layer}.weight"] += scale * trained[layer + suffix_b] @ tensor
+            elif not name.endswith(suffix_b):
                 weights[name].copy_(tensor)
     return model.eval()
 
@@ -112,7 +112,9 @@ def test_losses_are_those_against_the_policy_of_the_update(write_config, tiny_mo
     inputs = tokenize_inputs(config, load_tokenizer(config.model), 128)
     assert all(group.group.pairs == ((0, 1),) for group in [*inputs.train, *inputs.held_out])
     policies = [policy_at(config, folder, step) for step in range(8)]
-    others = [AutoModelForCausalLM.from_pretrained(other_reference, dtype=torch.float64)] if config.references else []
+    fixed_references = (
+        [AutoModelForCausalLM.from_pretrained(other_reference, dtype=torch.float64)] if config.references else []
+    )
     evaluations = {line["step"]: line for line in lines(folder) if "eval_loss" in line}
     losses = {line["step"]: line["loss"] for line in lines(folder) if "loss" in line}
 
@@ -120,15 +122,17 @@ def test_losses_are_those_against_the_policy_of_the_update(write_config, tiny_mo
     updated = 6 if evaluations[6]["eval_loss"] < evaluations[3]["eval_loss"] else 3
     assert evaluations[7]["reference_step"] == updated
     for step, line in evaluations.items():
-        expected = dpo_loss(policies[step], [policies[line["reference_step"]], *others], inputs.held_out)
+        expected = dpo_loss(policies[step], [policies[line["reference_step"]], *fixed_references], inputs.held_out)
         assert line["eval_loss"] == pytest.approx(expected, abs=2e-5)
     order = Order(len(inputs.train), 8, 0, True)
     for step in range(7):
         reference = policies[0 if step < 3 else 3 if step < 6 else updated]
         groups = [inputs.train[index] for index in order.batch(step)]
-        assert losses[step + 1] == pytest.approx(dpo_loss(policies[step], [reference, *others], groups), abs=2e-5)
+        assert losses[step + 1] == pytest.approx(
+            dpo_loss(policies[step], [reference, *fixed_references], groups), abs=2e-5
+        )
         if step >= 3:  # The tolerance tells the references apart.
-            assert abs(losses[step + 1] - dpo_loss(policies[step], [policies[0], *others], groups)) > 1e-3
+            assert abs(losses[step + 1] - dpo_loss(policies[step], [policies[0], *fixed_references], groups)) > 1e-3
     assert "(replaced by the policy at each best evaluation)" in (folder / "README.md").read_text()
 
 
@@ -157,13 +161,13 @@ def test_a_resumed_run_has_the_same_reference(write_config, tmp_path, sections, 
 
 def test_an_update_after_the_last_step_changes_no_loss(write_config, tmp_path):
     file = write_config(evaluation={"every": 7}, training=FAST)
-    never = run(file, f"output={tmp_path / 'never'}")
-    best = run(file, f"output={tmp_path / 'best-update'}", "reference_update=best")
-    records = lines(best)
+    fixed_run = run(file, f"output={tmp_path / 'never'}")
+    updated_run = run(file, f"output={tmp_path / 'best-update'}", "reference_update=best")
+    records = lines(updated_run)
     assert [record.pop("reference_step") for record in records if "eval_loss" in record] == [0, 0]
-    assert records == lines(never)
-    first, second = (load_file(folder / "model.safetensors") for folder in (never, best))
-    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert records == lines(fixed_run)
+    fixed_weights, updated_weights = (load_file(folder / "model.safetensors") for folder in (fixed_run, updated_run))
+    assert all(torch.equal(fixed_weights[name], updated_weights[name]) for name in fixed_weights)
 
 
 def test_the_reference_is_the_policy_of_the_best_evaluation_so_far(write_config):
@@ -183,9 +187,9 @@ def test_the_reference_is_the_policy_of_the_best_evaluation_so_far(write_config)
 @pytest.mark.parametrize("objective", [{"name": "kto"}, {"name": "beta_dpo"}, {"name": "ipo"}], ids=lambda o: o["name"])
 def test_other_methods_with_a_reference_follow_it(write_config, tmp_path, objective):
     file = write_config(**UPDATED, objective=objective, training=FAST)
-    never = lines(run(file, f"output={tmp_path / 'never'}", "reference_update=never"))
-    best = lines(run(file, f"output={tmp_path / 'best-update'}"))
-    pairs = [(a["loss"], b["loss"]) for a, b in zip(never, best, strict=True) if "loss" in a]
+    fixed_lines = lines(run(file, f"output={tmp_path / 'never'}", "reference_update=never"))
+    updated_lines = lines(run(file, f"output={tmp_path / 'best-update'}"))
+    pairs = [(a["loss"], b["loss"]) for a, b in zip(fixed_lines, updated_lines, strict=True) if "loss" in a]
     assert all(a == b for a, b in pairs[:3])
     assert all(a != b for a, b in pairs[3:])
 

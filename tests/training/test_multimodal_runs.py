@@ -61,7 +61,7 @@ def log_probs(model, folder, file):
     return torch.tensor(sums)
 
 
-def measured(folder, file):
+def evaluated_log_probs(folder, file):
     """The same by `penchant evaluate`."""
     groups = score(str(folder), read_groups(str(file)).groups, SINGLE)
     return torch.tensor([value for group in groups for value in group.log_probs])
@@ -88,7 +88,7 @@ def test_a_full_run_changes_the_language_part_only(
     untrained = multimodal_models.towers(base_tensors)
     assert any(line.startswith(f"{len(untrained)} tensors of the model's files are not trained") for line in lines)
     expected = log_probs(multimodal_models.original(run), run, few_pairs)
-    torch.testing.assert_close(measured(run, few_pairs), expected, rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(evaluated_log_probs(run, few_pairs), expected, rtol=1e-5, atol=1e-4)
     assert (run / "preprocessor_config.json").read_bytes() == (folder / "preprocessor_config.json").read_bytes()
 
 
@@ -105,7 +105,7 @@ def test_a_lora_run_is_the_same_in_peft_and_merged(
     assert all("language_model" in target for target in targets)
     by_peft = log_probs(PeftModel.from_pretrained(multimodal_models.original(folder), run).eval(), run, few_pairs)
     assert (by_peft - log_probs(multimodal_models.original(folder), folder, few_pairs)).abs().max() > 1e-2
-    torch.testing.assert_close(measured(run, few_pairs), by_peft, rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(evaluated_log_probs(run, few_pairs), by_peft, rtol=1e-5, atol=1e-4)
     merge_adapter(str(run), tmp_path / "merged", save_dtype="float32")
     merged = log_probs(multimodal_models.original(tmp_path / "merged"), run, few_pairs)
     torch.testing.assert_close(merged, by_peft, rtol=1e-5, atol=1e-4)

@@ -15,8 +15,8 @@ def config(objective: str, **sections: object):
     return parse_config(values, "run.yaml")
 
 
-def group(number: int, k: int = 2, **known: object) -> PreferenceGroup:
-    return PreferenceGroup("prompt", tuple("abcd"[:k]), id=f"g{number}", **known)
+def group(number: int, k: int = 2, **fields: object) -> PreferenceGroup:
+    return PreferenceGroup("prompt", tuple("abcd"[:k]), id=f"g{number}", **fields)
 
 
 class TestReferences:
@@ -35,7 +35,7 @@ class TestReferences:
         assert "not used" in check_references(config("sft", reference="a"))
 
     def test_both_keys(self):
-        with pytest.raises(ConfigError, match="reference and references are both given"):
+        with pytest.raises(ConfigError, match="reference and references are both set"):
             config("dpo", reference="a", references=["b"])
 
 
@@ -45,15 +45,15 @@ class TestSampled:
             config("dpo", candidates="sampled")
 
     @pytest.mark.parametrize(
-        ("objective", "found"),
+        ("objective", "message"),
         [
             ("multi_reference", "table made before training"),
             ("kto", "other prompts"),
             ("bradley_terry", "sampled from"),
         ],
     )
-    def test_methods_that_cannot(self, objective, found):
-        with pytest.raises(ConfigError, match=found):
+    def test_methods_that_cannot(self, objective, message):
+        with pytest.raises(ConfigError, match=message):
             check_sampled(config(objective, candidates="sampled", reward={"function": "f.py:g"}), 1)
 
     def test_too_few_samples(self):
@@ -78,7 +78,7 @@ class TestHead:
 
 class TestUsable:
     @pytest.mark.parametrize(
-        ("objective", "groups", "found"),
+        ("objective", "groups", "message"),
         [
             ("dpo", [group(0, k=1)], "compares at least 2 candidates, 1 of 1 groups have fewer (first: g0)"),
             ("dpo", [group(0), group(1, scores=(1.0, 1.0))], "no group says which candidate is better"),
@@ -87,27 +87,27 @@ class TestUsable:
             ("kto", [group(0, k=1)], "kto learns from labels, and no group has labels or preferences"),
         ],
     )
-    def test_no_group_has_it(self, objective, groups, found):
+    def test_no_group_has_it(self, objective, groups, message):
         with pytest.raises(DataError) as error:
             filter_learnable_groups(config(objective), groups, "training", "file.jsonl", [])
-        assert found in str(error.value)
+        assert message in str(error.value)
         assert "file.jsonl" in str(error.value)
 
     @pytest.mark.parametrize(
-        ("objective", "having", "found"),
+        ("objective", "having", "message"),
         [
             ("dpo", {"preferred": 1}, "all candidates tie"),
             ("ddo_rm", {"scores": (1.0, 2.0)}, "no scores"),
             ("kto", {"labels": (True, False)}, "neither labels nor preferences"),
         ],
     )
-    def test_a_group_that_lacks_it_is_left_out_and_told(self, objective, having, found):
+    def test_a_group_that_lacks_it_is_left_out_and_told(self, objective, having, message):
         notes: list[str] = []
-        kept = filter_learnable_groups(
+        learnable_groups = filter_learnable_groups(
             config(objective), [group(0, **having), group(1)], "training", "file.jsonl", notes
         )
-        assert [g.id for g in kept] == ["g0"]
-        assert notes == [f"training: 1 of 2 groups left out: {found}"]
+        assert [g.id for g in learnable_groups] == ["g0"]
+        assert notes == [f"training: 1 of 2 groups left out: {message}"]
 
     def test_a_reward_gives_the_scores(self):
         run = config("ddo_rm", reward={"function": "f.py:g"})

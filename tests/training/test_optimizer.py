@@ -31,8 +31,8 @@ def test_adamw_equals_the_update_written_out():
     config = TrainingConfig(learning_rate=0.1, weight_decay=0.5, betas=(0.8, 0.9), epsilon=1e-6)
     optimizer = build_optimizer(module, config)
     expected = {name: p.detach().clone() for name, p in module.named_parameters()}
-    first = {name: torch.zeros_like(p) for name, p in expected.items()}
-    second = {name: torch.zeros_like(p) for name, p in expected.items()}
+    first_moment = {name: torch.zeros_like(p) for name, p in expected.items()}
+    second_moment = {name: torch.zeros_like(p) for name, p in expected.items()}
     for step in range(1, 4):
         for name, parameter in module.named_parameters():
             if not parameter.requires_grad:
@@ -40,9 +40,9 @@ def test_adamw_equals_the_update_written_out():
             gradient = torch.randn_like(parameter)
             parameter.grad = gradient.clone()
             decay = 0.5 if parameter.ndim == 2 else 0.0
-            first[name] = 0.8 * first[name] + 0.2 * gradient
-            second[name] = 0.9 * second[name] + 0.1 * gradient**2
-            update = (first[name] / (1 - 0.8**step)) / ((second[name] / (1 - 0.9**step)).sqrt() + 1e-6)
+            first_moment[name] = 0.8 * first_moment[name] + 0.2 * gradient
+            second_moment[name] = 0.9 * second_moment[name] + 0.1 * gradient**2
+            update = (first_moment[name] / (1 - 0.8**step)) / ((second_moment[name] / (1 - 0.9**step)).sqrt() + 1e-6)
             expected[name] = expected[name] * (1 - 0.1 * decay) - 0.1 * update
         optimizer.step()
     for name, parameter in module.named_parameters():
@@ -76,11 +76,11 @@ def test_decay_towards_the_start_by_hand():
         torch.testing.assert_close(module.model.bias.detach(), start["model.bias"] + 1)
 
 
-@pytest.mark.parametrize(("most", "kept"), [(100.0, 1.0), (0.5, 0.1)])
-def test_gradients_are_scaled_and_clipped_at_once(most, kept):
+@pytest.mark.parametrize(("max_norm", "factor"), [(100.0, 1.0), (0.5, 0.1)])
+def test_gradients_are_scaled_and_clipped_at_once(max_norm, factor):
     """Of gradients 6 and 8, halved: norm 5, and clipped to 0.5 a tenth of that is left."""
     module = torch.nn.Linear(1, 1)
     module.weight.grad, module.bias.grad = torch.tensor([[6.0]]), torch.tensor([8.0])
-    assert scale_and_clip(module, 0.5, most) == pytest.approx(5.0)
-    assert float(module.weight.grad) == pytest.approx(3.0 * kept, rel=1e-5)
-    assert float(module.bias.grad) == pytest.approx(4.0 * kept, rel=1e-5)
+    assert scale_and_clip(module, 0.5, max_norm) == pytest.approx(5.0)
+    assert float(module.weight.grad) == pytest.approx(3.0 * factor, rel=1e-5)
+    assert float(module.bias.grad) == pytest.approx(4.0 * factor, rel=1e-5)

@@ -43,16 +43,16 @@ def reversed_pairs(tiny_pairs, tmp_path) -> str:
     with file.open("w", encoding="utf-8") as stream:
         for line in tiny_pairs.read_text().splitlines():
             row = json.loads(line)
-            turned = {"chosen": row["rejected"], "rejected": row["chosen"]}
-            stream.write(json.dumps({**row, "prompt": "then " + row["prompt"], **turned}) + "\n")
+            responses = {"chosen": row["rejected"], "rejected": row["chosen"]}
+            stream.write(json.dumps({**row, "prompt": "then " + row["prompt"], **responses}) + "\n")
     return str(file)
 
 
 def fitted_weights(file: Path, *overrides: str) -> list[float]:
     """The mean weight of each reference in the first step."""
     folder = train(load_config(file, overrides))
-    first = next(line for line in map(json.loads, (folder / "metrics.jsonl").open()) if "loss" in line)
-    return [first["multi_reference/weight_0"], first["multi_reference/weight_1"]]
+    metrics = next(line for line in map(json.loads, (folder / "metrics.jsonl").open()) if "loss" in line)
+    return [metrics["multi_reference/weight_0"], metrics["multi_reference/weight_1"]]
 
 
 def test_a_reference_that_memorised_the_training_pairs_has_no_advantage(
@@ -97,11 +97,11 @@ class TestTheParts:
 
     def test_the_held_out_part_stays_what_it_was(self, write_config):
         file = write_config(data={"held_out": 0.25})
-        without = read_inputs(load_config(file))
+        inputs = read_inputs(load_config(file))
         with_part = read_inputs(load_config(file, ["data.reference_held_out=0.2"]))
-        assert without.held_out == with_part.held_out
-        assert without.reference_held_out == []
-        assert len(with_part.train) < len(without.train)
+        assert inputs.held_out == with_part.held_out
+        assert inputs.reference_held_out == []
+        assert len(with_part.train) < len(inputs.train)
 
     def test_a_method_that_fits_nothing_keeps_them_out_of_training(self, write_config, tiny_model):
         config = load_config(write_config(data={"reference_held_out": 0.25}))

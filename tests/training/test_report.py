@@ -28,7 +28,7 @@ def learned_positions(tiny_model: Path, tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("wanted", "answered", "told"),
+    ("sample_count", "sampled_prompts", "messages"),
     [
         (2, ["a dog", "it runs by"], []),
         (
@@ -40,7 +40,7 @@ def learned_positions(tiny_model: Path, tmp_path: Path) -> Path:
     ],
 )
 def test_samples_are_of_prompts_that_leave_room(
-    write_config, tmp_path, monkeypatch, learned_positions, wanted, answered, told, notices
+    write_config, tmp_path, monkeypatch, learned_positions, sample_count, sampled_prompts, messages, notices
 ):
     prompts = ("the old cat sees a big dog then", "a dog", "the old cat sees a big dog", "it runs by")
     rows = [{"prompt": prompt, "chosen": " a cat", "rejected": " dog"} for prompt in prompts]
@@ -50,14 +50,16 @@ def test_samples_are_of_prompts_that_leave_room(
         model=str(learned_positions),
         data={"train": str(file), "held_out": str(file)},
         training={"max_steps": 1},
-        evaluation={"samples": wanted, "sample_tokens": 12},
+        evaluation={"samples": sample_count, "sample_tokens": 12},
     )
-    folder, shown = train(load_config(short)), []
+    folder, written_samples = train(load_config(short)), []
     notices.clear()
-    monkeypatch.setattr("penchant.training.report.write_report", lambda file, report: shown.append(report.samples))
+    monkeypatch.setattr(
+        "penchant.training.report.write_report", lambda file, report: written_samples.append(report.samples)
+    )
     write_run_report(folder)
-    assert [[sample.prompt for sample in samples] for samples in shown] == [answered]
-    assert [line for line in notices.messages if not line.startswith(("held-out: ", "report: "))] == told
+    assert [[sample.prompt for sample in samples] for samples in written_samples] == [sampled_prompts]
+    assert [line for line in notices.messages if not line.startswith(("held-out: ", "report: "))] == messages
 
 
 def test_samples_name_the_prompts_that_the_template_refuses(write_config, tmp_path, tiny_model, notices):

@@ -79,9 +79,9 @@ def assert_same_run(one: Path, two: Path) -> None:
     for name, tensor in weights(one).items():
         assert torch.equal(tensor, weights(two)[name]), name
     assert (one / "metrics.jsonl").read_bytes() == (two / "metrics.jsonl").read_bytes()
-    first, second = optimizer_state(one), optimizer_state(two)
-    assert first.keys() == second.keys() != set()
-    assert all(torch.equal(first[name], second[name]) for name in first)
+    first_state, second_state = optimizer_state(one), optimizer_state(two)
+    assert first_state.keys() == second_state.keys() != set()
+    assert all(torch.equal(first_state[name], second_state[name]) for name in first_state)
 
 
 def test_learns_and_writes_what_users_look_for(write_config):
@@ -270,15 +270,15 @@ class TestRefuses:
 
     def test_a_loss_that_is_not_a_number(self, write_config, tmp_path, tiny_model):
         """Stops, names the rows, and leaves the last good checkpoint."""
-        broken = tmp_path / "broken"
-        shutil.copytree(tiny_model, broken)
+        model_folder = tmp_path / "broken"
+        shutil.copytree(tiny_model, model_folder)
         from safetensors.torch import save_file
 
-        tensors = load_file(broken / "model.safetensors")
+        tensors = load_file(model_folder / "model.safetensors")
         tensors["model.layers.0.mlp.up_proj.weight"][0, 0] = float("nan")
-        save_file(tensors, broken / "model.safetensors", metadata={"format": "pt"})
+        save_file(tensors, model_folder / "model.safetensors", metadata={"format": "pt"})
         with pytest.raises(TrainingError, match=r"not a finite number at step 1.*row-"):
-            run(write_config(model=str(broken)), "data.held_out=null")
+            run(write_config(model=str(model_folder)), "data.held_out=null")
 
     def test_a_gradient_that_explodes_keeps_the_last_checkpoint(self, write_config):
         file = write_config(training={"learning_rate": 1e30, "max_steps": 50, "schedule": "constant", "warmup": 0})
@@ -333,8 +333,8 @@ class TestVariants:
 
     def test_another_reference(self, write_config, tmp_path):
         """Log-ratios are against the model named, not the one training starts from."""
-        first = run(write_config(), f"output={tmp_path / 'first'}")
-        second = run(write_config(reference=str(first)), f"output={tmp_path / 'second'}")
+        reference_folder = run(write_config(), f"output={tmp_path / 'first'}")
+        second = run(write_config(reference=str(reference_folder)), f"output={tmp_path / 'second'}")
         assert lines(second)[0]["eval_loss"] > 0.70
 
     def test_reference_cache_is_used_and_changes_nothing(self, write_config, tmp_path, monkeypatch):
@@ -376,9 +376,11 @@ class TestPeersTraps:
     def test_evaluation_does_not_move_with_the_batch_size(self, write_config, tmp_path, size):
         """Elsewhere means of batch means weigh a short last batch as much as a full one."""
         file = write_config(reference=None, training={"max_steps": 1, "learning_rate": 1e-12})
-        first = run(file, f"output={tmp_path / 'first'}", "training.learning_rate=1e-3", "training.max_steps=6")
-        ours = run(file, f"output={tmp_path / 'ours'}", f"training.batch_size={size}", f"reference={first}")
-        theirs = run(file, f"output={tmp_path / 'theirs'}", "training.batch_size=8", f"reference={first}")
+        reference_folder = run(
+            file, f"output={tmp_path / 'first'}", "training.learning_rate=1e-3", "training.max_steps=6"
+        )
+        ours = run(file, f"output={tmp_path / 'ours'}", f"training.batch_size={size}", f"reference={reference_folder}")
+        theirs = run(file, f"output={tmp_path / 'theirs'}", "training.batch_size=8", f"reference={reference_folder}")
         for name, value in lines(theirs)[0].items():
             assert lines(ours)[0][name] == pytest.approx(value, rel=1e-5), name
 
@@ -414,37 +416,37 @@ class TestSavedFolder:
         base = AutoModelForCausalLM.from_pretrained(tiny_model)
         ids = torch.arange(4, 14)[None]
         with torch.no_grad():
-            before = base(ids).logits
-            after = PeftModel.from_pretrained(base, folder)(ids).logits
-        assert not torch.allclose(before, after)
+            base_logits = base(ids).logits
+            adapter_logits = PeftModel.from_pretrained(base, folder)(ids).logits
+        assert not torch.allclose(base_logits, adapter_logits)
         from penchant.models.loading import load_model
         from penchant.models.lora import merge_adapter
 
         merge_adapter(str(folder), tmp_path / "merged")
         merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
         with torch.no_grad():
-            torch.testing.assert_close(load_model(str(folder))(ids).logits, after, rtol=1e-4, atol=1e-5)
-            torch.testing.assert_close(merged(ids).logits, after, rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(load_model(str(folder))(ids).logits, adapter_logits, rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(merged(ids).logits, adapter_logits, rtol=1e-4, atol=1e-5)
 
     def test_an_adapter_on_an_adapter_is_refused(self, write_config, tmp_path):
         """Its folder would name the bare base, and silently lose the first adapter."""
-        first = run(write_config(lora={"rank": 4}))
+        adapter_folder = run(write_config(lora={"rank": 4}))
         with pytest.raises(ConfigError, match="adapter folder") as error:
-            run(write_config(lora={"rank": 4}), f"model={first}", f"output={tmp_path / 'second'}")
+            run(write_config(lora={"rank": 4}), f"model={adapter_folder}", f"output={tmp_path / 'second'}")
         assert "penchant merge" in error.value.fix
-        full = run(write_config(lora=None), f"model={first}", f"output={tmp_path / 'full'}")
+        full = run(write_config(lora=None), f"model={adapter_folder}", f"output={tmp_path / 'full'}")
         assert (full / "model.safetensors").exists()
 
 
 def test_saturated_gradients_are_not_slow(write_config, monkeypatch):
     """Numbers below 1e-38 are zero while a run goes on, since products of them are many times slower; not after it."""
-    seen = []
+    flush_flags = []
     step = Loop.step
-    monkeypatch.setattr(Loop, "step", lambda *a: (seen.append(tiny() == 0), step(*a))[1])
+    monkeypatch.setattr(Loop, "step", lambda *a: (flush_flags.append(tiny() == 0), step(*a))[1])
 
     def tiny():
         return float(torch.full((1,), 1e-30) * 1e-12)
 
     train(load_config(write_config(training={"max_steps": 1}), []))
-    assert seen == [True]
+    assert flush_flags == [True]
     assert tiny() > 0

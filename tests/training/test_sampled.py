@@ -82,8 +82,8 @@ def test_a_resumed_run_uses_the_draws_it_began_with(online, tmp_path, objective)
     (part / "model.safetensors").unlink()
     run(file, f"output={part}", resume=True)
     assert (whole / "metrics.jsonl").read_bytes() == (part / "metrics.jsonl").read_bytes()
-    first, second = load_file(whole / "model.safetensors"), load_file(part / "model.safetensors")
-    assert all(torch.equal(first[name], second[name]) for name in first)
+    whole_weights, part_weights = load_file(whole / "model.safetensors"), load_file(part / "model.safetensors")
+    assert all(torch.equal(whole_weights[name], part_weights[name]) for name in whole_weights)
     name = "samples/step-00000004.json"
     assert (whole / name).read_bytes() == (part / name).read_bytes()
 
@@ -110,7 +110,7 @@ def test_metrics_are_of_the_draws(online):
     assert line["sampled/reward_best"] == pytest.approx(sum(map(max, scores)) / len(rows))
     assert line["sampled/length"] == pytest.approx(sum(map(len, tokens)) / len(tokens))
     assert line["sampled/cut"] == pytest.approx(sum(ids[-1] != 2 for ids in tokens) / len(tokens))
-    assert line["sampled/tied"] == pytest.approx(sum(len(set(of)) == 1 for of in scores) / len(rows))
+    assert line["sampled/tied"] == pytest.approx(sum(len(set(row_scores)) == 1 for row_scores in scores) / len(rows))
     assert line["reward"] == pytest.approx(line["sampled/reward"], rel=1e-5)
     assert line["kl"] == pytest.approx(0.0, abs=1e-4)  # the policy is still the reference
 
@@ -205,9 +205,11 @@ def test_a_named_reference_is_the_one_that_is_asked(online, tmp_path, other_mode
     """By either key, with adapters or without, with held-out groups or none: not the model training starts from."""
     file = online({"name": "rloo"}, data={"held_out": held_out}, lora=lora)
     short = "training.max_steps=1"
-    first = run(file, short, f"reference={other_model}", f"output={tmp_path / 'one'}")
-    second = run(file, short, f"references=[{other_model}]", f"output={tmp_path / 'several'}")
-    one, two = (next(line for line in lines(folder) if "loss" in line)["kl"] for folder in (first, second))
+    reference_run = run(file, short, f"reference={other_model}", f"output={tmp_path / 'one'}")
+    references_run = run(file, short, f"references=[{other_model}]", f"output={tmp_path / 'several'}")
+    one, two = (
+        next(line for line in lines(folder) if "loss" in line)["kl"] for folder in (reference_run, references_run)
+    )
     assert one == two
     assert abs(one) > 0.1
 
@@ -220,13 +222,13 @@ def test_a_weighted_sum_of_sampled_candidates(online):
 
 
 @pytest.mark.parametrize(
-    ("function", "found"),
+    ("function", "message"),
     [("broken", "raised RuntimeError: no paper"), ("short", "returned 1 numbers for 3 responses")],
 )
-def test_a_reward_at_fault_is_one_clear_error(online, function, found):
+def test_a_reward_at_fault_is_one_clear_error(online, function, message):
     with pytest.raises(PenchantError) as error:
         run(online({"name": "rloo"}, function, data={"held_out": None}))
-    assert found in str(error.value)
+    assert message in str(error.value)
     assert f"rewards.py:{function}, prompt 0" in str(error.value)
 
 
@@ -290,13 +292,13 @@ class TestLongPrompts:
         return online({"name": "rloo"}, data={"train": str(prompts), "held_out": None})
 
     @staticmethod
-    def answered(folder: Path) -> set[int]:
+    def prompt_numbers(folder: Path) -> set[int]:
         """Numbers of the prompts."""
         rows = json.loads((folder / "samples" / "step-00000000.json").read_text()).values()
-        return {row["prompt"] for each in rows for row in each}
+        return {row["prompt"] for step_rows in rows for row in step_rows}
 
     @pytest.mark.parametrize(
-        ("limit", "found"),
+        ("limit", "message"),
         [
             ("data.max_length=14", "the longest prompt has 7 tokens, its answer up to sampling.max_new_tokens=8, and"),
             ("data.max_length=14", "data.max_length is 14 (1 of 3 prompts are too long: p2)"),
@@ -305,10 +307,10 @@ class TestLongPrompts:
             ("sampling.max_new_tokens=127", "sampling.max_new_tokens is 127 and the model's context is 128 tokens"),
         ],
     )
-    def test_are_refused_by_default(self, file, tmp_path, limit, found):
+    def test_are_refused_by_default(self, file, tmp_path, limit, message):
         with pytest.raises(ConfigError) as error:
             run(file, limit)
-        assert found in str(error.value)
+        assert message in str(error.value)
         assert not (tmp_path / "run").exists()
 
     def test_just_fit(self, file):
@@ -320,7 +322,7 @@ class TestLongPrompts:
         folder = run(file, "data.max_length=14", "data.truncation=drop", "training.max_steps=2")
         notes = json.loads((folder / "run.json").read_text())["notes"]
         assert [note for note in notes if "too long" in note] == ["training: too long dropped: 1 of 3 groups (p2)"]
-        assert self.answered(folder) == {0, 1}
+        assert self.prompt_numbers(folder) == {0, 1}
 
     def test_all_left_out(self, file):
         with pytest.raises(DataError, match=r"no prompt is left to answer \(too long dropped: 3\)"):

@@ -100,10 +100,10 @@ def test_borrowed_responses_that_are_cut_are_no_ends(write_config, base):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_evaluation_is_of_the_weights_that_were_saved(write_config, base, dtype):
     """evaluation.json holds what `penchant evaluate` says of the folder, also where saving rounded the weights."""
-    stored = getattr(torch, dtype)
-    config = load_config(write_config(model=str(base(stored)), training={"max_steps": 3, "learning_rate": 1e-2}))
+    torch_dtype = getattr(torch, dtype)
+    config = load_config(write_config(model=str(base(torch_dtype)), training={"max_steps": 3, "learning_rate": 1e-2}))
     folder = train(config)
-    assert {tensor.dtype for tensor in load_file(folder / "model.safetensors").values()} == {stored}
+    assert {tensor.dtype for tensor in load_file(folder / "model.safetensors").values()} == {torch_dtype}
     report = write_run_report(folder).trained_report
     held_out = read_inputs(config).held_out
     scored = score(str(folder), held_out, SINGLE, reference=config.model)

@@ -53,14 +53,14 @@ def penchant(*arguments: object, processes: int = 1, **environment: str) -> subp
 @pytest.fixture
 def start() -> Iterator[Callable[..., subprocess.Popen[str]]]:
     """`penchant`; what it started is gone after the test, with all its processes."""
-    started: list[subprocess.Popen[str]] = []
+    processes: list[subprocess.Popen[str]] = []
 
     def run(*arguments: object, **options: object) -> subprocess.Popen[str]:
-        started.append(penchant(*arguments, **options))
-        return started[-1]
+        processes.append(penchant(*arguments, **options))
+        return processes[-1]
 
     yield run
-    for process in started:
+    for process in processes:
         for pid in [*workers(process), process.pid]:
             try:
                 os.kill(pid, signal.SIGKILL)
@@ -190,10 +190,10 @@ def test_a_stopped_rank_is_named(write_config, tmp_path, start):
     file = write_config(training={"max_steps": 100_000, "rank_timeout_seconds": 5})
     process, folder = start("train", file, processes=2), tmp_path / "run"
     wait_for_step(process, folder, 3)
-    stopped = workers(process)[1]
-    os.kill(stopped, signal.SIGSTOP)
+    stopped_pid = workers(process)[1]
+    os.kill(stopped_pid, signal.SIGSTOP)
     line = first_line_with("error: rank", process)
-    assert re.search(rf"rank 1 of 2: it has not answered for \d+ s.*process {stopped} on ", line)
+    assert re.search(rf"rank 1 of 2: it has not answered for \d+ s.*process {stopped_pid} on ", line)
 
 
 @pytest.mark.slow

@@ -13,21 +13,21 @@ from penchant.recipes.dialogue.measures import EmpathyClassifier
 COMMON = ["the", "day", "doctor", "pain", "sleep", "food", "week"]
 
 
-def labelled(n, own, seed=0):
+def labelled(n, marker_words, seed=0):
     draw = random.Random(seed)
     rows = []
     for k in range(n):
-        words = draw.choices(COMMON, k=8) + ([draw.choice(own)] if k % 2 else [draw.choice(["dose", "chart"])])
+        words = draw.choices(COMMON, k=8) + ([draw.choice(marker_words)] if k % 2 else [draw.choice(["dose", "chart"])])
         rows.append(PreferenceGroup("", (" ".join(words),), labels=(bool(k % 2),), id=str(k)))
     return rows
 
 
 def test_what_the_labels_show():
-    found = EmpathyClassifier(labelled(60, ["sorry", "feel"]))
-    assert found.auc > 0.95
-    warm, cold = found(["sorry the day", "dose the day"])
+    classifier = EmpathyClassifier(labelled(60, ["sorry", "feel"]))
+    assert classifier.auc > 0.95
+    warm, cold = classifier(["sorry the day", "dose the day"])
     assert warm > 0.5 > cold
-    assert found([]) == []
+    assert classifier([]) == []
 
 
 def test_labels_by_chance_are_told_by_the_auc():

@@ -37,9 +37,9 @@ def test_by_hand(tiny_model, tmp_path):
     model = BertForSequenceClassification.from_pretrained(folder).eval()
     tokenizer = AutoTokenizer.from_pretrained(folder)
     expected = [float(model(**tokenizer(*pair, return_tensors="pt")).logits.softmax(-1)[0, 2]) for pair in PAIRS]
-    found = Entailment(folder)(*zip(*PAIRS, strict=True))
-    assert found == pytest.approx(expected, abs=1e-6)
-    assert len({round(value, 4) for value in found}) == len(PAIRS)
+    probabilities = Entailment(folder)(*zip(*PAIRS, strict=True))
+    assert probabilities == pytest.approx(expected, abs=1e-6)
+    assert len({round(value, 4) for value in probabilities}) == len(PAIRS)
 
 
 def test_a_long_premise_is_cut_and_never_the_hypothesis(tiny_model, tmp_path):

@@ -49,9 +49,9 @@ def test_grade_level():
     ],
 )
 def test_empathy(answer, expected):
-    found = empathy(answer)
-    assert (found["reaction"], found["interpretation"], found["exploration"]) == expected
-    assert found["empathy"] == sum(expected)
+    scores = empathy(answer)
+    assert (scores["reaction"], scores["interpretation"], scores["exploration"]) == expected
+    assert scores["empathy"] == sum(expected)
 
 
 def test_politeness():

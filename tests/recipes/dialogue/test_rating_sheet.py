@@ -27,22 +27,22 @@ def rows(folder):
 
 
 def fill(folder, verdicts):
-    found = rows(folder)
+    sheet_rows = rows(folder)
     with (folder / "sheet.csv").open("w", newline="") as stream:
-        writer = csv.DictWriter(stream, found[0].keys())
+        writer = csv.DictWriter(stream, sheet_rows[0].keys())
         writer.writeheader()
-        writer.writerows([{**row, "better": verdict} for row, verdict in zip(found, verdicts, strict=True)])
+        writer.writerows([{**row, "better": verdict} for row, verdict in zip(sheet_rows, verdicts, strict=True)])
 
 
 def test_it_does_not_say_whose_and_mixes_them(folder):
-    found = rows(folder)
-    assert [row["prompt"] for row in found] == PROMPTS
-    first = [row["answer_a"].split(",")[0].split(" ")[0] for row in found]
-    assert 8 < first.count("base") < 32
-    for n, row in enumerate(found):
+    sheet_rows = rows(folder)
+    assert [row["prompt"] for row in sheet_rows] == PROMPTS
+    first_words = [row["answer_a"].split(",")[0].split(" ")[0] for row in sheet_rows]
+    assert 8 < first_words.count("base") < 32
+    for n, row in enumerate(sheet_rows):
         assert {row["answer_a"], row["answer_b"]} == {ANSWERS["base"][n], ANSWERS["dpo"][n]}
-    assert "better" in found[0]
-    assert not any(row["better"] for row in found)
+    assert "better" in sheet_rows[0]
+    assert not any(row["better"] for row in sheet_rows)
 
 
 def test_read_back(folder):
@@ -70,10 +70,10 @@ def test_the_verb_reads_it_back(folder, capsys):
     assert "no row has a verdict" in capsys.readouterr().err
     fill(folder, ["a"] * 10 + ["tie"] * 10 + [""] * 20)
     assert run(["data", "ratings", str(folder), "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)
-    assert found["base"]["n"] == found["dpo"]["n"] == 20
-    assert found["base"]["value"] + found["dpo"]["value"] == pytest.approx(1.0)
-    assert found["base"]["low"] < found["base"]["value"] < found["base"]["high"]
+    document = json.loads(capsys.readouterr().out)
+    assert document["base"]["n"] == document["dpo"]["n"] == 20
+    assert document["base"]["value"] + document["dpo"]["value"] == pytest.approx(1.0)
+    assert document["base"]["low"] < document["base"]["value"] < document["base"]["high"]
     assert run(["data", "ratings", str(folder / "none")]) == 2
     assert "key.csv" in capsys.readouterr().err
 
