@@ -27,7 +27,7 @@ BARE = frozenset(
 ) - {"for", "from", "in", "split", "read", "both", "many", "one", "with"}
 """Participles, pronouns, adverbs and prepositions that name nothing by themselves."""
 
-CEILINGS = {"src": 41, "tests": 196, "benchmarks": 2}
+CEILINGS = {"src": 40, "tests": 1, "benchmarks": 2}
 """Bound names in the list above that a folder may have; lower a number when it has fewer."""
 
 
@@ -52,7 +52,11 @@ def bound_names(tree: ast.AST, scope: str = "") -> Iterator[tuple[str, str]]:
 
 def bare_names(source: str) -> list[str]:
     """The bare names that a module binds, once for each scope."""
-    return [name for _, name in sorted(set(bound_names(ast.parse(source)))) if name.strip("_") in BARE]
+    return [
+        name
+        for _, name in sorted(set(bound_names(ast.parse(source))))
+        if name.strip("_") in BARE and not name.startswith("__")
+    ]
 
 
 def test_bare_names_are_seen_wherever_they_are_bound():

@@ -122,7 +122,7 @@ class TestRuns:
         assert reward(["the old cat"], [[" sees a dog"]])[0][0] == pytest.approx(expected, rel=1e-5)
         result = write_run_report(folder)
         assert result.reward_accuracy.value == pytest.approx(lines[-1]["eval_rewards/accuracies"])
-        assert "What was trained to choose" in (folder / "report.html").read_text()
+        assert "Held-out reward accuracy" in (folder / "report.html").read_text()
 
     def test_adapters_bring_their_head(self, train_run):
         folder = train_run(lora={"rank": 4})

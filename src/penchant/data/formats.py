@@ -9,10 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from penchant.data import formats as formats_items
-from penchant.data import formats as formats_lists
 from penchant.data import formats_pairs
-from penchant.data import formats_pairs as formats_vendors
 from penchant.data.conversations import TEMPLATE_COLUMNS, join_prompt_and_responses, text_or_messages
 from penchant.data.fields import Cell, Row
 from penchant.data.groups import PreferenceGroup, Text
@@ -247,33 +244,33 @@ class Format:
 
 # The first format that matches is chosen, so more specific formats come first.
 _ALL = (
-    Format("label_studio", ("data", "annotations"), formats_vendors.is_label_studio, formats_vendors.label_studio),
-    Format("nemo_rl", ("context", "completions"), formats_lists.is_nemo_rl, formats_lists.nemo_rl),
+    Format("label_studio", ("data", "annotations"), formats_pairs.is_label_studio, formats_pairs.label_studio),
+    Format("nemo_rl", ("context", "completions"), is_nemo_rl, nemo_rl),
     Format(
         "ultrafeedback",
         ("instruction|prompt", "completions"),
-        formats_lists.is_ultrafeedback,
-        formats_lists.ultrafeedback,
+        is_ultrafeedback,
+        ultrafeedback,
     ),
-    Format("s_dpo", ("historyList", "itemList", "trueSelection"), formats_items.is_s_dpo, formats_items.s_dpo),
-    Format("penchant", ("prompt", "candidates"), formats_lists.is_penchant, formats_lists.penchant),
+    Format("s_dpo", ("historyList", "itemList", "trueSelection"), is_s_dpo, s_dpo),
+    Format("penchant", ("prompt", "candidates"), is_penchant, penchant),
     Format(
         "ranked",
-        ("prompt", "|".join(formats_lists.LISTS), "|".join(formats_lists.WORTH)),
-        formats_lists.is_ranked,
-        formats_lists.ranked,
+        ("prompt", "|".join(LISTS), "|".join(WORTH)),
+        is_ranked,
+        ranked,
     ),
     Format(
         "llama_factory",
         ("conversations|instruction", "chosen|output", "rejected|output"),
-        formats_vendors.is_llama_factory,
-        formats_vendors.llama_factory,
+        formats_pairs.is_llama_factory,
+        formats_pairs.llama_factory,
     ),
     Format(
         "ms_swift",
         ("messages", "rejected_response|rejected_messages"),
-        formats_vendors.is_ms_swift,
-        formats_vendors.ms_swift,
+        formats_pairs.is_ms_swift,
+        formats_pairs.ms_swift,
     ),
     Format(
         "several_rejected",
@@ -293,7 +290,7 @@ _ALL = (
     ),
     Format("text", ("text",), formats_pairs.is_text, formats_pairs.text),
 )
-_PROMPTS = Format("prompts", ("prompt",), formats_lists.is_prompts, formats_lists.prompts)
+_PROMPTS = Format("prompts", ("prompt",), is_prompts, prompts)
 FORMATS: dict[str, Format] = {format.name: format for format in (*_ALL, _PROMPTS)}
 
 

@@ -13,7 +13,7 @@ variance and there are 3 seeds it covers 93.4-97.6 %.
 A verdict among many methods is held at levels of 0.05 / m, where an estimate from 3 seeds that came out small by chance
 gives a false "better". There the seeds' part of the error gets the quantile of its own few degrees of freedom
  (`Variances.careful_half_width`), or, where seeds differ no more than chance explains, the bound
-of `evaluation.agreeing_seeds`.
+of `evaluation.variance_components`.
 
 Legend: S seeds, N prompts.
 """
@@ -29,7 +29,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike
 
-from penchant.evaluation import variance_components as agreeing_seeds
+from penchant.evaluation import variance_components
 from penchant.evaluation.statistics import Estimate, Floats
 from penchant.evaluation.variance_components import CrossedMean, Variances, components
 from penchant.intervals.student_t import critical_value
@@ -169,12 +169,12 @@ def holm(differences: Sequence[Difference], alpha: float = 0.05) -> list[Verdict
     Holm 1979: the k-th smallest of m p-values is held against alpha / (m - k + 1), up to the first that fails. A
     difference's interval is at the level it was held against, those after the first failure at the failure's level, so
     that interval and outcome never contradict. The intervals decide; they do not hold all at once with 1 - alpha.
-    Where seeds differ no more than chance explains, the verdict stands on the bound of `evaluation.agreeing_seeds` if
-    that is narrower. Higher is better. Differences without a p-value cannot be told and do not count in m.
+    Where seeds differ no more than chance explains, the verdict stands on the bound of `variance_components` if that is
+    narrower. Higher is better. Differences without a p-value cannot be told and do not count in m.
     """
     verdicts = _step_down(differences, alpha)
     means = {i: _crossed_mean(difference) for i, difference in enumerate(differences) if difference.variances}
-    agreeing = agreeing_seeds.agreeing_methods(means)
+    agreeing = variance_components.agreeing_methods(means)
     return [
         _narrower_verdict(verdict, len(means), alpha) if i in agreeing else verdict
         for i, verdict in enumerate(verdicts)
@@ -205,12 +205,12 @@ def _step_down(differences: Sequence[Difference], alpha: float) -> list[Verdict]
 def _narrower_verdict(verdict: Verdict, methods: int, alpha: float) -> Verdict:
     """The verdict by the bound for agreeing seeds where that is narrower than Holm's interval."""
     difference, mean = verdict.difference, _crossed_mean(verdict.difference)
-    half = agreeing_seeds.half_width(mean, methods, alpha)
+    half = variance_components.half_width(mean, methods, alpha)
     if half >= verdict.high - difference.value:
         return replace(verdict, agreeing_among=methods, alpha=alpha)
     low, high = difference.value - half, difference.value + half
-    level = alpha * agreeing_seeds.share_of_level(mean.seeds)
-    p = agreeing_seeds.adjusted_p(difference.value, mean, methods)
+    level = alpha * variance_components.share_of_level(mean.seeds)
+    p = variance_components.adjusted_p(difference.value, mean, methods)
     return Verdict(difference, low, high, level, p, _outcome(difference.value, low > 0 or high < 0), methods, alpha)
 
 
@@ -295,7 +295,7 @@ def _extra_seeds_needed(verdict: Verdict) -> int | None:
         return seeds
     for extra_seeds in range(1, _FEW_SEEDS if seeds is None else min(seeds, _FEW_SEEDS)):
         mean = _crossed_mean(difference, seeds=extra_seeds)
-        if agreeing_seeds.adjusted_p(difference.value, mean, methods) < verdict.alpha:
+        if variance_components.adjusted_p(difference.value, mean, methods) < verdict.alpha:
             return extra_seeds
     return seeds
 

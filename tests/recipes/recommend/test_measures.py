@@ -8,7 +8,7 @@ import math
 import pytest
 
 from penchant.evaluation.statistics import mean_of_shares
-from penchant.recipes.recommend import config as baselines
+from penchant.recipes.recommend import baselines
 from penchant.recipes.recommend.histories import Interaction, Rules, build_histories
 from penchant.recipes.recommend.prompts import draw_candidates
 from penchant.recipes.recommend.questions import TargetRank, answer_metrics, named_titles, ranking_metrics

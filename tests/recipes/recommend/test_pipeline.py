@@ -14,7 +14,8 @@ from penchant.cli.main import run
 from penchant.config.section import validated
 from penchant.data.reading import read_groups
 from penchant.errors import ConfigError, DataError
-from penchant.recipes.recommend.config import NAMES, RecommendConfig
+from penchant.recipes.recommend.baselines import NAMES
+from penchant.recipes.recommend.config import RecommendConfig
 from penchant.recipes.recommend.pipeline import recommend, stages
 from penchant.recipes.recommend.serving import suggest
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from penchant.api import Estimate, PreferenceGroup, TargetRank, bootstrap_mean, write_anew, write_atomically
-from penchant.recipes.recommend import config as baselines
+from penchant.recipes.recommend import baselines
 from penchant.recipes.recommend.config import RecommendConfig
 from penchant.recipes.recommend.histories import Histories, Question, build_histories, read_interactions, read_titles
 from penchant.recipes.recommend.prompts import draw_candidates
