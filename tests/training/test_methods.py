@@ -173,14 +173,14 @@ def test_beta_dpo_is_the_same_at_any_token_budget(write_config, tmp_path, monkey
     This model's log-probs are the same bits in every micro-batch; those of larger ones are not, so noise of their
     size is added that depends on the micro-batch.
     """
-    score = backward._said
+    score = backward._score_micro_batch
 
     def rounded_otherwise(scorer, batch, world):
         log_probs = score(scorer, batch, world)
         noise = torch.randn(log_probs.shape, generator=torch.Generator().manual_seed(len(batch.groups)))
         return log_probs + 2e-6 * noise
 
-    monkeypatch.setattr(backward, "_said", rounded_otherwise)
+    monkeypatch.setattr(backward, "_score_micro_batch", rounded_otherwise)
     draw = random.Random(0)
     words = ("the", "old", "cat", "sees", "big", "dog", "then", "it", "runs", "small", "house", "river")
     file = tmp_path / "longer.jsonl"

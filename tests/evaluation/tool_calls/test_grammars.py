@@ -188,7 +188,7 @@ def test_random_answers_are_read_as_calls_on_offer(tokenizer, style):
 def accepts(tokenizer, style, question, text):
     guide, prefix = Grammars(tokenizer, [2]).guide(STYLES[style].grammar(question, tokenizer)), []
     for token in [*tokenizer(text, add_special_tokens=False)["input_ids"], 2]:
-        if token not in guide.allowed(prefix):
+        if token not in guide.allowed_tokens(prefix):
             return False
         prefix.append(token)
     return True
@@ -260,7 +260,7 @@ def test_any_tokens_that_spell_an_answer_are_allowed(tokenizer):
     assert len(tokenizer("m.go(where=", add_special_tokens=False)["input_ids"]) < len("m.go(where=")
     for letter in "[m.go(where='Rome')]":
         [token] = tokenizer(letter, add_special_tokens=False)["input_ids"]
-        assert token in guide.allowed(prefix)
+        assert token in guide.allowed_tokens(prefix)
         prefix.append(token)
 
 
@@ -425,7 +425,7 @@ class TestRightAnswersCanBeWritten:
         for question in questions:
             guide, prefix = grammars.guide(STYLES["signatures"].grammar(question, tokenizer)), []
             for token in [*tokenizer(right_answer(question))["input_ids"][1:], tokenizer.eos_token_id]:
-                if token not in guide.allowed(prefix):
+                if token not in guide.allowed_tokens(prefix):
                     other.append(question.id)
                     break
                 prefix.append(token)

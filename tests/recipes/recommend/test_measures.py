@@ -16,7 +16,7 @@ from penchant.recipes.recommend.questions import TargetRank, answer_metrics, nam
 
 def test_rank_worked_out_by_hand():
     rank = TargetRank.by_scores([3.0, 1.0, 2.0, 5.0], 2)
-    assert rank == TargetRank(above=2, tied=1)
+    assert rank == TargetRank(n_higher=2, n_tied=1)
     assert [rank.hit(k) for k in (1, 2, 3)] == [0, 0, 1]
     assert rank.ndcg(5) == pytest.approx(1 / 2)
     assert rank.ndcg(2) == 0
