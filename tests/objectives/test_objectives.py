@@ -1,6 +1,6 @@
 """Every registered objective keeps to the protocol: a new one is tested by being registered.
 
-Its numbers are tested in a file of its own, against the formula written out.
+Its numbers are tested in `test_formulas.py`, against the formula written out.
 """
 
 from __future__ import annotations
