@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from penchant.config.section import validated as validated
     from penchant.data.fields import ReadLog as ReadLog
     from penchant.data.fields import Row as Row
-    from penchant.data.files import add_template_columns as add_template_columns
     from penchant.data.files import ending_of as ending_of
     from penchant.data.files import is_data_file as is_data_file
     from penchant.data.files import open_data_file as open_data_file
@@ -41,6 +40,7 @@ if TYPE_CHECKING:
     from penchant.data.reading import read_groups as read_groups
     from penchant.data.review import Review as Review
     from penchant.data.splitting import split_by_prompt as split_by_prompt
+    from penchant.data.template_columns import add_template_columns as add_template_columns
     from penchant.data.tokenization import tokenize_groups as tokenize_groups
     from penchant.data.tokenization import tokenize_prompts as tokenize_prompts
     from penchant.data.tokenized import Ids as Ids

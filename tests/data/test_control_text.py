@@ -15,7 +15,7 @@ from penchant.data.control_text import ControlText, is_escaped
 from penchant.data.groups import PreferenceGroup
 from penchant.data.messages import Context, Conversation
 from penchant.data.rendering import Rendering
-from penchant.data.template import TemplateTokens
+from penchant.data.template_tokens import TemplateTokens
 from penchant.data.tokenization import tokenize_groups, tokenize_prompts
 from penchant.errors import DataError
 

@@ -12,7 +12,7 @@ from penchant.data.checks import template_fault
 from penchant.data.groups import PreferenceGroup, Text
 from penchant.data.rendering import Rendering
 from penchant.data.special_tokens import SpecialTokens
-from penchant.data.template import TemplateTokens
+from penchant.data.template_tokens import TemplateTokens
 from penchant.data.tokenization import tokenize_groups, turn_end
 
 EVERY = pytest.mark.parametrize("shape", list(SHAPES.values()), ids=list(SHAPES))

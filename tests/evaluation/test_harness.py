@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 
 from penchant.errors import ConfigError, DataError
 from penchant.evaluation import choices_scoring
-from penchant.evaluation.harness import Generation, by_context, head_lm, local_tasks, log_prob_lm, rolling_windows
+from penchant.evaluation.harness import head_lm, local_tasks, log_prob_lm
+from penchant.evaluation.harness_requests import Generation, by_context, rolling_windows
 from penchant.evaluation.held_out import Reading
 
 

@@ -279,14 +279,14 @@ class Measurement:
         from penchant.evaluation.win_rate import win_rate
 
         assert self._judge is not None
-        both = [i for i in samples if i in opponent_samples]
+        common_numbers = [i for i in samples if i in opponent_samples]
         result = win_rate(
             self._judge,
-            [self.prompts[int(i)] for i in both],
-            [samples[i] for i in both],
-            [opponent_samples[i] for i in both],
+            [self.prompts[int(i)] for i in common_numbers],
+            [samples[i] for i in common_numbers],
+            [opponent_samples[i] for i in common_numbers],
         )
-        return {f"sample {i}": value for i, value in zip(both, result.values, strict=True)}, result.to_json()
+        return {f"sample {i}": value for i, value in zip(common_numbers, result.values, strict=True)}, result.to_json()
 
     @cached_property
     def _reward(self) -> Reward | None:

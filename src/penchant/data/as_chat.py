@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from penchant.data.groups import Message, PreferenceGroup, Text, as_messages
 from penchant.data.rendering import Rendering
-from penchant.data.template import TemplateTokens
+from penchant.data.template_tokens import TemplateTokens
 from penchant.errors import DataError
 
 if TYPE_CHECKING:

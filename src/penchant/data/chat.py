@@ -13,7 +13,8 @@ from penchant.data.control_text import ControlTextEscaper
 from penchant.data.groups import PreferenceGroup
 from penchant.data.messages import ASSISTANT, Context, Message, Text, content_of, context_of, response_messages
 from penchant.data.rendering import PLAIN, Learn, Rendering
-from penchant.data.template import Template, TemplateTokens, fixed_date
+from penchant.data.template import Template, fixed_date
+from penchant.data.template_tokens import TemplateTokens
 from penchant.data.tokenized import common_length
 from penchant.errors import DataError, ModelError
 

@@ -26,7 +26,7 @@ from penchant.data.groups import PreferenceGroup
 from penchant.data.messages import is_blank
 from penchant.data.overlaps import Corpus, candidate_values, overlapping_prompts, preference_key
 from penchant.data.rendering import PLAIN, Rendering
-from penchant.data.template import TemplateTokens
+from penchant.data.template_tokens import TemplateTokens
 from penchant.errors import ConfigError, DataError
 
 if TYPE_CHECKING:

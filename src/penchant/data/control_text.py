@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from penchant.data.messages import ASSISTANT, NO_CONTEXT, Context, Message
 from penchant.data.rendering import Rendering
-from penchant.data.template import TemplateTokens, cached_per_tokenizer
+from penchant.data.template_tokens import TemplateTokens, cached_per_tokenizer
 from penchant.errors import DataError
 
 if TYPE_CHECKING:

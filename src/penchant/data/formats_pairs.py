@@ -133,9 +133,9 @@ def sft(row: Row) -> Converted:
 
 
 def _prompt_and_response(row: Row) -> tuple[Text, tuple[Text, ...]]:
-    whole = row.find("messages", "conversations")
-    if whole is not None:
-        return last_turn(messages(whole), whole)
+    conversation = row.find("messages", "conversations")
+    if conversation is not None:
+        return last_turn(messages(conversation), conversation)
     completion = row.need("completion")
     prompt = row.need("prompt") if "prompt" in row.values else None
     if prompt is None and not isinstance(completion.value, str):
@@ -170,10 +170,10 @@ SIDES = ("left", "right")
 
 def is_llama_factory(row: Values) -> bool:
     """Whether a row has the columns of LLaMA-Factory's pairs."""
-    both = {"chosen", "rejected"} <= row.keys() and "prompt" not in row
+    both_columns = {"chosen", "rejected"} <= row.keys() and "prompt" not in row
     if "conversations" in row:
-        return both
-    return "instruction" in row and (both or isinstance(row.get("output"), list))
+        return both_columns
+    return "instruction" in row and (both_columns or isinstance(row.get("output"), list))
 
 
 def llama_factory(row: Row) -> Converted:
@@ -194,12 +194,14 @@ def is_ms_swift(row: Values) -> bool:
 
 def ms_swift(row: Row) -> Converted:
     """One group of the conversation's last turn and the rejected responses."""
-    whole, other = row.need("messages"), row.find("rejected_messages")
-    conversation = messages(whole)
-    if other is not None:
-        prompt, candidates = split_shared_prompt([conversation, messages(other)], [whole, other])
+    messages_cell, rejected_messages = row.need("messages"), row.find("rejected_messages")
+    conversation = messages(messages_cell)
+    if rejected_messages is not None:
+        prompt, candidates = split_shared_prompt(
+            [conversation, messages(rejected_messages)], [messages_cell, rejected_messages]
+        )
     else:
-        prompt, chosen = split_shared_prompt([conversation], [whole])
+        prompt, chosen = split_shared_prompt([conversation], [messages_cell])
         rejected = row.need("rejected_response")
         cells = rejected.items() if isinstance(rejected.value, list) else [rejected]
         candidates = (*chosen, *join_prompt_and_responses(prompt, cells)[1])

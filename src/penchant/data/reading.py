@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from penchant.data.fields import ReadLog, Row
-from penchant.data.files import AS_MESSAGES, MAX_BYTES, add_template_columns, read_rows, text_as_messages, unread_files
+from penchant.data.files import MAX_BYTES, read_rows, unread_files
 from penchant.data.formats import FORMATS, Format, LocatedRow, detect, format_named
 from penchant.data.groups import PreferenceGroup
+from penchant.data.template_columns import AS_MESSAGES, add_template_columns, text_as_messages
 from penchant.errors import DataError
 
 __all__ = ["FORMATS", "GroupSet", "read_groups"]

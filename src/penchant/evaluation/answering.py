@@ -14,7 +14,7 @@ from penchant.data.groups import PreferenceGroup, Text, as_text
 from penchant.data.messages import context_of
 from penchant.data.shortening import keep_last_ids
 from penchant.data.special_tokens import SpecialTokens
-from penchant.data.template import TemplateTokens
+from penchant.data.template_tokens import TemplateTokens
 from penchant.data.tokenization import readable_prompts, tokenize_prompts
 from penchant.data.tokenized import Ids
 from penchant.engine.distributed import local_device
@@ -252,10 +252,12 @@ def _drop_long_prompts(
     long: Sequence[int], prompts: Sequence[Text], ids: Sequence[Ids], new_tokens: int
 ) -> FittedPrompts:
     logger.info(f"too long dropped: {len(long)} of {len(prompts)} prompts")
-    short = sorted(set(range(len(ids))) - set(long))
-    if not short:
+    kept_indices = sorted(set(range(len(ids))) - set(long))
+    if not kept_indices:
         raise DataError("no prompt is left: all are too long", fix="data.truncation=keep_end_of_prompt")
-    return FittedPrompts([prompts[number] for number in short], [ids[number] for number in short], new_tokens)
+    return FittedPrompts(
+        [prompts[number] for number in kept_indices], [ids[number] for number in kept_indices], new_tokens
+    )
 
 
 def _too_long_error(longest: int, count: int, prompts: int, new_tokens: int, limit: int) -> DataError:

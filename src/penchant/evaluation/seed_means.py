@@ -38,8 +38,8 @@ def by_prompt(tables: Sequence[Floats], prompts: Sequence[Hashable]) -> list[Flo
         have it with every seed; a prompt without such a group is NaN.
     """
     numbers = {prompt: n for n, prompt in enumerate(dict.fromkeys(prompts))}
-    whole = ~np.isnan(np.concatenate(tables)).any(axis=0)
-    prompt_index = np.array([numbers[prompt] for prompt in prompts], dtype=np.int64)[whole]
+    is_complete = ~np.isnan(np.concatenate(tables)).any(axis=0)
+    prompt_index = np.array([numbers[prompt] for prompt in prompts], dtype=np.int64)[is_complete]
     columns_by_table = [np.full((len(table), len(numbers)), math.nan) for table in tables]
     if not len(prompt_index):
         return columns_by_table
@@ -47,7 +47,7 @@ def by_prompt(tables: Sequence[Floats], prompts: Sequence[Hashable]) -> list[Flo
     has_groups = counts > 0
     weights = counts[has_groups]
     for columns, table in zip(columns_by_table, tables, strict=True):
-        for row, values in zip(columns, table[:, whole], strict=True):
+        for row, values in zip(columns, table[:, is_complete], strict=True):
             sums = np.bincount(prompt_index, weights=values, minlength=len(numbers))[has_groups]
             row[has_groups] = values.mean() + (sums - weights * values.mean()) / weights.mean()
     return columns_by_table
@@ -102,8 +102,8 @@ def _symmetric_estimate(table: Floats, columns: Floats) -> Estimate:
 
 def _complete(values: Floats, prompts: Sequence[Hashable]) -> tuple[Floats, list[int], Floats]:
     """[S, G] values of groups measured with every seed, [G] numbers of their prompts, and [S, N] values of prompts."""
-    whole = np.flatnonzero(~np.isnan(values).any(axis=0))
-    names = [prompts[group] for group in whole.tolist()]
+    complete_groups = np.flatnonzero(~np.isnan(values).any(axis=0))
+    names = [prompts[group] for group in complete_groups.tolist()]
     number_of_prompt = {name: number for number, name in enumerate(dict.fromkeys(names))}
-    table = values[:, whole]
+    table = values[:, complete_groups]
     return table, [number_of_prompt[name] for name in names], by_prompt([table], names)[0]

@@ -158,8 +158,8 @@ def _step_costs(run_seconds: dict[str, float], sizes: _Sizes, scale: float, upda
     layer = max(0.0, run_seconds["deep"] - run_seconds["thin"]) / tokens
     layer_forward = max(0.0, run_seconds["deep forward"] - run_seconds["thin forward"]) / tokens
     non_layer = max(0.0, run_seconds["thin"] - layer * tokens)
-    short = max(0.0, run_seconds["short"] - layer * sizes.few)
-    slope = (non_layer - short) / (tokens - sizes.few) if tokens > sizes.few else non_layer / tokens
+    short_seconds = max(0.0, run_seconds["short"] - layer * sizes.few)
+    slope = (non_layer - short_seconds) / (tokens - sizes.few) if tokens > sizes.few else non_layer / tokens
     slope = min(max(0.0, slope), non_layer / tokens)
     return StepCosts(
         layer=layer,

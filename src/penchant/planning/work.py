@@ -139,8 +139,8 @@ def plan_batches(config: RunConfig, inputs: Inputs, limit: int, cost: Cost) -> W
             for group in by_prompt.values()
         ]
     elif config.built_objective.needs.mismatched:
-        both = add_mismatched([*train, *held_out], settings.seed, longest)
-        train, held_out = both[: len(train)], both[len(train) :]
+        both_sets = add_mismatched([*train, *held_out], settings.seed, longest)
+        train, held_out = both_sets[: len(train)], both_sets[len(train) :]
     order = Order(len(train), settings.batch_size, settings.seed, settings.shuffle)
     return Workload(config, train, held_out, order, cost, inputs.reference_held_out)
 

@@ -214,8 +214,8 @@ def _sampled(
     settings = config.training
     reading = Reading(dtype=settings.dtype, rendering=config.rendering)
     reward = open_reward(config.reward, device=world.device, reading=reading)
-    drawn = f"{config.sampling.samples} candidates drawn for each of {len(inputs.train)} prompts"
-    note = f"{drawn}, scored by {reward.name}"
+    candidates = f"{config.sampling.samples} candidates drawn for each of {len(inputs.train)} prompts"
+    note = f"{candidates}, scored by {reward.name}"
     logger.info(note)
     batches = SampledBatches(
         model=model.policy.model,

@@ -108,10 +108,10 @@ def empathy(answer: str) -> dict[str, float]:
 
     A question to the person is exploration too.
     """
-    found = {name: float(_holds(answer, phrases)) for name, phrases in EMPATHY.items()}
+    mechanisms = {name: float(_holds(answer, phrases)) for name, phrases in EMPATHY.items()}
     if re.search(r"\b(you|your)\b[^.!?]*\?", answer, re.IGNORECASE):
-        found["exploration"] = 1.0
-    return {**found, "empathy": sum(found.values())}
+        mechanisms["exploration"] = 1.0
+    return {**mechanisms, "empathy": sum(mechanisms.values())}
 
 
 def politeness(answer: str) -> float:
@@ -131,10 +131,11 @@ def unsupported(answer: str, source: str) -> tuple[str, ...]:
         for match in re.finditer(r"\b[A-Z][A-Za-z-]+\b", answer)
         if not re.search(r"(?:^|[.!?:;\n\"“(])\s*$", answer[: match.start()])
     ]
-    held = set(re.findall(r"\d+(?:[.,]\d+)*", source)), {word.lower() for word in re.findall(r"[A-Za-z-]+", source)}
-    missing = [each for each in numbers if each not in held[0]]
-    missing += [each for each in names if each.lower() not in held[1]]
-    return tuple(sorted(dict.fromkeys(missing), key=answer.index))
+    source_numbers = set(re.findall(r"\d+(?:[.,]\d+)*", source))
+    source_words = {word.lower() for word in re.findall(r"[A-Za-z-]+", source)}
+    unsupported_words = [number for number in numbers if number not in source_numbers]
+    unsupported_words += [name for name in names if name.lower() not in source_words]
+    return tuple(sorted(dict.fromkeys(unsupported_words), key=answer.index))
 
 
 def is_crisis(prompt: str) -> bool:

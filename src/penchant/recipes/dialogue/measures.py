@@ -77,10 +77,10 @@ class Entailment:
         self._longest = min(self._tokenizer.model_max_length, context_length(loaded.config) or 512)
 
     def __call__(self, premises: Sequence[str], hypotheses: Sequence[str]) -> list[float]:
-        """Of each hypothesis, 0 to 1; a premise too long for the model is cut at its end, never the hypothesis."""
+        """Probability that each premise entails its hypothesis; a premise too long for the model is cut at its end."""
         import torch
 
-        found: list[float] = []
+        probabilities: list[float] = []
         for start in range(0, len(premises), BATCH):
             batch = self._tokenizer(
                 list(premises[start : start + BATCH]),
@@ -92,8 +92,8 @@ class Entailment:
             )
             with torch.inference_mode():
                 logits = self._model(**{name: value.to(self._model.device) for name, value in batch.items()}).logits
-            found += logits.float().softmax(-1)[:, self._label].tolist()
-        return found
+            probabilities += logits.float().softmax(-1)[:, self._label].tolist()
+        return probabilities
 
 
 FOLDS = 5

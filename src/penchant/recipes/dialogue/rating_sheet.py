@@ -32,9 +32,9 @@ def write_sheet(folder: Path, prompts: Sequence[Text], answers: Mapping[str, Seq
     sheet, key = _table(), _table()
     _write_row(sheet, COLUMNS)
     _write_row(key, ("number", "a", "b"))
-    for number, (prompt, *given) in enumerate(zip(prompts, *answers.values(), strict=True), 1):
+    for number, (prompt, *texts) in enumerate(zip(prompts, *answers.values(), strict=True), 1):
         order = draw.sample((0, 1), 2)
-        _write_row(sheet, [number, as_text(prompt), *(given[k] for k in order), ""])
+        _write_row(sheet, [number, as_text(prompt), *(texts[k] for k in order), ""])
         _write_row(key, [number, *(list(answers)[k] for k in order)])
     write_atomically(folder / "sheet.csv", sheet.getvalue())
     write_atomically(folder / "key.csv", key.getvalue())

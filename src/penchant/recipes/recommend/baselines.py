@@ -53,8 +53,8 @@ def neighbours(histories: Histories) -> Scorer:
 
     @cache
     def cosine(a: str, b: str) -> float:
-        both = len(users[a] & users[b])
-        return both / math.sqrt(len(users[a]) * len(users[b])) if both else 0.0
+        common_users = len(users[a] & users[b])
+        return common_users / math.sqrt(len(users[a]) * len(users[b])) if common_users else 0.0
 
     return lambda question, candidates: [
         sum(cosine(item, past_item) for past_item in question.history) for item in candidates

@@ -315,9 +315,9 @@ def _boundaries(liked: Sequence[Interaction], shares: tuple[float, float, float]
     """The times at which validation and test begin; interactions of the same time are in the same part."""
     if not liked:
         raise DataError("no interaction is left", fix="lower min_rating")
-    whole, cumulative_share, times = sum(shares), 0.0, []
+    total, cumulative_share, times = sum(shares), 0.0, []
     for share in shares[:2]:
-        cumulative_share += share / whole
+        cumulative_share += share / total
         times.append(liked[min(len(liked) - 1, int(cumulative_share * len(liked)))].time)
     return times[0], times[1]
 

@@ -241,9 +241,9 @@ def _is_enum(function: Function, key: str) -> bool:
 def _random_spelling(spelling: str, words: Vocabulary, draw: random.Random) -> str:
     """A random number with as many digits, or a random text with as many words."""
     if re.fullmatch(NUMBER, spelling):
-        whole, _, decimals = spelling.lstrip("-").partition(".")
-        lowest = 10 ** (len(whole) - 1) if len(whole) > 1 else 0
-        number = str(draw.randint(lowest, 10 ** len(whole) - 1))
+        integer, _, decimals = spelling.lstrip("-").partition(".")
+        lowest = 10 ** (len(integer) - 1) if len(integer) > 1 else 0
+        number = str(draw.randint(lowest, 10 ** len(integer) - 1))
         return f"{number}.{draw.randint(1, 9)}" if decimals else number
     new_words = draw.choices(words.words, k=len(spelling.split()))
     return " ".join(word.capitalize() if spelling[:1].isupper() else word for word in new_words)
