@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -130,21 +129,6 @@ class TestShow:
         assert "--max-length is 14" in capsys.readouterr().err
         assert run([*line, "--first", "48", "--truncation", "drop"]) == 0
         assert "too long dropped" in capsys.readouterr().out
-
-
-Answered = Callable[..., dict[str, Any]]
-
-
-@pytest.fixture
-def run_json(capsys: pytest.CaptureFixture[str]) -> Answered:
-    def run_command(*arguments: object) -> dict[str, Any]:
-        capsys.readouterr()
-        code = run([*map(str, arguments), "--json"])
-        out, err = capsys.readouterr()
-        assert code == 0, err
-        return {**json.loads(out), "err": err}
-
-    return run_command
 
 
 class TestGenerate:

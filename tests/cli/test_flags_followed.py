@@ -17,6 +17,8 @@ from penchant.engine import scoring
 from penchant.evaluation.tool_calls import latency as edge
 from penchant.models.preference_head import PreferenceHead, save_head
 
+RunJson = Callable[..., dict[str, Any]]
+
 # Refuses what is said of a river; a pair of variables says which of two errors it raises.
 TEMPLATE = (
     "<s> {% for m in messages %}{% if 'river' in m.content %}{{ raise_exception('no rivers') }}{% endif %}"
@@ -25,22 +27,6 @@ TEMPLATE = (
 NEEDS_VARIABLE = "{% if not quick %}{{ raise_exception('not quick') }}{% endif %}" + TEMPLATE
 NEEDS_DAY = "{% if strftime_now('%Y') != '2001' %}{{ raise_exception('another day') }}{% endif %}" + TEMPLATE
 LONG = "the old cat sees a big dog then it runs to small house by tree"
-
-Answer = Callable[..., dict[str, Any]]
-
-
-@pytest.fixture
-def answer(capsys: pytest.CaptureFixture[str]) -> Answer:
-    """Runs a command line; its JSON, and what it told under ``err``."""
-
-    def run_command(*arguments: object) -> dict[str, Any]:
-        capsys.readouterr()
-        code = run([*map(str, arguments), "--json"])
-        out, err = capsys.readouterr()
-        assert code == 0, err
-        return {**json.loads(out), "err": err}
-
-    return run_command
 
 
 def turns(*contents: str) -> list[dict[str, str]]:
@@ -211,10 +197,10 @@ class TestCheck:
     """What `data check --tokenizer` counts."""
 
     @pytest.fixture
-    def checked(self, tmp_path: Path, tiny_model: Path, answer: Answer) -> Answer:
+    def checked(self, tmp_path: Path, tiny_model: Path, run_json: RunJson) -> RunJson:
         (tmp_path / "template.jinja").write_text(TEMPLATE)
         template = ["--chat-template", tmp_path / "template.jinja"]
-        return lambda file, *flags: answer("data", "check", file, "--tokenizer", tiny_model, *template, *flags)
+        return lambda file, *flags: run_json("data", "check", file, "--tokenizer", tiny_model, *template, *flags)
 
     def test_as_chat(self, tmp_path, checked):
         file = write_rows(tmp_path / "rows.jsonl", pair("the old cat"), pair("a bird"))
@@ -223,10 +209,10 @@ class TestCheck:
         assert "plain_text_beside_chat_template" not in chat
         assert chat["control_text"]["of"] > 0
 
-    def test_the_template(self, tmp_path, checked, tiny_model, answer):
+    def test_the_template(self, tmp_path, checked, tiny_model, run_json):
         file = write_rows(tmp_path / "rows.jsonl", pair("the old cat", messages=True))
         faults = {name for name, hits in checked(file)["checks"].items() if hits["count"]}
-        checks_without = answer("data", "check", file, "--tokenizer", tiny_model)["checks"]
+        checks_without = run_json("data", "check", file, "--tokenizer", tiny_model)["checks"]
         assert {name for name, hits in checks_without.items() if hits["count"]} - faults == {"no_chat_template"}
 
 
@@ -244,12 +230,12 @@ class TestShow:
 
 
 class TestTasks:
-    def test_split_and_columns(self, tmp_path, tiny_model, answer):
+    def test_split_and_columns(self, tmp_path, tiny_model, run_json):
         for name, count in (("train", 3), ("test", 1)):
             rows = [{**question(f"the cat {i}"), "asked": f"the cat {i}"} for i in range(count)]
             write_rows(tmp_path / f"{name}.jsonl", *({k: v for k, v in row.items() if k != "prompt"} for row in rows))
         line = ["tasks", tiny_model, "--task", f"mine={tmp_path}", "--columns", "prompt=asked", "--split", "test"]
-        [task] = answer(*line)["tasks"].values()
+        [task] = run_json(*line)["tasks"].values()
         assert task["questions"] == 1
 
     @pytest.fixture
@@ -267,9 +253,9 @@ class TestTasks:
             (["--as-chat", "false"], "plain text, options"),
         ],
     )
-    def test_as_chat(self, tmp_path, chat_model, flags, form, answer):
+    def test_as_chat(self, tmp_path, chat_model, flags, form, run_json):
         file = write_rows(tmp_path / "rows.jsonl", question("the cat"))
-        assert f"questions are read as {form}" in answer("tasks", chat_model, "--task", f"mine={file}", *flags)["err"]
+        assert f"questions are read as {form}" in run_json("tasks", chat_model, "--task", f"mine={file}", *flags)["err"]
 
 
 class TestToolCalls:
@@ -310,14 +296,14 @@ class TestToolCalls:
 
 
 class TestRefusedPrompts:
-    def test_generate_drops_and_counts_them(self, tmp_path, tiny_model, answer, capsys):
+    def test_generate_drops_and_counts_them(self, tmp_path, tiny_model, run_json, capsys):
         prompts = [turns("the old cat"), turns("a river"), turns("a bird")]
         (tmp_path / "template.jinja").write_text(TEMPLATE)
         file = write_rows(tmp_path / "prompts.jsonl", *({"prompt": prompt} for prompt in prompts))
         line = ["generate", tiny_model, file, "--chat-template", tmp_path / "template.jinja", "--max-new-tokens", 2]
         assert run([*map(str, line)]) == 2
         assert "--refused drop" in capsys.readouterr().err
-        document = answer(*line, "--refused", "drop")
+        document = run_json(*line, "--refused", "drop")
         assert [row["prompt"] for row in document["answers"]] == [prompts[0], prompts[2]]
         assert "refused dropped: 1 of 3 prompts" in document["err"]
 

@@ -127,4 +127,4 @@ def test_too_long_question_stops_the_dialogue_recipe_in_its_first_stage(tmp_path
     assert "as small (context 96) reads it" in str(error.value.where)
     assert sorted(item.name for item in (tmp_path / "out").iterdir()) == ["data"]
     truncating = config.model_copy(update={"data": TRUNCATING})
-    assert list(dialogue(truncating, only="data")) == ["data"]
+    assert list(dialogue(truncating, only_stage="data")) == ["data"]

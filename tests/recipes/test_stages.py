@@ -147,11 +147,11 @@ def test_unfinished_stage_with_the_same_settings_resumes(tmp_path):
 def test_single_stage(tmp_path):
     log: list[str] = []
     with pytest.raises(ConfigError, match="stage 'a' comes before 'b' and is not done"):
-        run_stages(tmp_path, stages(log), only="b")
+        run_stages(tmp_path, stages(log), only_stage="b")
     with pytest.raises(ConfigError, match="there is no stage 'd'"):
-        run_stages(tmp_path, stages(log), only="d")
-    run_stages(tmp_path, stages(log), only="a")
-    assert list(run_stages(tmp_path, stages(log), only="b")) == ["a", "b"]
+        run_stages(tmp_path, stages(log), only_stage="d")
+    run_stages(tmp_path, stages(log), only_stage="a")
+    assert list(run_stages(tmp_path, stages(log), only_stage="b")) == ["a", "b"]
     assert log == ["a", "b"]
 
 
@@ -197,8 +197,8 @@ def test_record_format(tmp_path):
 
 def test_finish_is_called_after_the_last_stage_only(tmp_path):
     finished = []
-    run_stages(tmp_path, stages([]), finished.append, only="a")
-    run_stages(tmp_path, stages([]), finished.append, only="b")
+    run_stages(tmp_path, stages([]), finished.append, only_stage="a")
+    run_stages(tmp_path, stages([]), finished.append, only_stage="b")
     assert finished == []
     results = run_stages(tmp_path, stages([]), finished.append)
     assert finished == [results]

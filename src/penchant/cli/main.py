@@ -249,11 +249,11 @@ def launch(
     if verbose and quiet:
         raise ConfigError("-v and -q are both given", fix="give one of them")
     VERB.set(partial(verb_of, list(tokens)))
-    command, bound, _ = app.parse_args(tokens, exit_on_error=False, print_error=False)
+    command, bound_arguments, _ = app.parse_args(tokens, exit_on_error=False, print_error=False)
     level = logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO
-    on_stderr = command is serve or bool(bound.arguments.get("as_json"))
+    on_stderr = command is serve or bool(bound_arguments.arguments.get("as_json"))
     with show_notices(level, OWN_ROOM.get(command.__name__, "penchant"), on_stderr=on_stderr):
-        command(*bound.args, **bound.kwargs)
+        command(*bound_arguments.args, **bound_arguments.kwargs)
 
 
 def keep_freed_memory() -> None:

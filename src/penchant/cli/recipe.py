@@ -45,7 +45,7 @@ def recipe(name: Recipe, config: Path, *overrides: str, stage: str | None = None
     kind, run, table = RECIPES[name]()
     loaded = load_section(kind, config, overrides)
     check_base_models(loaded)
-    results = run(loaded, only=stage)
+    results = run(loaded, only_stage=stage)
     is_complete = "evaluation" in results
     print_result(
         results,

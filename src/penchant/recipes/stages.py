@@ -66,33 +66,33 @@ def run_stages(
     stages: Sequence[Stage],
     finish: Callable[[dict[str, StageResult]], None],
     *,
-    only: str | None = None,
+    only_stage: str | None = None,
 ) -> dict[str, StageResult]:
     """Run all stages that are not done yet, in order.
 
     Args:
         finish: called with all results once the last stage is done.
-        only: name of the only stage to run; the stages before it must be done.
+        only_stage: name of the only stage to run; the stages before it must be done.
 
     Returns:
-        The result of every stage by its name, up to `only`.
+        The result of every stage by its name, up to `only_stage`.
 
     Raises:
-        ConfigError: a stage was done with other settings, there is no stage `only`, or a stage before it is not done.
+        ConfigError: a stage was done with other settings, `only_stage` is no stage, or a stage before it is not done.
     """
     names = [stage.name for stage in stages]
-    if only is not None and only not in names:
-        raise ConfigError(f"there is no stage '{only}'", fix=f"one of {', '.join(names)}")
+    if only_stage is not None and only_stage not in names:
+        raise ConfigError(f"there is no stage '{only_stage}'", fix=f"one of {', '.join(names)}")
     with resumable_disk_errors(folder), folder_lock(folder), run_log() as log:
         log.open(folder)
-        return _run_stages(folder, stages, finish, only)
+        return _run_stages(folder, stages, finish, only_stage)
 
 
 def _run_stages(
     folder: Path,
     stages: Sequence[Stage],
     finish: Callable[[dict[str, StageResult]], None],
-    only: str | None,
+    only_stage: str | None,
 ) -> dict[str, StageResult]:
     results: dict[str, StageResult] = {}
     settings: dict[str, Any] = {}
@@ -101,9 +101,10 @@ def _run_stages(
         settings[stage.name] = json.loads(json.dumps(stage.settings))
         result = _read_result(stage_folder, settings)
         if result is None:
-            if only not in (None, stage.name):
+            if only_stage not in (None, stage.name):
                 raise ConfigError(
-                    f"stage '{stage.name}' comes before '{only}' and is not done", fix=f"run stage {stage.name} first"
+                    f"stage '{stage.name}' comes before '{only_stage}' and is not done",
+                    fix=f"run stage {stage.name} first",
                 )
             logger.info(f"{number} of {len(stages)}: {stage.description}")
             _start_stage(stage_folder, settings)
@@ -113,7 +114,7 @@ def _run_stages(
         else:
             logger.info(f"{number} of {len(stages)}: {stage.description}: already done")
         results[stage.name] = result
-        if stage.name == only:
+        if stage.name == only_stage:
             break
     if len(results) == len(stages):
         finish(results)

@@ -68,7 +68,7 @@ def test_topics_that_two_sources_share(tmp_path, tiny_model, monkeypatch):
     }
     # The words are unknown to this tokenizer, so their lengths are not checked here.
     monkeypatch.setattr("penchant.recipes.dialogue.pipeline.check_lengths", lambda *arguments: None)
-    data_result = dialogue(validated(DialogueConfig, values, "test"), only="data")["data"]
+    data_result = dialogue(validated(DialogueConfig, values, "test"), only_stage="data")["data"]
     assert data_result["pairs"] == {
         part: {"a": n, "b": n} for part, n in (("train", 6), ("validation", 2), ("test", 2))
     }

@@ -180,16 +180,16 @@ def test_rejected_pairs_are_not_trained_on(recipe_run, tmp_path):
     verdicts = tmp_path / "verdicts.jsonl"
     config = configured(tmp_path, review={"most": 4, "verdicts": str(verdicts)})
     with pytest.raises(DataError, match="there is no such file") as error:
-        dialogue(config, only="review")
+        dialogue(config, only_stage="review")
     assert "penchant data review" in str(error.value)
     queue = Review(read_groups(tmp_path / "out" / "data" / "queue.jsonl").groups, verdicts)
     rejected, *remaining = queue.groups
     queue.give(rejected, "reject")
     with pytest.raises(DataError, match="3 pairs wait for a verdict"):
-        dialogue(config, only="review")
+        dialogue(config, only_stage="review")
     for group in remaining:
         queue.give(group, "accept")
-    assert dialogue(config, only="review")["review"] == {"accept": 3, "reject": 1, "waiting": 0}
+    assert dialogue(config, only_stage="review")["review"] == {"accept": 3, "reject": 1, "waiting": 0}
     written_groups = read_groups(tmp_path / "out" / "data" / "preferences_train.jsonl").groups
     reviewed_groups = read_groups(tmp_path / "out" / "review" / "preferences_train.jsonl").groups
     assert {group.id for group in written_groups} - {group.id for group in reviewed_groups} == {rejected.id}
@@ -251,7 +251,7 @@ def test_questions_in_a_chat_template(recipe_run, tmp_path):
     """Without a template a question is a user message, and an answer an assistant message."""
     template = tmp_path / "chat.jinja"
     template.write_text("{% for m in messages %}{{ m.role }} {{ m.content }}{{ eos_token }}{% endfor %}")
-    dialogue(configured(tmp_path, template=None, data={"chat_template": str(template)}), only="data")
+    dialogue(configured(tmp_path, template=None, data={"chat_template": str(template)}), only_stage="data")
     [group, *_] = read_groups(tmp_path / "out" / "data" / "preferences_train.jsonl").groups
     assert [message["role"] for message in (*group.prompt, *group.candidates[0])] == ["user", "assistant"]
 

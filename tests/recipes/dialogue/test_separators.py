@@ -28,7 +28,7 @@ def test_questions_and_answers_are_read_back(tmp_path, tiny_model, monkeypatch, 
     # The words are unknown to this tokenizer, so their lengths are not checked here.
     monkeypatch.setattr("penchant.recipes.dialogue.pipeline.check_lengths", lambda *arguments: None)
     config = validated(DialogueConfig, values, "test")
-    dialogue(config, only="data")
+    dialogue(config, only_stage="data")
     questions = read_questions(tmp_path / "out" / "data")
     assert len(questions) == 2
     assert all(question.reference == f"Rest{separator}well 2." for question in questions)

@@ -169,11 +169,11 @@ def test_methods_start_from_a_merged_adapter(recipe_run, tmp_path):
 def test_a_model_with_other_weights_is_refused(recipe_run, tmp_path):
     shutil.copytree(recipe_run[0] / "out" / "model" / "run", tmp_path / "model")
     config = make_config(tmp_path, model=str(tmp_path / "model"))
-    recommend(config, only="questions")
-    recommend(config, only="sft")
+    recommend(config, only_stage="questions")
+    recommend(config, only_stage="sft")
     shutil.copy(recipe_run[0] / "out" / "sft" / "run" / "model.safetensors", tmp_path / "model")
     with pytest.raises(ConfigError, match="the stage was done when sft's weights was"):
-        recommend(config, only="sft")
+        recommend(config, only_stage="sft")
 
 
 @pytest.mark.slow

@@ -140,7 +140,7 @@ def test_no_row_of_training_offers_a_function_that_is_held_out(recipe_run):
 def test_no_variant_has_a_held_out_name(questions, tmp_path, monkeypatch):
     monkeypatch.setattr(Vocabulary, "name", lambda self, draw, parts: f"add_{draw.choice(range(12))}")
     config = make_config(tmp_path, questions)
-    tool_calling(config, only="data")
+    tool_calling(config, only_stage="data")
     train = read_bfcl(tmp_path / "out" / "data" / "train")[0]
     held_out = held_out_function_names(tmp_path / "out" / "data")
     assert not function_names(variants(config, train, 20, 0, held_out)) & held_out
@@ -207,14 +207,14 @@ def test_finished_stages_are_skipped(assert_stages_done, recipe_run, questions):
 def test_rejected_pairs_are_not_trained_on(questions, tmp_path):
     verdicts = tmp_path / "verdicts.jsonl"
     changes = {"paths": {"dpo": ["dpo"]}, "pairs": {"weaker": "base", "variants": 0}}
-    tool_calling(make_config(tmp_path, questions, **changes), only="data")
-    tool_calling(make_config(tmp_path, questions, **changes), only="base")
-    tool_calling(make_config(tmp_path, questions, **changes), only="pairs")
+    tool_calling(make_config(tmp_path, questions, **changes), only_stage="data")
+    tool_calling(make_config(tmp_path, questions, **changes), only_stage="base")
+    tool_calling(make_config(tmp_path, questions, **changes), only_stage="pairs")
     queue = Review(read_groups(tmp_path / "out" / "pairs" / "queue.jsonl").groups, verdicts)
     for n, group in enumerate(queue.groups):
         queue.give(group, "reject" if n == 0 else "accept")
     review = {"most": 5, "verdicts": str(verdicts)}
-    result = tool_calling(make_config(tmp_path, questions, **changes, review=review), only="review")
+    result = tool_calling(make_config(tmp_path, questions, **changes, review=review), only_stage="review")
     assert result["review"]["verdicts"] == {"accept": 4, "reject": 1, "waiting": 0}
     accepted_ids = {group.id for group in read_groups(tmp_path / "out" / "review" / "train.jsonl").groups}
     assert queue.groups[0].id not in accepted_ids
@@ -366,12 +366,12 @@ def test_constrained_answers(questions, tmp_path):
 def test_questions_that_cannot_be_constrained_are_refused_before_training(questions, tmp_path, monkeypatch):
     java = make_question("j", "simple_java", "Add.", [make_function("A.f", x="long")], [{"A.f": {"x": [5]}}])
     with pytest.raises(DataError, match="answers in java cannot be constrained"):
-        tool_calling(make_config(tmp_path, [*questions, java], constrained=True), only="data")
+        tool_calling(make_config(tmp_path, [*questions, java], constrained=True), only_stage="data")
     assert not (tmp_path / "out").exists()
     monkeypatch.setitem(sys.modules, "llguidance.hf", None)
     with pytest.raises(ConfigError, match="need llguidance"):
-        tool_calling(make_config(tmp_path, questions, constrained=True), only="data")
-    tool_calling(make_config(tmp_path, questions), only="data")
+        tool_calling(make_config(tmp_path, questions, constrained=True), only_stage="data")
+    tool_calling(make_config(tmp_path, questions), only_stage="data")
 
 
 def test_a_right_answer_that_cannot_be_read_back_is_left_out(tmp_path, questions):
@@ -379,7 +379,7 @@ def test_a_right_answer_that_cannot_be_read_back_is_left_out(tmp_path, questions
     odd = make_question(
         "odd", "simple_python", "From?", [make_function("f", **{"from": "integer"})], [{"f": {"from": [1]}}]
     )
-    result = tool_calling(make_config(tmp_path, [*questions, odd]), only="data")["data"]
+    result = tool_calling(make_config(tmp_path, [*questions, odd]), only_stage="data")["data"]
     assert result["no right answer"] == 1
     assert sum(sum(part.values()) for part in result["questions"].values()) == len(questions)
 
@@ -388,7 +388,7 @@ def test_trajectories_of_several_answers(tmp_path, questions):
     config = make_config(tmp_path, questions)
     (tmp_path / "steps.jsonl").write_text(json.dumps({"prompt": "a", "chosen": "b", "rejected": "c"}))
     with pytest.raises(DataError, match="a step has several answers"):
-        tool_calling(config, only="data")
+        tool_calling(config, only_stage="data")
 
 
 def test_from_the_command_line(recipe_run, questions, capsys):
@@ -426,7 +426,9 @@ class TestLengths:
         )
         assert [item.name for item in (tmp_path / "out").iterdir()] == ["data"]
         truncation = {"truncation": "keep_end_of_prompt"}
-        assert list(tool_calling(make_config(tmp_path, [*questions, long], data=truncation), only="data")) == ["data"]
+        assert list(tool_calling(make_config(tmp_path, [*questions, long], data=truncation), only_stage="data")) == [
+            "data"
+        ]
 
     def test_a_prompt_without_room_for_a_drawn_answer(self, tmp_path, questions):
         steps = {**ALL_STEPS, "rl": {**ALL_STEPS["rl"], "sampling": {"samples": 2, "max_new_tokens": 480}}}

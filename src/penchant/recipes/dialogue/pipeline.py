@@ -38,7 +38,7 @@ from penchant.recipes.tuning import (
 Run = Callable[[Path], StageResult]
 
 
-def dialogue(config: DialogueConfig, *, only: str | None = None) -> dict[str, StageResult]:
+def dialogue(config: DialogueConfig, *, only_stage: str | None = None) -> dict[str, StageResult]:
     """The result of every stage by its name, after a run of all unfinished stages, or of the stage `only`.
 
     Raises:
@@ -50,7 +50,7 @@ def dialogue(config: DialogueConfig, *, only: str | None = None) -> dict[str, St
     def finish(results: Mapping[str, StageResult]) -> None:
         write_result(folder, config, results, build_report(folder, config, results))
 
-    return run_stages(folder, stages(config), finish, only=only)
+    return run_stages(folder, stages(config), finish, only_stage=only_stage)
 
 
 def stages(config: DialogueConfig) -> list[Stage]:

@@ -90,7 +90,7 @@ def _write(file: Path, groups: Sequence[PreferenceGroup]) -> int:
 Run = Callable[[Path], StageResult]
 
 
-def domain_expert(config: DomainExpertConfig, *, only: str | None = None) -> dict[str, StageResult]:
+def domain_expert(config: DomainExpertConfig, *, only_stage: str | None = None) -> dict[str, StageResult]:
     """The result of every stage by its name, after a run of all unfinished stages, or of the stage `only`.
 
     Raises:
@@ -102,7 +102,7 @@ def domain_expert(config: DomainExpertConfig, *, only: str | None = None) -> dic
     def finish(results: Mapping[str, StageResult]) -> None:
         write_result(folder, config, results, build_report(results))
 
-    return run_stages(folder, stages(config), finish, only=only)
+    return run_stages(folder, stages(config), finish, only_stage=only_stage)
 
 
 def stages(config: DomainExpertConfig) -> list[Stage]:

@@ -41,7 +41,7 @@ from penchant.recipes.tuning import (
 )
 
 
-def recommend(config: RecommendConfig, *, only: str | None = None) -> dict[str, StageResult]:
+def recommend(config: RecommendConfig, *, only_stage: str | None = None) -> dict[str, StageResult]:
     """The result of every stage by its name, after a run of all unfinished stages, or of the stage `only`.
 
     Raises:
@@ -53,7 +53,7 @@ def recommend(config: RecommendConfig, *, only: str | None = None) -> dict[str, 
     def finish(results: Mapping[str, StageResult]) -> None:
         write_result(folder, config, results, build_report(config, results))
 
-    return run_stages(folder, stages(config), finish, only=only)
+    return run_stages(folder, stages(config), finish, only_stage=only_stage)
 
 
 def stages(config: RecommendConfig) -> list[Stage]:

@@ -59,13 +59,13 @@ MIN_PRIORITY = 0.05
 """Minimum priority of a group."""
 
 
-def self_improve(config: SelfImproveConfig, *, only: str | None = None) -> dict[str, Mapping[str, Any]]:
+def self_improve(config: SelfImproveConfig, *, only_stage: str | None = None) -> dict[str, Mapping[str, Any]]:
     """Run all rounds and write the report; an interrupted round resumes.
 
     Raises:
-        PenchantError: see `improve`; also ConfigError if `only` names a stage.
+        PenchantError: see `improve`; also ConfigError if `only_stage` names a stage.
     """
-    if only is not None:
+    if only_stage is not None:
         raise ConfigError("self-improve has rounds and no stages", fix="leave --stage out")
     folder = Path(config.output)
     with resumable_disk_errors(folder), folder_lock(folder), run_log() as log:

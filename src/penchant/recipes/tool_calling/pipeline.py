@@ -159,7 +159,7 @@ FILES = {
 """The training and validation files by what a step learns from; sampled answers have no validation file."""
 
 
-def tool_calling(config: ToolCallingConfig, *, only: str | None = None) -> dict[str, StageResult]:
+def tool_calling(config: ToolCallingConfig, *, only_stage: str | None = None) -> dict[str, StageResult]:
     """The result of every stage by its name, after a run of all unfinished stages, or of the stage `only`.
 
     Raises:
@@ -171,7 +171,7 @@ def tool_calling(config: ToolCallingConfig, *, only: str | None = None) -> dict[
     def finish(results: Mapping[str, StageResult]) -> None:
         write_result(folder, config, results, build_report(results))
 
-    return run_stages(folder, stages(config), finish, only=only)
+    return run_stages(folder, stages(config), finish, only_stage=only_stage)
 
 
 def stages(config: ToolCallingConfig) -> list[Stage]:
