@@ -143,7 +143,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 from penchant.data.groups import PreferenceGroup
 from penchant.data.writing import write_groups
-from penchant.recipes import world
+from penchant.recipes import demo_world as world
 
 folder = Path(sys.argv[1])
 tokenizer = world.build_tokenizer()

@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from penchant.config.run import load_section
-from penchant.recipes.recommend.config import RecommendConfig, Scorer
+from penchant.recipes.recommend.baselines import Scorer
+from penchant.recipes.recommend.config import RecommendConfig
 from penchant.recipes.recommend.histories import Question
 from penchant.recipes.recommend.questions import QuestionSet, baseline_metrics, draw_questions, items_not_taken
 
