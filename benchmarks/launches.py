@@ -1,0 +1,556 @@
+"""What one optimizer step asks of a card, counted without one: python benchmarks/launches.py [CASE ...] [--budget N]
+
+The real loop runs one step on tensors without data of a CUDA device that computes nothing (`fake_card`), so the code
+paths of a card are the ones that run. Counted are kernel launches, copies to the card that block the host, values read
+back from it, bytes that the kernels read and write, and casts of weights, by part of the step.
+
+A launch count is of kernels as this torch's CUDA build launches them: 1 an operation, other numbers in `KERNELS`. The
+milliseconds are a model, no measurement: for every operation the largest of its bytes over the card's memory rate, its
+floating-point operations over the matrix rate, and the time of a launch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import os
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT / "src"), str(ROOT / "benchmarks"), str(ROOT / "benchmarks" / "speed")]
+
+import fake_card  # noqa: E402
+
+if __name__ == "__main__":
+    fake_card.load()  # before torch is imported by anything
+
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+from torch import Tensor  # noqa: E402
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode  # noqa: E402
+from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
+from torch.utils._pytree import tree_leaves  # noqa: E402
+from torch.utils.flop_counter import flop_registry  # noqa: E402
+from workloads import WORKLOADS, Shape  # noqa: E402
+
+from penchant import parse_config  # noqa: E402
+from penchant.config.run import RunConfig  # noqa: E402
+from penchant.data.groups import PreferenceGroup  # noqa: E402
+from penchant.data.tokenized import TokenizedGroup  # noqa: E402
+from penchant.engine import tree as tree_module  # noqa: E402
+from penchant.engine.distributed import World  # noqa: E402
+from penchant.engine.kernels import compiled, linear_log_probs, output_layer  # noqa: E402
+from penchant.engine.memory import replace_tensors  # noqa: E402
+from penchant.planning.model import ModelSpec, shallow  # noqa: E402
+from penchant.training import backward as backward_module  # noqa: E402
+from penchant.training import loop as loop_module  # noqa: E402
+from penchant.training.batches import FixedDataset, Order, Split  # noqa: E402
+from penchant.training.loop import Loop  # noqa: E402
+from penchant.training.stop_signals import StopSignals  # noqa: E402
+
+CARD = torch.device("cuda", 0)
+
+MEMORY_RATE, MATRIX_RATE, ATTENTION_RATE, LAUNCH_SECONDS = 3.6e12, 620e12, 250e12, 2e-6
+"""Of an H200: bytes and floating-point operations per second, as `benchmarks/results` measured them."""
+
+VIEWS = {
+    "view",
+    "_unsafe_view",
+    "transpose",
+    "t",
+    "permute",
+    "expand",
+    "slice",
+    "select",
+    "unsqueeze",
+    "squeeze",
+    "split",
+    "split_with_sizes",
+    "detach",
+    "alias",
+    "as_strided",
+    "empty",
+    "new_empty",
+    "empty_like",
+    "empty_strided",
+    "new_empty_strided",
+    "unbind",
+    "reshape",
+    "_reshape_alias",
+    "narrow",
+    "diagonal",
+    "lift_fresh",
+    "unfold",
+    "set_",
+    "chunk",
+    "view_as",
+    "resize_",
+    "is_same_size",
+    "is_pinned",
+}
+"""Operations that launch nothing."""
+
+KERNELS = {
+    "segment_reduce": 2,
+    "_segment_reduce_backward": 2,
+    "index_put": 3,
+    "index_put_": 3,
+    "embedding_dense_backward": 6,
+    "_varlen_attn_backward": 5,
+    "_flash_attention_backward": 5,
+    "_scaled_dot_product_flash_attention_backward": 3,
+    "_scaled_dot_product_efficient_attention_backward": 3,
+    "cumsum": 2,
+    "sort": 4,
+    "nonzero": 3,
+}
+"""Launches of operations that need several, by a profiler on an H200."""
+
+FORMULA_KERNELS = {"norm_backward": 3}
+"""Launches of the compiled formulas that need several."""
+
+FOREACH_BLOCKS, FOREACH_ELEMENTS = 320, 65_536
+"""Blocks of a launch of a multi-tensor operation, and elements of a block."""
+
+
+@dataclass
+class Tally:
+    """What one part of a step asks of the card.
+
+    Attributes:
+        operations: operations that Python or autograd dispatched, views included: the host's work.
+        waits: copies between host and card that block the host, either way, and values read.
+        casts: of a weight to another dtype.
+        milliseconds: the modelled time of the card.
+    """
+
+    operations: int = 0
+    launches: int = 0
+    copies_in: int = 0
+    reads: int = 0
+    casts: int = 0
+    gigabytes: float = 0.0
+    teraflops: float = 0.0
+    milliseconds: float = 0.0
+    by_operation: Counter[str] = field(default_factory=Counter)
+
+    def __add__(self, other: Tally) -> Tally:
+        return Tally(*(getattr(self, name) + getattr(other, name) for name in vars(self)))
+
+    def __rmul__(self, factor: int) -> Tally:
+        numbers = (factor * value for value in [*vars(self).values()][:-1])
+        return Tally(*numbers, Counter({name: factor * n for name, n in self.by_operation.items()}))
+
+    def __sub__(self, other: Tally) -> Tally:
+        numbers = (a - b for a, b in [*zip(vars(self).values(), vars(other).values(), strict=True)][:-1])
+        return Tally(*numbers, self.by_operation - other.by_operation)
+
+
+class CardCounter(TorchDispatchMode):
+    """Adds up what every operation asks of the card, for the part of the step that runs.
+
+    Attributes:
+        part: the name that operations are counted under.
+        tallies: part -> what it asked for.
+        weights: ids of the storages whose casts are counted.
+        attention_flops: floating-point operations of one layer's attention, forward, in one micro-batch.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.part, self.tallies = "other", dict[str, Tally]()
+        self.weights: set[int] = set()
+        self.attention_flops = 0.0
+        self._silent = False
+
+    @property
+    def tally(self) -> Tally:
+        return self.tallies.setdefault(self.part, Tally())
+
+    @contextmanager
+    def inside(self, part: str) -> Iterator[None]:
+        """Count under this part inside the context."""
+        outer, self.part = self.part, part
+        try:
+            yield
+        finally:
+            self.part = outer
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        name = func._schema.name.partition("::")[2]
+        if name == "_local_scalar_dense":
+            self._read(args[0])
+            return _number(args[0])
+        if name == "nonzero":
+            self._read(args[0])
+            return args[0].new_zeros((args[0].numel(), args[0].ndim), dtype=torch.int64)
+        if name == "index" and any(mask is not None and mask.dtype == torch.bool for mask in args[1]):
+            # How many are chosen is read from the card; without data, all are.
+            (mask,) = args[1]
+            self._read(mask)
+            return args[0].reshape(-1)[: mask.numel()].clone()
+        result = func(*args, **kwargs)
+        if not self._silent and func.namespace not in ("prim", "profiler"):
+            self._count(func, name, args, kwargs, result)
+        return result
+
+    def _read(self, tensor: Tensor) -> None:
+        if tensor.is_cuda:
+            self.tally.reads += 1
+            self.tally.launches += 1
+
+    def read_list(self, tensor: Tensor) -> Any:
+        """A list that stands for a tensor's values, which one copy reads."""
+        self._read(tensor)
+        return np.ones(tensor.shape).tolist()
+
+    def _count(self, func: Any, name: str, args: Any, kwargs: Any, result: Any) -> None:
+        inputs = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
+        outputs = [x for x in tree_leaves(result) if isinstance(x, Tensor)]
+        if not any(x.is_cuda for x in inputs + outputs):
+            return
+        tally = self.tally
+        tally.operations += 1
+        if name in ("_to_copy", "copy_") and len({x.device.type for x in inputs + outputs}) == 2:
+            # A copy from pinned memory does not wait; fake tensors on the host say whether they are pinned.
+            is_in = outputs[0].is_cuda
+            waits = not (kwargs.get("non_blocking", False) or (name == "copy_" and len(args) > 2 and args[2]))
+            tally.copies_in += is_in and waits
+            tally.reads += not is_in and waits
+            tally.launches += 1
+            return
+        if name in VIEWS:
+            return
+        if name == "_to_copy" and inputs[0].untyped_storage()._cdata in self.weights:
+            tally.casts += 1
+        launches = _launches(name, args)
+        size, flops = _bytes(name, args, inputs, outputs), self._flops(func, name, args, kwargs, result)
+        self.add(name, launches, size, flops)
+
+    def add(self, name: str, launches: int, size: float, flops: float = 0.0) -> None:
+        """Add one operation of so many launches, bytes and floating-point operations."""
+        rate = ATTENTION_RATE if "att" in name else MATRIX_RATE
+        tally = self.tally
+        tally.launches += launches
+        tally.gigabytes += size / 1e9
+        tally.teraflops += flops / 1e12
+        tally.milliseconds += 1e3 * max(size / MEMORY_RATE, flops / rate, LAUNCH_SECONDS * launches)
+        tally.by_operation[name] += launches
+
+    def formula(self, name: str, call: Callable[..., Any], *arguments: Any) -> Any:
+        """The result of a compiled formula, which is one kernel however many operations it has."""
+        self._silent = True
+        try:
+            result = call(*arguments)
+        finally:
+            self._silent = False
+        tensors = [x for x in tree_leaves((arguments, result)) if isinstance(x, Tensor)]
+        self.tally.operations += 1
+        self.add(name, FORMULA_KERNELS.get(name, 1), sum(map(_size, tensors)))
+        return result
+
+    def _flops(self, func: Any, name: str, args: Any, kwargs: Any, result: Any) -> float:
+        if "attn" in name or "attention" in name:
+            return self.attention_flops * (2.5 if "backward" in name else 1.0)
+        formula = flop_registry.get(func._overloadpacket)
+        return 0.0 if formula is None else float(formula(*args, **kwargs, out_val=result))
+
+
+def _number(tensor: Tensor) -> float | int | bool:
+    """A number that stands for the one that a tensor without data does not have."""
+    return 1.0 if tensor.is_floating_point() else tensor.dtype == torch.bool or 1
+
+
+def _size(tensor: Tensor) -> int:
+    """Bytes of a tensor's elements in memory: expanded ones count once."""
+    elements = 1
+    for length, stride in zip(tensor.shape, tensor.stride(), strict=True):
+        elements *= length if stride else 1
+    return elements * tensor.element_size()
+
+
+def _bytes(name: str, args: Any, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> float:
+    """Bytes that an operation reads and writes."""
+    if name in ("embedding", "index_select", "gather"):
+        return 2 * _size(outputs[0])
+    if name == "index_add_":
+        return 3 * _size(args[3])
+    if name == "_fused_adamw_":  # reads weight, gradient and two moments, writes all but the gradient
+        return 7 * sum(map(_size, args[0]))
+    changed = tree_leaves(args[0]) if name.endswith("_") and name not in ("copy_", "zero_", "fill_") else []
+    tensors = {id(x): x for x in (*inputs, *outputs)}
+    return sum(map(_size, tensors.values())) + sum(_size(x) for x in changed if isinstance(x, Tensor))
+
+
+def _launches(name: str, args: Any) -> int:
+    """Launches of one operation; those on lists of tensors go by blocks and tensors of a launch."""
+    if not name.startswith(("_foreach", "_fused_adam")):
+        return KERNELS.get(name, 1)
+    tensors = tree_leaves(args[0])
+    blocks = sum(-(-tensor.numel() // FOREACH_ELEMENTS) for tensor in tensors)
+    per_launch = 36 if "adam" in name else 110
+    norms = len(tensors) // per_launch + 1 if name == "_foreach_norm" else 0
+    return max(-(-blocks // FOREACH_BLOCKS), -(-len(tensors) // per_launch)) + norms
+
+
+@dataclass(frozen=True)
+class Case:
+    """A step to count.
+
+    Attributes:
+        shape: transformers configuration of the model.
+        prompt, response: tokens of every prompt and response.
+        candidates: of every group.
+        batch: groups of a step.
+        settings: configuration keys besides the model's and the batch's.
+    """
+
+    shape: Any
+    prompt: int
+    response: int
+    candidates: int
+    batch: int
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of a step, prompts once."""
+        return self.batch * (self.prompt + self.candidates * self.response)
+
+    def groups(self) -> list[TokenizedGroup]:
+        """Groups of random ids."""
+        draw, vocabulary = np.random.default_rng(0), self.shape.get_text_config().vocab_size
+        preferences = PreferenceGroup("", tuple(map(str, range(self.candidates))), preferred=0)
+
+        def ids(length: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+            return draw.integers(4, vocabulary, length)
+
+        return [
+            TokenizedGroup(ids(self.prompt), tuple(ids(self.response) for _ in range(self.candidates)), preferences)
+            for _ in range(self.batch)
+        ]
+
+
+def llama(shape: Shape) -> Any:
+    """The transformers configuration of a workload's shape."""
+    from transformers import LlamaConfig
+
+    return LlamaConfig(
+        vocab_size=shape.vocabulary,
+        hidden_size=shape.hidden,
+        intermediate_size=shape.intermediate,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        num_key_value_heads=shape.kv_heads,
+        tie_word_embeddings=shape.tied,
+        attention_bias=shape.biased,
+        max_position_embeddings=2048,
+    )
+
+
+def cases() -> dict[str, Callable[[], Case]]:
+    """The counted steps by name, made when they are asked for."""
+    from transformers import Gemma2Config, MistralConfig
+
+    def of_workload(name: str, **settings: Any) -> Callable[[], Case]:
+        workload = WORKLOADS[name]
+        if workload.rank:
+            settings = {"lora": {"rank": workload.rank}, **settings}
+        sizes = workload.prompt[0], workload.response[0], 1 + workload.negatives[0], workload.batch
+        return lambda: Case(llama(workload.shape), *sizes, settings)
+
+    names = ("qwen_0.5b_pairs", "qwen_0.5b_k8", "llama_8b_pairs", "llama_8b_k8")
+    return {
+        **{name: of_workload(name) for name in names},
+        "coupled": of_workload("qwen_0.5b_pairs", objective={"name": "beta_dpo"}),
+        "gemma2_2b_pairs": lambda: Case(Gemma2Config(num_hidden_layers=26), 256, 256, 2, 16),
+        "mistral_7b_pairs": lambda: Case(MistralConfig(sliding_window=1024), 1280, 256, 2, 8, {"lora": {"rank": 16}}),
+    }
+
+
+def run_config(case: Case, budget: int, output: str) -> RunConfig:
+    """The configuration of a step in bfloat16, cut at a token budget."""
+    values = {
+        "model": "model",
+        "data": {"train": "data"},
+        "output": output,
+        "objective": {"name": "dpo", "beta": 0.1},
+        "training": {"dtype": "bfloat16", "token_budget": budget, "batch_size": case.batch, "max_steps": 2},
+        "logging": {"every": 1},
+        **case.settings,
+    }
+    return parse_config(values, "the counted step")
+
+
+PARTS: Sequence[tuple[Any, str, str]] = (
+    (backward_module, "pack", "packing"),
+    (backward_module, "objective_inputs", "masks and references"),
+    (backward_module.Result, "add", "metrics"),
+    (tree_module, "TreePlan", "plan of the row"),
+    (tree_module, "head_log_probs", "head forward"),
+    (linear_log_probs._LinearLogProbs, "backward", "head backward"),
+    (Tensor, "backward", "layers backward"),
+    (loop_module, "scale_and_clip", "norm and clipping"),
+    (Loop, "_reduce", "sums of the step"),
+    (torch.optim.AdamW, "step", "optimizer"),
+)
+"""Functions and the part of the step that they are; the objective and the layers' forward are added to them."""
+
+
+@contextmanager
+def named_parts(counter: CardCounter, loop: Loop) -> Iterator[None]:
+    """Name the parts of a step in the counter."""
+
+    def counted(function: Callable[..., Any], part: str) -> Callable[..., Any]:
+        @functools.wraps(function)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            with counter.inside(part):
+                return function(*args, **kwargs)
+
+        return call
+
+    layers_of = tree_module.language_model
+    objective = loop.objective
+    with ExitStack() as stack:
+        for owner, name, part in PARTS:
+            function = getattr(owner, name)
+            wrapped = counted(function, part)
+            is_static = isinstance(vars(owner).get(name), staticmethod)
+            stack.enter_context(mock.patch.object(owner, name, staticmethod(wrapped) if is_static else wrapped))
+        stack.enter_context(
+            mock.patch.object(tree_module, "language_model", lambda model: counted(layers_of(model), "layers forward"))
+        )
+        stack.enter_context(
+            mock.patch.object(type(objective), "__call__", counted(type(objective).__call__, "objective"))
+        )
+        # Where memory is counted a few passes of the head stand for all; here all are counted.
+        stack.enter_context(mock.patch.object(output_layer, "FakeTensor", ()))
+        formula_call = compiled._CompiledOnGpu.__call__
+
+        def one_kernel(formula: Any, tensor: Tensor, *arguments: Any) -> Any:
+            if not tensor.is_cuda:
+                return formula_call(formula, tensor, *arguments)
+            return counter.formula(formula._formula.__name__, formula._formula, tensor, *arguments)
+
+        stack.enter_context(mock.patch.object(compiled._CompiledOnGpu, "__call__", one_kernel))
+        yield
+
+
+def _depths(shape: Any) -> tuple[int, int]:
+    """Layers of the two models that are counted; deeper ones repeat what the larger has more than the smaller."""
+    kinds = getattr(shape.get_text_config(), "layer_types", None) or ["full_attention"]
+    period = len(set(kinds))
+    return period, 2 * period
+
+
+def count_step(case: Case, budget: int) -> dict[str, Tally]:
+    """What one optimizer step asks of the card, by part, from the counts of two shallow models.
+
+    Args:
+        budget: tokens of a micro-batch.
+    """
+    depth, vocabulary = case.shape.get_text_config().num_hidden_layers, case.shape.get_text_config().vocab_size
+    depths = _depths(case.shape)
+    small, large = (
+        _count_whole(replace(case, shape=shallow(case.shape, layers, vocabulary)), budget) for layers in depths
+    )
+    repetitions = (depth - depths[1]) // (depths[1] - depths[0])
+    return {part: tally + repetitions * (tally - small.get(part, Tally())) for part, tally in large.items()}
+
+
+def _count_whole(case: Case, budget: int) -> dict[str, Tally]:
+    counter, groups = CardCounter(), case.groups()
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+        config = run_config(case, budget, folder)
+        scorer = ModelSpec(config, case.shape, None).meta_scorer()  # type: ignore[arg-type]
+        stack.enter_context(mock.patch("torch.cuda.amp.common.amp_definitely_not_available", return_value=False))
+        stack.enter_context(mock.patch("torch.cuda.is_bf16_supported", return_value=True))
+        stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
+        replace_tensors(scorer, CARD)
+        references = [[[0.0] * case.candidates for _ in groups]]
+        source = FixedDataset(Split(groups, references), Order(len(groups), case.batch, 0, shuffle=False))
+        state = config.built_objective.initial_state(0)
+        loop = Loop(config, scorer, source, state, Split([], []), None, World(0, 1, CARD), lambda: None)
+        stack.enter_context(mock.patch.object(FakeTensor, "tolist", lambda x: counter.read_list(x)))
+        signals = StopSignals(Path(folder), 1.0)
+        counter.attention_flops = _attention_flops(case, budget)
+        counter.weights = {p.untyped_storage()._cdata for p in scorer.parameters() if p.ndim > 1}
+        with named_parts(counter, loop), counter:
+            loop.step(signals)  # makes the optimizer's moments
+            counter.tallies.clear()
+            loop.step(signals)
+    return counter.tallies
+
+
+def _attention_flops(case: Case, budget: int) -> float:
+    """Operations of one layer's attention in one micro-batch, forward, averaged over the step."""
+    text = case.shape.get_text_config()
+    size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    pairs = case.prompt * (case.prompt + 1) // 2 + case.candidates * (
+        case.response * case.prompt + case.response * (case.response + 1) // 2
+    )
+    per_group = case.tokens // case.batch
+    micro_batches = -(-case.batch // max(1, budget // per_group))
+    return 4.0 * text.num_attention_heads * size * pairs * case.batch / micro_batches
+
+
+def total(tallies: dict[str, Tally]) -> Tally:
+    """The sum over all parts."""
+    return functools.reduce(Tally.__add__, tallies.values())
+
+
+def table(tallies: dict[str, Tally]) -> str:
+    """The counts of a step, a line a part."""
+    lines = [
+        f"{'part':22}{'operations':>11}{'launches':>9}{'copies':>7}{'reads':>6}{'casts':>6}{'GB':>8}{'TFLOP':>8}{'ms':>8}"
+    ]
+    for part, tally in {**tallies, "total": total(tallies)}.items():
+        lines.append(
+            f"{part:22}{tally.operations:11}{tally.launches:9}{tally.copies_in:7}{tally.reads:6}{tally.casts:6}"
+            f"{tally.gigabytes:8.1f}{tally.teraflops:8.2f}{tally.milliseconds:8.1f}"
+        )
+    return "\n".join(lines)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print the counts of some cases."""
+    known = cases()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("cases", nargs="*", metavar="CASE", help=f"of {', '.join(known)}; default: all")
+    parser.add_argument("--budget", type=int, help="tokens of a micro-batch; default: the whole step")
+    parser.add_argument("--operations", type=int, default=0, metavar="N", help="list the N most launched by part")
+    parser.add_argument("--json", action="store_true", help="the counts as one JSON document")
+    options = parser.parse_args(arguments)
+    unknown = [name for name in options.cases if name not in known]
+    if unknown:
+        parser.error(f"no case {', '.join(unknown)}; there are {', '.join(known)}")
+    document = {}
+    for name in options.cases or known:
+        case = known[name]()
+        budget = options.budget or case.tokens
+        tallies = count_step(case, budget)
+        document[name] = {part: vars(tally) for part, tally in {**tallies, "total": total(tallies)}.items()}
+        if options.json:
+            continue
+        print(f"{name}, {case.tokens} tokens a step, micro-batches of {budget}\n{table(tallies)}\n", flush=True)
+        for part, tally in tallies.items() if options.operations else ():
+            most = ", ".join(f"{op} {n}" for op, n in tally.by_operation.most_common(options.operations))
+            print(f"  {part}: {most}")
+    if options.json:
+        print(json.dumps(document))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

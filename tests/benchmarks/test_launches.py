@@ -1,0 +1,44 @@
+"""What a step asks of a card, counted on tensors without data: ceilings that may only fall."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "launches.py"
+LAYERS = 24
+
+CEILINGS = {
+    # launches of a step, of a layer, copies to the card that block, values read, casts of weights
+    "qwen_0.5b_pairs": (4_600, 98, 23, 4, 221),
+    "qwen_0.5b_k8": (3_740, 98, 23, 4, 221),
+    "coupled": (4_800, 98, 30, 14, 221),
+}
+"""Steps of Qwen2.5-0.5B's shape in one micro-batch."""
+
+
+@pytest.fixture(scope="module")
+def counts() -> dict[str, Any]:
+    if shutil.which("g++") is None:
+        pytest.skip("no C++ compiler (g++), which builds the device that computes nothing")
+    command = [sys.executable, "-W", "ignore", str(SCRIPT), *CEILINGS, "--json"]
+    return dict(json.loads(subprocess.run(command, capture_output=True, check=True, text=True).stdout))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CEILINGS)
+def test_a_step_asks_no_more_of_a_card(counts: dict[str, Any], case: str) -> None:
+    parts = counts[case]
+    layers = (parts["layers forward"]["launches"] + parts["layers backward"]["launches"]) / LAYERS
+    step = parts["total"]
+    measured = step["launches"], layers, step["copies_in"], step["reads"], step["casts"]
+    assert all(value <= ceiling for value, ceiling in zip(measured, CEILINGS[case], strict=True)), measured
+    # A counter that saw nothing would pass too.
+    assert step["launches"] > 1_000
+    assert step["teraflops"] > 10
