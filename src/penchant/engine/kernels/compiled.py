@@ -96,6 +96,35 @@ def rotate_backward(upstream: Tensor, cos: Tensor, sin: Tensor, dtype: torch.dty
 
 
 @_CompiledOnGpu
+def merge_attention(first: Tensor, a: Tensor, sums_a: Tensor, b: Tensor, sums_b: Tensor) -> tuple[Tensor, Tensor]:
+    """Outputs [P, H, D] of other rows before those of two softmaxes of the same N rows as one, and its sums [H, N].
+
+    Args:
+        a, b: [N, H, D] outputs over two sets of keys.
+        sums_a, sums_b: [H, N] their log-sum-exps; -inf where a row sees no key.
+    """
+    sums = torch.logaddexp(sums_a, sums_b)
+    share_a, share_b = ((part - sums).exp().T[..., None] for part in (sums_a, sums_b))
+    return torch.cat([first, (a * share_a + b * share_b).to(first.dtype)]), sums
+
+
+@_CompiledOnGpu
+def merge_attention_gradients(
+    q_a: Tensor,
+    k_a: Tensor,
+    v_a: Tensor,
+    q_b: Tensor,
+    k_b: Tensor,
+    v_b: Tensor,
+    q_c: Tensor,
+    k_c: Tensor,
+    v_c: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of the row's q, k and v from those of three calls: prompts, candidates to prompts, to themselves."""
+    return torch.cat([q_a, q_b + q_c]), torch.cat([k_a + k_b, k_c]), torch.cat([v_a + v_b, v_c])
+
+
+@_CompiledOnGpu
 def log_sum_exp(logits: Tensor, softcap: float | None) -> Tensor:
     """Log-sum-exp [N] of soft-capped logits [N, B], in float32 or better."""
     values = capped(logits, softcap)
