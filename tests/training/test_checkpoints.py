@@ -165,7 +165,8 @@ def test_a_full_disk_of_another_process_is_this_ones_error_too(tmp_path):
     model = torch.nn.Linear(2, 2)
     optimizer = torch.optim.AdamW(model.parameters())
     world = OtherRankFails(0, 2, torch.device("cpu"))
-    store = checkpoints.Checkpoints(tmp_path / "checkpoints", world, 2)
-    with pytest.raises(DiskFullError, match="the disk is full"):
+    store = checkpoints.Checkpoints(tmp_path / "checkpoints", world, 2, "the same command")
+    with pytest.raises(DiskFullError, match="the disk is full") as error:
         store.save(1, model, optimizer, {}, {}, {})
+    assert error.value.fix == "free some space, then go on with: the same command"
     assert list((tmp_path / "checkpoints").glob("step-*")) == []

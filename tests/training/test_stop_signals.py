@@ -159,11 +159,11 @@ def test_after_the_grace_it_leaves_without_saving(sleeping, tmp_path, start):
     assert checkpoints(folder) == [2]
 
 
-def test_a_hang_up_that_is_ignored_stays_ignored(tmp_path):
+def test_a_hang_up_that_is_ignored_stays_ignored():
     """As under nohup."""
     handler = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        with StopSignals(tmp_path, 10) as signals:
+        with StopSignals("penchant train --resume run", 10) as signals:
             os.kill(os.getpid(), signal.SIGHUP)
             assert signals.signal_number is None
             os.kill(os.getpid(), signal.SIGTERM)

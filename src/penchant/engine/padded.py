@@ -6,17 +6,18 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import pad
 
 from penchant.data.tokenized import TokenizedGroup
 from penchant.data.trees import TreeBatch
+from penchant.engine.scorer import PackedScorer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-class PaddedScorer(nn.Module):
+class PaddedScorer(PackedScorer):
     """Log-probs of candidates, each computed from its whole sequence prompt + response."""
 
     def __init__(self, model: PreTrainedModel) -> None:

@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Generic, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from penchant.data.tokenized import TokenizedGroup
 from penchant.data.trees import TreeBatch, pack, split_into_micro_batches
 from penchant.engine.distributed import World, reshard
 from penchant.engine.padded import PaddedScorer, pad_right, unpack
+from penchant.engine.scorer import CandidateGroup, PackedScorer, Scorer
 from penchant.engine.tree import TreeScorer, last_hidden
 from penchant.engine.tree_check import TreeCheck, is_half, measure_rounding, rounding_note
 from penchant.errors import DataError
@@ -29,7 +30,7 @@ Pooling = Literal["identity", "tanh", "dropout_tanh", "swiglu", "swiglu_down"]
 NAME = "preference_head"
 
 
-class HeadedScorer(nn.Module):
+class HeadedScorer(PackedScorer):
     """Log-probs and the head's rewards from one pass of the language model; the head does not change the log-probs."""
 
     def __init__(self, scorer: TreeScorer | PaddedScorer, head: PreferenceHead) -> None:
@@ -65,7 +66,7 @@ def require_end_tokens(groups: Sequence[TokenizedGroup], ends: Sequence[int]) ->
                 )
 
 
-class TreeRewardScorer(nn.Module):
+class TreeRewardScorer(PackedScorer):
     """Rewards from one packed row, each prompt computed once."""
 
     def __init__(self, model: PreTrainedModel) -> None:
@@ -83,7 +84,7 @@ class TreeRewardScorer(nn.Module):
         return batch.to_group_matrix(self.model.score(hidden.index_select(0, positions))[:, 0].double())
 
 
-class PaddedRewardScorer(nn.Module):
+class PaddedRewardScorer(PackedScorer):
     """Rewards from a padded row for each candidate."""
 
     def __init__(self, model: PreTrainedModel) -> None:
@@ -144,7 +145,6 @@ def reward_positions(batch: TreeBatch, pad: int | None) -> Tensor:
 
 LanguageScorer = TreeScorer | PaddedScorer
 RewardScorer = TreeRewardScorer | PaddedRewardScorer
-Scorer = LanguageScorer | RewardScorer | HeadedScorer
 
 ScorerType = TypeVar("ScorerType", LanguageScorer, RewardScorer)
 
@@ -274,7 +274,7 @@ def precision(device: torch.device, dtype: str) -> AbstractContextManager[None]:
     return nullcontext()
 
 
-def micro_batches(scorer: Scorer, groups: Sequence[TokenizedGroup], budget: int) -> list[list[int]]:
+def micro_batches(scorer: Scorer, groups: Sequence[CandidateGroup], budget: int) -> list[list[int]]:
     """Indices of groups in micro-batches of `budget` tokens, window by window."""
     cuts = []
     for start in range(0, len(groups), PACKING_WINDOW):
@@ -285,7 +285,7 @@ def micro_batches(scorer: Scorer, groups: Sequence[TokenizedGroup], budget: int)
 
 def score_groups(
     scorer: Scorer,
-    groups: Sequence[TokenizedGroup],
+    groups: Sequence[CandidateGroup],
     *,
     world: World,
     budget: int,
@@ -309,12 +309,12 @@ def score_groups(
     """
     cuts = micro_batches(scorer, groups, budget)
 
-    def pack_batch(b: int) -> TreeBatch:
-        return pack([groups[i] for i in cuts[b]], temperature)
+    def collate(b: int) -> Any:
+        return scorer.collate([groups[i] for i in cuts[b]], temperature)
 
     batch_log_probs: dict[int, list[float]] = {}
     if cache is not None:
-        cached = cache.look_up(pack_batch(b) for b in range(len(cuts))) if world.is_main else {}
+        cached = cache.look_up(collate(b) for b in range(len(cuts))) if world.is_main else {}
         batch_log_probs = world.broadcast(cached)
     missing = [b for b in range(len(cuts)) if b not in batch_log_probs]
     advance(sum(len(cuts[b]) for b in batch_log_probs))
@@ -322,9 +322,10 @@ def score_groups(
     scorer.eval()
     rank_log_probs: dict[int, list[float]] = {}
     for b, _ in world.share(missing):
-        batch = pack_batch(b)
+        batch = collate(b)
         log_probs = _forward(scorer, batch, world.device, dtype)
-        rank_log_probs[b] = log_probs.flatten()[batch.slots.to(log_probs.device)].tolist()
+        rows = zip(cuts[b], log_probs.tolist(), strict=True)
+        rank_log_probs[b] = [value for i, row in rows for value in row[: len(groups[i].tokens)]]
         if cache is not None:
             cache.keep(batch, rank_log_probs[b])
         advance(len(cuts[b]) * world.size)
@@ -336,7 +337,7 @@ def score_groups(
     for b, members in enumerate(cuts):
         values = iter(batch_log_probs[b])
         for i in members:
-            result[i] = [next(values) for _ in groups[i].responses]
+            result[i] = [next(values) for _ in groups[i].tokens]
     return result
 
 
@@ -358,7 +359,7 @@ def score_with_head(
 
 
 @torch.no_grad()
-def _forward(scorer: Scorer, batch: TreeBatch, device: torch.device, dtype: str) -> Tensor:
+def _forward(scorer: Scorer, batch: Any, device: torch.device, dtype: str) -> Tensor:
     with precision(device, dtype):
         log_probs: Tensor = scorer(batch.to(device))
     return log_probs

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from penchant.data.tokenized import TokenizedGroup
 from penchant.data.trees import TreeBatch
@@ -14,6 +14,7 @@ from penchant.engine.kernels.layer_fusion import fuse_layers
 from penchant.engine.kernels.linear_log_probs import compute_dtype, row_multiple
 from penchant.engine.kernels.tied_embedding import SharedGradient, embed, is_tied
 from penchant.engine.output_head import head_log_probs
+from penchant.engine.scorer import PackedScorer
 from penchant.engine.tree_plan import TreePlan
 from penchant.models.multimodal import language_model, set_attention, text_config
 
@@ -30,7 +31,7 @@ def use_tree(model: PreTrainedModel) -> None:
     fuse_layers(model)
 
 
-class TreeScorer(nn.Module):
+class TreeScorer(PackedScorer):
     """Log-probs of candidates by the tree.
 
     The head is applied inside this module's forward, so that a sharded root has gathered its (perhaps tied) weights

@@ -13,7 +13,8 @@ from penchant.data.tokenized import TokenizedGroup
 from penchant.data.trees import pack
 from penchant.engine.memory import MemoryTracker, replace_tensors, track_memory
 from penchant.engine.output_head import linear_head_memory
-from penchant.engine.scoring import Scorer, precision
+from penchant.engine.scorer import Scorer
+from penchant.engine.scoring import precision
 from penchant.engine.tree import TreeScorer
 from penchant.models.multimodal import text_config
 from penchant.planning.model import ModelSpec, blank_model, meta_reference, read_shape, shallow

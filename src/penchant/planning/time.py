@@ -18,9 +18,9 @@ from penchant.data.tokenized import TokenizedGroup
 from penchant.data.trees import pack
 from penchant.engine.memory import available_bytes
 from penchant.engine.padded import PaddedScorer
+from penchant.engine.scorer import Scorer
 from penchant.engine.scoring import (
     PaddedRewardScorer,
-    Scorer,
     ScorerChoice,
     choose_reward_scorer,
     choose_scorer,

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from penchant.data.tokenized import TokenizedGroup
-from penchant.data.trees import pack, split_into_micro_batches
+from penchant.data.trees import split_into_micro_batches
 from penchant.engine.distributed import World
-from penchant.engine.scoring import Scorer, precision
+from penchant.engine.scorer import CandidateGroup, Scorer
+from penchant.engine.scoring import precision
 from penchant.errors import ConfigError
 from penchant.objectives import Groups, Objective, Output, State
 from penchant.training.batches import References, group_tensors, padded_table
@@ -35,7 +35,7 @@ class Result:
     sums: dict[str, Tensor] = field(default_factory=dict)
     non_finite_ids: list[str] = field(default_factory=list)
 
-    def add(self, output: Output, groups: Sequence[TokenizedGroup], counts: bool) -> None:
+    def add(self, output: Output, groups: Sequence[CandidateGroup], counts: bool) -> None:
         """Add an objective's output.
 
         Args:
@@ -62,7 +62,7 @@ class Batch:
         temperature: temperature of the softmax.
     """
 
-    groups: Sequence[TokenizedGroup]
+    groups: Sequence[CandidateGroup]
     references: References
     token_budget: int
     dtype: str
@@ -155,7 +155,7 @@ def score_batch(
 
 
 def objective_inputs(
-    scores: Tensor, groups: Sequence[TokenizedGroup], references: References
+    scores: Tensor, groups: Sequence[CandidateGroup], references: References
 ) -> tuple[Tensor, Tensor, Groups]:
     """The inputs of an objective besides its state.
 
@@ -178,5 +178,5 @@ def objective_inputs(
 
 def _score_micro_batch(scorer: Scorer, batch: Batch, world: World) -> Tensor:
     with precision(world.device, batch.dtype):
-        scores: Tensor = scorer(pack(batch.groups, batch.temperature).to(world.device))
+        scores: Tensor = scorer(scorer.collate(batch.groups, batch.temperature).to(world.device))
     return scores

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from penchant.data.groups import PreferenceGroup
-from penchant.data.tokenized import TokenizedGroup
+from penchant.engine.scorer import CandidateGroup
 from penchant.objectives import Groups
 
 
@@ -54,14 +54,14 @@ class StepBatch:
         temperature: temperature of the sampling and of the log-probs in the loss; 1 for the data's own candidates.
     """
 
-    groups: Sequence[TokenizedGroup]
+    groups: Sequence[CandidateGroup]
     references: References
     sums: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     temperature: float = 1.0
 
 
 class BatchSource(Protocol):
-    """The groups of each step: the data's own, or fresh samples of the policy."""
+    """The groups of each step: the data's own, fresh samples of the policy, or pictures with new noise."""
 
     @property
     def order(self) -> Order:
@@ -75,9 +75,9 @@ class BatchSource(Protocol):
 
 @dataclass(frozen=True)
 class Split:
-    """Tokenized groups, with the references' log-probs."""
+    """Groups, with the references' log-probs."""
 
-    groups: Sequence[TokenizedGroup]
+    groups: Sequence[CandidateGroup]
     references: References
 
 

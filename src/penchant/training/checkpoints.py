@@ -181,10 +181,16 @@ def _range(low: list[int], high: list[int], start: list[int]) -> Any:
 
 
 class Checkpoints:
-    """The checkpoints of one run."""
+    """The checkpoints of one run.
 
-    def __init__(self, folder: Path, world: World, keep: int) -> None:
+    Args:
+        keep: number of latest checkpoints to keep.
+        resume_command: what to type to resume the run, for messages.
+    """
+
+    def __init__(self, folder: Path, world: World, keep: int, resume_command: str) -> None:
         self._folder, self._world, self._keep = folder, world, keep
+        self._resume_command = resume_command
 
     def latest(self) -> Path | None:
         """The latest complete checkpoint."""
@@ -210,7 +216,7 @@ class Checkpoints:
         """
         final = self._folder / f"step-{step:08d}"
         aside = self._folder / f".writing-step-{step:08d}"
-        with disk_errors(self._folder, f"penchant train --resume {self._folder.parent}"):
+        with disk_errors(self._folder, self._resume_command):
             if self._world.is_main:
                 new_folder(aside)
             self._world.barrier()

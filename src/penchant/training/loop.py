@@ -16,10 +16,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from penchant.config.run import RunConfig
-from penchant.data.tokenized import TokenizedGroup
+from penchant.config.run import CheckpointConfig, EvaluationConfig, LoggingConfig, TrainingConfig
 from penchant.engine.distributed import World, reshard
-from penchant.engine.scoring import Scorer, micro_batches
+from penchant.engine.scorer import CandidateGroup, Scorer
+from penchant.engine.scoring import micro_batches
 from penchant.errors import ConfigError, TrainingError
 from penchant.objectives import Objective, State
 from penchant.progress import Progress
@@ -30,6 +30,26 @@ from penchant.training.log import JsonLines, direction
 from penchant.training.moving_reference import MovingReference
 from penchant.training.optimizer import build_optimizer, learning_rate, scale_and_clip
 from penchant.training.stop_signals import STOP_SIGNALS, Interrupted, StopSignals
+
+
+@dataclass(frozen=True)
+class LoopConfig:
+    """What the loop reads of a run's configuration.
+
+    Attributes:
+        folder: the run's folder.
+        resume_command: what to type to resume the run, for messages.
+        head_decay: weight decay of a preference head.
+    """
+
+    folder: Path
+    resume_command: str
+    objective: Objective
+    training: TrainingConfig
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    checkpoints: CheckpointConfig = field(default_factory=CheckpointConfig)
+    logging: LoggingConfig = field(default_factory=LoggingConfig)
+    head_decay: float = 0.0
 
 
 @dataclass
@@ -68,7 +88,7 @@ class Loop:
 
     def __init__(
         self,
-        config: RunConfig,
+        config: LoopConfig,
         scorer: Scorer,
         source: BatchSource,
         state: State,
@@ -78,15 +98,17 @@ class Loop:
         save_best: Callable[[], None],
     ) -> None:
         settings = config.training
-        self.config, self.scorer, self.world, self.folder = config, scorer, world, Path(config.output)
+        self.config, self.scorer, self.world, self.folder = config, scorer, world, config.folder
         self.source, self.objective_state = source, state
         self.held_out, self.save_best = held_out, save_best
         self.moving_reference = moving_reference
-        self.objective: Objective = config.built_objective
+        self.objective = config.objective
         self.total = settings.max_steps or max(1, round(settings.epochs * source.order.steps_per_epoch))
-        self.optimizer = build_optimizer(scorer, settings, config.head.weight_decay)
+        self.optimizer = build_optimizer(scorer, settings, config.head_decay)
         self.state = LoopState()
-        self.checkpoints = Checkpoints(self.folder / "checkpoints", world, config.checkpoints.keep)
+        self.checkpoints = Checkpoints(
+            self.folder / "checkpoints", world, config.checkpoints.keep, config.resume_command
+        )
         self.metrics = JsonLines(self.folder / "metrics.jsonl")
         self.timing = JsonLines(self.folder / "timing.jsonl")
 
@@ -116,7 +138,7 @@ class Loop:
         if self.state.step == 0 and self.held_out.groups:
             self.evaluate()
         progress = Progress("training", self.total, "steps", start=self.state.step, visible=self.world.is_main)
-        with progress, StopSignals(self.folder, self.config.training.grace_seconds) as signals:
+        with progress, StopSignals(self.config.resume_command, self.config.training.grace_seconds) as signals:
             while self.state.step < self.total and not self.state.stopped:
                 loss, number = self.step(signals)
                 progress.advance(1, f"loss {loss:.4f}")
@@ -125,7 +147,7 @@ class Loop:
                 if number or self.state.stopped or self._is_due(self.config.checkpoints.every):
                     self.save()
                 if number:
-                    raise Interrupted(f"interrupted; go on with: penchant train --resume {self.folder}", number)
+                    raise Interrupted(f"interrupted; go on with: {self.config.resume_command}", number)
 
     def step(self, signals: StopSignals) -> tuple[float, int | None]:
         """One optimizer step over one batch.
@@ -246,9 +268,9 @@ class Loop:
         factor = self.world.size / max(count, 1e-30)
         return scale_and_clip(self.scorer, factor, self.config.training.max_grad_norm)
 
-    def _refuse(self, group_ids: Sequence[str], groups: Sequence[TokenizedGroup]) -> None:
+    def _refuse(self, group_ids: Sequence[str], groups: Sequence[CandidateGroup]) -> None:
         ids = sorted({id for part in self.world.gather(list(group_ids)) for id in part})
-        rows = ids or [group.group.id for group in groups]
+        rows = ids or list(dict.fromkeys(group.group.id for group in groups))
         problem = "the loss is not a finite number" if ids else "the gradient is not a finite number"
         row_list = ", ".join(rows[:10]) + (", ..." if len(rows) > 10 else "")
         checkpoint = self.checkpoints.latest()
@@ -262,7 +284,7 @@ class Loop:
     def _note(
         self,
         sums: Mapping[str, tuple[float, float]],
-        groups: Sequence[TokenizedGroup],
+        groups: Sequence[CandidateGroup],
         rate: float,
         norm: float,
         seconds: float,

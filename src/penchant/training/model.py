@@ -18,10 +18,10 @@ from penchant.engine.distributed import World, shard
 from penchant.engine.output_head import lora_rank
 from penchant.engine.padded import PaddedScorer
 from penchant.engine.policy import Policy
+from penchant.engine.scorer import Scorer
 from penchant.engine.scoring import (
     HeadedScorer,
     LanguageScorer,
-    Scorer,
     choose_reward_scorer,
     choose_scorer,
     require_end_tokens,

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from penchant.config.run import TrainingConfig
-from penchant.data.tokenized import TokenizedGroup
 from penchant.engine.distributed import World
-from penchant.engine.scoring import Scorer, score_groups
+from penchant.engine.scorer import CandidateGroup, Scorer
+from penchant.engine.scoring import score_groups
 from penchant.training.batches import References
 from penchant.training.model import copy_trained_weights
 
@@ -50,7 +50,7 @@ class MovingReference:
                 self._weights[name].copy_(parameter.detach())
         self._step.fill_(step)
 
-    def rescore(self, groups: Sequence[TokenizedGroup], references: References) -> References:
+    def rescore(self, groups: Sequence[CandidateGroup], references: References) -> References:
         """The references' log-probs of these groups, the primary's computed with the copied weights.
 
         Args:

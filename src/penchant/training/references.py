@@ -11,7 +11,8 @@ from penchant.data.second_reading import add_mismatched, have_same_ids
 from penchant.data.tokenized import TokenizedGroup
 from penchant.engine.distributed import World
 from penchant.engine.reference_model import FrozenModel
-from penchant.engine.scoring import Scorer, choose_scorer, sample_groups, score_groups
+from penchant.engine.scorer import Scorer
+from penchant.engine.scoring import choose_scorer, sample_groups, score_groups
 from penchant.errors import locate_errors
 from penchant.training.model import Trained
 

@@ -27,7 +27,7 @@ from penchant.training.batches import BatchSource, FixedDataset, Order, Referenc
 from penchant.training.folder import RunLog, check, day_note, on_one_day, release, run_log, take, with_day
 from penchant.training.input_hashes import input_hashes
 from penchant.training.inputs import Inputs, tokenize_inputs
-from penchant.training.loop import Loop
+from penchant.training.loop import Loop, LoopConfig
 from penchant.training.model import Trained, load_trained, trained_responses
 from penchant.training.model_card import write_model_card
 from penchant.training.moving_reference import MovingReference
@@ -200,7 +200,17 @@ def _prepare(
         folder.mkdir(exist_ok=True)
         model.save(folder, world)
 
-    return Loop(config, model.scorer, source, state, held_out, moving, world, save_best), model, notes
+    loop = LoopConfig(
+        folder=Path(config.output),
+        resume_command=f"penchant train --resume {config.output}",
+        objective=config.built_objective,
+        training=settings,
+        evaluation=config.evaluation,
+        checkpoints=config.checkpoints,
+        logging=config.logging,
+        head_decay=config.head.weight_decay,
+    )
+    return Loop(loop, model.scorer, source, state, held_out, moving, world, save_best), model, notes
 
 
 def _sampled(
@@ -236,4 +246,4 @@ def _no_references(groups: Sequence[TokenizedGroup]) -> References:
 
 
 def _widest(split: Split) -> int:
-    return max(len(group.responses) for group in split.groups)
+    return max(len(group.tokens) for group in split.groups)

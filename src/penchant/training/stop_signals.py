@@ -6,7 +6,6 @@ import os
 import signal
 import sys
 import threading
-from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -33,10 +32,14 @@ class StopSignals:
 
     Attributes:
         signal_number: number of the first signal; None before.
+
+    Args:
+        resume_command: what to type to resume the run, for messages.
+        grace: seconds.
     """
 
-    def __init__(self, folder: Path, grace: float) -> None:
-        self._folder, self._grace = folder, grace
+    def __init__(self, resume_command: str, grace: float) -> None:
+        self._resume_command, self._grace = resume_command, grace
         self.signal_number: int | None = None
         self._timer: threading.Timer | None = None
         self._handlers: dict[int, Any] = {}
@@ -72,7 +75,7 @@ class StopSignals:
         print(
             f"error: {signal.Signals(number).name}: the step was not finished and saved within "
             f"training.grace_seconds ({self._grace:g} s), so this process exits without saving; go on from the last "
-            f"checkpoint with: penchant train --resume {self._folder}",
+            f"checkpoint with: {self._resume_command}",
             file=sys.stderr,
             flush=True,
         )
