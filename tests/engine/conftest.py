@@ -165,19 +165,22 @@ def all_float64() -> Callable[[], AbstractContextManager[None]]:
 def score_both_ways(all_float64: Callable[[], AbstractContextManager[None]]) -> Callable[..., list[Any]]:
     """Score a batch by the padded forward and by the tree, in float64.
 
-    Returns for each way the log-probs [G, K] and the gradients, by parameter, of their sum with weights [G, K].
+    Returns for each way the log-probs [G, K] and the gradients, by parameter, of their sum with weights [G, K]. The
+    tree may get the batch in another order of tokens.
     """
 
-    def score(model: hf.PreTrainedModel, batch: TreeBatch, weights: torch.Tensor) -> list[Any]:
+    def score(
+        model: hf.PreTrainedModel, batch: TreeBatch, weights: torch.Tensor, tree_batch: TreeBatch | None = None
+    ) -> list[Any]:
         results = []
-        for scorer_class in (PaddedScorer, TreeScorer):
+        for scorer_class, row in ((PaddedScorer, batch), (TreeScorer, tree_batch or batch)):
             if scorer_class is TreeScorer:
                 use_tree(model)
             else:
                 model.set_attn_implementation("eager")
             model.zero_grad()
             with all_float64():
-                log_probs = scorer_class(model)(batch)
+                log_probs = scorer_class(model)(row)
                 (log_probs * weights).sum().backward()
             gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
             results.append((log_probs.detach().clone(), gradients))

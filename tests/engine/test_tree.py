@@ -11,8 +11,9 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from penchant.data.trees import pack
+from penchant.data.trees import pack, with_prompts_first
 from penchant.engine.attention import TREE, UnsupportedAttention, tree_attention
+from penchant.engine.kernels.shared_prompts import is_flash_size
 from penchant.engine.tree import TreeScorer, use_tree
 from penchant.engine.tree_plan import TreePlan
 from penchant.recipes.recommend.catalogue import pack_trie
@@ -36,12 +37,13 @@ def _assert_equal(results):
         assert error < 1e-8 or gradient.norm() < 1e-12, f"{name}: {error:.1e}"
 
 
+@pytest.mark.parametrize("arrange", [None, with_prompts_first], ids=["groups", "prompts first"])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_tree_equals_padded_forward(family, shape, build, make_groups, score_both_ways):
+def test_tree_equals_padded_forward(family, shape, arrange, build, make_groups, score_both_ways):
     model = build(family).double()
     batch = pack(make_groups(SHAPES[shape], 1))
     weights = torch.randn(batch.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
-    _assert_equal(score_both_ways(model, batch, weights))
+    _assert_equal(score_both_ways(model, batch, weights, arrange and arrange(batch)))
 
 
 @given(
@@ -57,7 +59,7 @@ def test_tree_equals_padded_forward_on_any_shape(family, build, make_groups, sco
     model = build(family).double()
     batch = pack(make_groups(shapes, seed))
     weights = torch.randn(batch.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
-    _assert_equal(score_both_ways(model, batch, weights))
+    _assert_equal(score_both_ways(model, batch, weights, with_prompts_first(batch) if seed % 2 else batch))
 
 
 def test_packing_changes_nothing(family, build, make_groups, all_float64):
@@ -215,10 +217,8 @@ def test_variable_length_path_equals_masked_path(make_groups, monkeypatch, kerne
     ],
 )
 def test_the_kernel_gets_no_heads_it_refuses(size, of_values, dtype, accepted):
-    from penchant.engine import attention
-
-    query, value = (torch.zeros(1, 1, 1, head_size, dtype=dtype) for head_size in (size, of_values))
-    assert attention._has_kernel(query, value) == accepted
+    query, value = (torch.zeros(1, 1, head_size, dtype=dtype) for head_size in (size, of_values))
+    assert is_flash_size(query, value) == accepted
 
 
 def test_lora_gradients_equal_padded_forward(build, make_groups, score_both_ways):

@@ -4,6 +4,10 @@ Shapes: T tokens of the row, N candidate tokens to predict, G groups, K candidat
 C candidates in all.
 
     [prompt | y1 | y2 | ... | yK | prompt' | y1' | ...]
+
+or, for a GPU's kernels, all prompts first and then all candidates:
+
+    [prompt | prompt' | ... | y1 | y2 | ... | yK | y1' | ...]
 """
 
 from __future__ import annotations
@@ -42,13 +46,39 @@ class Branches:
 
 
 @dataclass(frozen=True)
+class PromptsFirst:
+    """The layout of a row that holds all P prompt tokens first.
+
+    Attributes:
+        order: [T] int64, index of each token in a row of the same groups that lies group after group.
+        restored: [T] int64, its inverse: index in this row of each token of the other.
+        read: [R] int64, ascending: indices whose last hidden state may be read.
+        prompts: [G + 1] int32, cumulative tokens of prompts.
+        groups: [G + 1] int32, cumulative tokens of all candidates of a group.
+        candidates: [C + 1] int32, cumulative tokens of candidates.
+        tokens: P.
+        longest: tokens of the longest prompt, of the longest group's candidates, and of the longest candidate.
+    """
+
+    order: Tensor
+    restored: Tensor
+    read: Tensor
+    prompts: Tensor
+    groups: Tensor
+    candidates: Tensor
+    tokens: int
+    longest: tuple[int, int, int]
+
+
+@dataclass(frozen=True)
 class TreeBatch:
     """Groups packed for one forward pass.
 
     Attributes:
         input_ids: [T] int64, token ids of the row.
         positions: [T] int64, position of each token, which restarts after the prompt for each candidate.
-        reach: [T] int64, index in the row after the last token that attends to this one.
+        reach: [T] int64, index in the row after the last token that attends to this one; of a row that lies group
+            after group, also where this one does not.
         branches: G layouts, in the order of the row.
         source: [N] int64, index in the row of the hidden state that predicts each target.
         targets: [N] int64, token ids to predict, in order.
@@ -59,6 +89,7 @@ class TreeBatch:
         shape: (G, K).
         loss_mask: [tokens of all candidates] bool, candidate after candidate, True for targets; None where all are.
         temperature: divisor of the logits before the softmax; 1 is the model's own distribution.
+        prompts_first: the layout of a row that holds all prompts first; None where it lies group after group.
     """
 
     input_ids: Tensor
@@ -74,13 +105,21 @@ class TreeBatch:
     shape: tuple[int, int]
     loss_mask: Tensor | None = None
     temperature: float = 1.0
+    prompts_first: PromptsFirst | None = None
 
     def to(self, device: torch.device) -> TreeBatch:
         """The batch with its tensors on a device."""
-        tensors: dict[str, Any] = {
-            name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)
-        }
-        return replace(self, **tensors)
+        layout = self.prompts_first
+        own, of_layout = (
+            {name: value for name, value in vars(part).items() if isinstance(value, Tensor)} if part else {}
+            for part in (self, layout)
+        )
+        copies = iter(copy_together([*own.values(), *of_layout.values()], device))
+        batch: dict[str, Any] = dict(zip(own, copies, strict=False))
+        if layout is not None:
+            moved: dict[str, Any] = dict(zip(of_layout, copies, strict=True))
+            batch["prompts_first"] = replace(layout, **moved)
+        return replace(self, **batch)
 
     def pad_to_multiple(self, multiple: int) -> TreeBatch:
         """The batch padded to a multiple of tokens by a prompt without candidates, to which no token attends."""
@@ -143,6 +182,55 @@ def pack(groups: Sequence[TokenizedGroup], temperature: float = 1.0) -> TreeBatc
         loss_mask=pack_loss_mask(groups),
         temperature=temperature,
     )
+
+
+def with_prompts_first(batch: TreeBatch) -> TreeBatch:
+    """The same batch, on the CPU and without padding, as a row that holds all prompts first."""
+    lengths = np.array([(branch.prompt, sum(branch.responses)) for branch in batch.branches])
+    row = np.arange(lengths.sum())
+    parts = np.split(row, lengths.ravel().cumsum()[:-1])
+    order = np.concatenate([*parts[::2], *parts[1::2]])
+    restored = np.empty_like(order)
+    restored[order] = row
+    prompts, candidates = lengths[:, 0], [n for branch in batch.branches for n in branch.responses]
+    ends, tokens = prompts.cumsum(), int(prompts.sum())
+    layout = PromptsFirst(
+        order=as_tensor(order),
+        restored=as_tensor(restored),
+        # Candidates, and the last token of every prompt.
+        read=as_tensor(np.concatenate([ends - 1, row[tokens:]])),
+        prompts=_cumulated(prompts),
+        groups=_cumulated(lengths[:, 1]),
+        candidates=_cumulated(candidates),
+        tokens=tokens,
+        longest=(int(prompts.max()), int(lengths[:, 1].max()), max(candidates)),
+    )
+    return replace(
+        batch,
+        input_ids=batch.input_ids[layout.order],
+        positions=batch.positions[layout.order],
+        source=layout.restored[batch.source],
+        ends=layout.restored[batch.ends],
+        prompts_first=layout,
+    )
+
+
+def _cumulated(lengths: Any) -> Tensor:
+    return torch.from_numpy(np.concatenate(([0], np.cumsum(lengths))).astype(np.int32))
+
+
+def copy_together(tensors: Sequence[Tensor], device: torch.device) -> list[Tensor]:
+    """Copies of tensors on a device: to a GPU in one transfer from pinned memory, which the host does not wait for."""
+    if device.type != "cuda":
+        return [tensor.to(device) for tensor in tensors]
+    # Every tensor begins at a multiple of 8 bytes, as its elements may need.
+    parts = [pad(tensor.contiguous().view(-1).view(torch.uint8), (0, -tensor.nbytes % 8)) for tensor in tensors]
+    buffer = torch.cat(parts).pin_memory().to(device, non_blocking=True)
+    pieces = buffer.split([len(part) for part in parts])
+    return [
+        piece[: tensor.nbytes].view(tensor.dtype).view(tensor.shape)
+        for piece, tensor in zip(pieces, tensors, strict=True)
+    ]
 
 
 def pack_loss_mask(groups: Sequence[TokenizedGroup]) -> Tensor | None:

@@ -21,6 +21,12 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from penchant.engine.kernels.cpu_attention import tiled_attention
 from penchant.engine.kernels.linear_log_probs import compute_dtype
+from penchant.engine.kernels.shared_prompts import (
+    Segments,
+    has_shared_prompt_kernel,
+    is_flash_size,
+    shared_prompt_attention,
+)
 from penchant.engine.tree_plan import Span, Tiling, TreePlan
 
 TREE = "penchant_tree"
@@ -78,21 +84,39 @@ def tree_attention(
     if attention_mask is not None:
         raise UnsupportedAttention("it makes an attention mask of its own")
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
+    layout = tree.prompts_first
+    if layout is not None:
+        q, k, v = (x[0].transpose(0, 1).to(compute_dtype(x)) for x in (query, key, value))
+        plain = softcap is None and s_aux is None and not tree.narrows(sliding_window)
+        if plain and has_shared_prompt_kernel(q, v):
+            segments = Segments(layout.prompts, layout.groups, layout.candidates, layout.tokens, *layout.longest)
+            return shared_prompt_attention(q, k, v, segments, scale)[None], None
+        # What that kernel lacks is computed on a row that lies group after group.
+        query, key, value = (x.index_select(2, layout.restored) for x in (query, key, value))
+    out = _group_by_group(query, key, value, tree, sliding_window, scale, softcap, s_aux)
+    return (out if layout is None else out.index_select(1, layout.order)), None
+
+
+def _group_by_group(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    tree: TreePlan,
+    sliding_window: int | None,
+    scale: float,
+    softcap: float | None,
+    s_aux: Tensor | None,
+) -> Tensor:
+    """Attention output [1, T, H, D] of a row that lies group after group."""
     if softcap is not None or s_aux is not None:
-        return _explicit(query, key, value, tree, sliding_window, scale, softcap, s_aux), None
+        return _explicit(query, key, value, tree, sliding_window, scale, softcap, s_aux)
     if query.device.type == "cpu" and query.shape[3] == value.shape[3]:
-        return _on_cpu(query, key, value, tree, sliding_window, scale), None
+        return _on_cpu(query, key, value, tree, sliding_window, scale)
     # Under autocast rotations and norms return float32, which the fast kernels do not take.
     query, key, value = (x.to(compute_dtype(x)) for x in (query, key, value))
-    if query.is_cuda and _has_kernel(query, value) and not tree.forked:
-        return _variable_length(query, key, value, tree, sliding_window, scale), None
-    return _masked(query, key, value, tree, sliding_window, scale), None
-
-
-def _has_kernel(query: Tensor, value: Tensor) -> bool:
-    """Whether the variable-length kernel takes heads of these numbers and sizes."""
-    size = query.shape[3]
-    return query.dtype in (torch.bfloat16, torch.float16) and value.shape[3] == size and size % 8 == 0 and size <= 256
+    if query.is_cuda and is_flash_size(query, value) and not tree.forked:
+        return _variable_length(query, key, value, tree, sliding_window, scale)
+    return _masked(query, key, value, tree, sliding_window, scale)
 
 
 def _on_cpu(query: Tensor, key: Tensor, value: Tensor, tree: TreePlan, window: int | None, scale: float) -> Tensor:

@@ -15,7 +15,7 @@ from penchant.data.trees import TreeBatch, pack, split_into_micro_batches
 from penchant.engine.distributed import World, reshard
 from penchant.engine.padded import PaddedScorer, pad_right, unpack
 from penchant.engine.scorer import CandidateGroup, PackedScorer, Scorer
-from penchant.engine.tree import TreeScorer, last_hidden
+from penchant.engine.tree import TreeScorer, arranged, last_hidden
 from penchant.engine.tree_check import TreeCheck, is_half, measure_rounding, rounding_note
 from penchant.errors import DataError
 from penchant.models.multimodal import language_model, set_attention
@@ -39,6 +39,10 @@ class HeadedScorer(PackedScorer):
         self.head = head
         # Not a submodule: its weights are the model's, and every weight has one name.
         self._inner = (scorer,)
+
+    def collate(self, groups: Sequence[TokenizedGroup], temperature: float) -> TreeBatch:
+        """The batch of the scorer that it is added to."""
+        return self._inner[0].collate(groups, temperature)
 
     def cost(self, group: TokenizedGroup) -> int:
         """Tokens the group takes in a micro-batch."""
@@ -76,6 +80,10 @@ class TreeRewardScorer(PackedScorer):
     def cost(self, group: TokenizedGroup) -> int:
         """Tokens the group takes in a micro-batch: its prompt once, and its candidates."""
         return group.length
+
+    def collate(self, groups: Sequence[TokenizedGroup], temperature: float) -> TreeBatch:
+        """The groups as one row; see `arranged`."""
+        return arranged(pack(groups, temperature), self.model)
 
     def forward(self, batch: TreeBatch) -> Tensor:
         """[G, K] rewards, in float64; 0 in empty slots."""

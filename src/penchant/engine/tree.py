@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from penchant.data.tokenized import TokenizedGroup
-from penchant.data.trees import TreeBatch
+from penchant.data.trees import TreeBatch, pack, with_prompts_first
 from penchant.engine.attention import TREE, tree_attention
 from penchant.engine.kernels.layer_fusion import fuse_layers
 from penchant.engine.kernels.linear_log_probs import compute_dtype, row_multiple
@@ -46,6 +47,10 @@ class TreeScorer(PackedScorer):
         """Tokens the group takes in a micro-batch: its prompt once, and its candidates."""
         return group.length
 
+    def collate(self, groups: Sequence[TokenizedGroup], temperature: float) -> TreeBatch:
+        """The groups as one row, on a GPU with all prompts first where that row's attention needs nothing else."""
+        return arranged(pack(groups, temperature), self.model)
+
     def forward(self, batch: TreeBatch) -> Tensor:
         """Summed log-probs [G, K], nats: tokens in float32 or better, sums in float64; 0 in empty slots."""
         return self.forward_with_hidden(batch)[0]
@@ -67,6 +72,18 @@ class TreeScorer(PackedScorer):
         candidate_log_probs = token_log_probs.double().index_select(0, batch.paths)
         sums = torch.segment_reduce(candidate_log_probs, "sum", lengths=batch.lengths)
         return batch.to_group_matrix(sums), hidden.index_select(0, batch.ends)
+
+
+def arranged(batch: TreeBatch, model: PreTrainedModel) -> TreeBatch:
+    """The batch in the order of tokens that this model's attention computes fastest.
+
+    On a GPU all prompts come first, unless a soft-cap or a window narrower than the longest sequence needs the tiles of
+    a row that lies group after group.
+    """
+    config = text_config(model.config)
+    window, longest = getattr(config, "sliding_window", None), int(batch.positions.max()) + 1
+    plain = getattr(config, "attn_logit_softcapping", None) is None and (window is None or window >= longest)
+    return with_prompts_first(batch) if plain and model.device.type == "cuda" else batch
 
 
 def last_hidden(model: PreTrainedModel, batch: TreeBatch, shared: SharedGradient | None = None) -> Tensor:

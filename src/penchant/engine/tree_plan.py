@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -186,7 +186,11 @@ class TreePlan:
         self.forked = any(branch.forked for branch in batch.branches)
         self._batch = batch
         self._longest = max(branch.prompt + max(branch.responses, default=0) for branch in batch.branches)
-        self.read_indices = torch.from_numpy(_read_indices(batch.branches, multiple)).to(self.device)
+        self.prompts_first = batch.prompts_first
+        if batch.prompts_first is None:
+            self.read_indices = torch.from_numpy(_read_indices(batch.branches, multiple)).to(self.device)
+        else:
+            self.read_indices = batch.prompts_first.read
         self._tilings: dict[int | None, Tiling] = {}
         self._last = False
 
@@ -204,10 +208,20 @@ class TreePlan:
             window: how many positions a query sees, itself included; counted in positions of the candidate's own
                 sequence, not in indices of the row.
         """
-        narrow = window if window is not None and window < self._longest else None
+        narrow = window if self.narrows(window) else None
         if narrow not in self._tilings:
-            self._tilings[narrow] = Tiling(self._batch, narrow, self._last)
+            self._tilings[narrow] = Tiling(self._group_after_group, narrow, self._last)
         return self._tilings[narrow]
+
+    @cached_property
+    def _group_after_group(self) -> TreeBatch:
+        """The batch whose positions are of a row that lies group after group, as tiles do."""
+        layout = self.prompts_first
+        return self._batch if layout is None else replace(self._batch, positions=self._batch.positions[layout.restored])
+
+    def narrows(self, window: int | None) -> bool:
+        """Whether a window hides any key of this row from its candidates."""
+        return window is not None and window < self._longest
 
     @cached_property
     def segments(self) -> tuple[Tensor, Tensor, Tensor, int, int]:

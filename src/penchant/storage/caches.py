@@ -144,7 +144,9 @@ class LogProbCache:
 
     def _key(self, batch: TreeBatch) -> bytes:
         mask = b"" if batch.loss_mask is None else b"learnt " + batch.loss_mask.numpy().tobytes()
-        return hash_parts((self._prefix, repr(batch.branches).encode(), batch.input_ids.numpy().tobytes(), mask), _KEY)
+        layout = b"" if batch.prompts_first is None else b"prompts first "
+        shape = repr(batch.branches).encode()
+        return hash_parts((self._prefix, layout, shape, batch.input_ids.numpy().tobytes(), mask), _KEY)
 
 
 def _checksum(key: bytes, value: bytes) -> bytes:

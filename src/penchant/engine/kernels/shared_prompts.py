@@ -54,6 +54,17 @@ def shared_prompt_attention(q: Tensor, k: Tensor, v: Tensor, segments: Segments,
     return out
 
 
+def has_shared_prompt_kernel(q: Tensor, v: Tensor) -> bool:
+    """Whether `shared_prompt_attention` takes queries [T, H, D] and values [T, H_kv, D] of these dtypes and sizes."""
+    return is_flash_size(q, v) if q.is_cuda else q.shape[-1] == v.shape[-1]
+
+
+def is_flash_size(q: Tensor, v: Tensor) -> bool:
+    """Whether torch's flash attention takes queries and values of these dtypes and sizes of a head."""
+    size = q.shape[-1]
+    return q.dtype in (torch.bfloat16, torch.float16) and v.shape[-1] == size and size % 8 == 0 and size <= 256
+
+
 class _SharedPromptAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, *arguments: Any) -> Tensor:
@@ -149,7 +160,7 @@ class _WrittenOut:
             upstream[call.rows],
             out[call.rows],
         )
-        gradients = tuple(map(torch.zeros_like, (rows, keys, values)))
+        gradients = torch.zeros_like(rows), torch.zeros_like(keys), torch.zeros_like(values)
         for queries, seen in _segments(call):
             shares = (_scores(rows[queries], keys[seen], call.causal, scale) - sums[:, queries, None]).exp()
             dy, y = (x[queries].transpose(0, 1).to(shares.dtype) for x in (of_rows, outputs))
@@ -193,7 +204,8 @@ def forward(
     """Output [T, H, D], and log-sum-exps of prompts [H, P] and of candidates [H, T - P]."""
     (out, prompt_sums), to_prompt, to_itself = (kernel.forward(q, k, v, call, scale) for call in _calls(segments))
     joined, candidate_sums = compiled.merge_attention(out, *to_prompt, *to_itself)
-    return joined, prompt_sums, candidate_sums
+    # A compiled layer counts on the layout that `_shapes` tells it.
+    return joined.contiguous(), prompt_sums, candidate_sums.contiguous()
 
 
 def backward(
@@ -206,8 +218,8 @@ def backward(
         kernel.backward(upstream, q, k, v, out, of_rows, call, scale)
         for of_rows, call in zip(sums, _calls(segments), strict=True)
     )
-    gradients: tuple[Tensor, Tensor, Tensor] = compiled.merge_attention_gradients(*chain.from_iterable(parts))
-    return gradients
+    dq, dk, dv = compiled.merge_attention_gradients(*chain.from_iterable(parts))
+    return dq.contiguous(), dk.contiguous(), dv.contiguous()
 
 
 _LIBRARY = torch.library.Library("penchant", "DEF")
@@ -232,13 +244,13 @@ for _device, _kernel in (("CPU", _WrittenOut), ("CUDA", _Flash)):
     )
 
 
-@torch.library.register_fake("penchant::shared_prompts")
+@torch.library.register_fake("penchant::shared_prompts")  # type: ignore[untyped-decorator]
 def _shapes(q: Tensor, k: Tensor, v: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     tokens, dtype = arguments[3], torch.promote_types(q.dtype, torch.float32)
     sums = (q.new_empty((q.shape[1], n), dtype=dtype) for n in (tokens, q.shape[0] - tokens))
-    return (torch.empty_like(q), *sums)  # type: ignore[return-value]
+    return (q.new_empty(q.shape), *sums)  # type: ignore[return-value]
 
 
-@torch.library.register_fake("penchant::shared_prompts_backward")
+@torch.library.register_fake("penchant::shared_prompts_backward")  # type: ignore[untyped-decorator]
 def _gradient_shapes(upstream: Tensor, q: Tensor, k: Tensor, v: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
-    return torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
+    return tuple(x.new_empty(x.shape) for x in (q, k, v))
