@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from penchant.config.reading import ReadingConfig as ReadingConfig
     from penchant.config.reward import JudgeConfig as JudgeConfig
     from penchant.config.reward import RewardConfig as RewardConfig
+    from penchant.config.run import CheckpointConfig as CheckpointConfig
+    from penchant.config.run import LoggingConfig as LoggingConfig
     from penchant.config.run import LoraConfig as LoraConfig
     from penchant.config.run import RunConfig as RunConfig
     from penchant.config.run import SamplingConfig as SamplingConfig
@@ -53,11 +55,11 @@ if TYPE_CHECKING:
     from penchant.data.writing import row_of as row_of
     from penchant.data.writing import write_anew as write_anew
     from penchant.data.writing import write_groups as write_groups
+    from penchant.diffusion.batches import Draws as Draws
     from penchant.diffusion.denoising import INDEX as INDEX
     from penchant.diffusion.denoising import Denoiser as Denoiser
     from penchant.diffusion.denoising import LatentChoice as LatentChoice
     from penchant.diffusion.denoising import diffusers as diffusers
-    from penchant.diffusion.training import Draws as Draws
     from penchant.diffusion.training import check_objective as check_objective
     from penchant.diffusion.training import tune_denoiser as tune_denoiser
     from penchant.engine.distributed import World as World
@@ -174,6 +176,7 @@ if TYPE_CHECKING:
     from penchant.storage.fingerprints import weights_fingerprint as weights_fingerprint
     from penchant.storage.sqlite import Database as Database
     from penchant.training.folder import run_log as run_log
+    from penchant.training.loop import LoopConfig as LoopConfig
     from penchant.training.needs import filter_learnable_groups as filter_learnable_groups
     from penchant.training.optimizer import build_optimizer as build_optimizer
     from penchant.training.optimizer import learning_rate as learning_rate

@@ -4,18 +4,27 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import signal
 
 import pytest
 import torch
 from torch.nn.functional import logsigmoid
 
-from penchant.config.run import LoraConfig, TrainingConfig
+from penchant.config.run import CheckpointConfig, LoggingConfig, LoraConfig, TrainingConfig
 from penchant.data.groups import PreferenceGroup
-from penchant.diffusion import training as module
+from penchant.diffusion.batches import DenoiserScorer, DrawnBatches, Draws
 from penchant.diffusion.denoising import Denoiser
-from penchant.diffusion.training import Draws, tune_denoiser
+from penchant.diffusion.training import linear_layers, tune_denoiser
+from penchant.engine.distributed import World
 from penchant.errors import ConfigError, TrainingError
+from penchant.models.lora import add_adapters
 from penchant.objectives import DPO, IPO, KTO, SFT, BetaDPO, MultiReference, Needs, Part, WeightedSum
+from penchant.training import backward, loop
+from penchant.training.backward import Batch
+from penchant.training.batches import Order
+from penchant.training.loop import LoopConfig
+from penchant.training.stop_signals import Interrupted
 
 CPU = torch.device("cpu")
 GROUPS = [
@@ -40,11 +49,19 @@ class FittedDPO(DPO):
         return state
 
 
-def tuned(source, folder, objective, groups=GROUPS, targets="all-linear", pictures=None, **changes):
+def tuned(source, folder, objective, *, load_picture=read, targets="all-linear", pictures=None, **changes):
     denoiser = Denoiser(str(source), CPU)
     settings = TrainingConfig(**{"max_steps": 3, "batch_size": 2, "learning_rate": 1e-2, "warmup": 0.0, **changes})
+    config = LoopConfig(
+        folder=folder,
+        resume_command="the same command",
+        objective=objective,
+        training=settings,
+        checkpoints=CheckpointConfig(every=2),
+        logging=LoggingConfig(every=1),
+    )
     lora = LoraConfig(rank=4, targets=targets)
-    tune_denoiser(denoiser, groups, read, objective, settings, lora, Draws(2, **(pictures or {})), folder)
+    tune_denoiser(denoiser, GROUPS, load_picture, config, lora, Draws(2, **(pictures or {})))
     return denoiser, [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
@@ -68,46 +85,55 @@ def test_the_loss_written_out(stable_diffusion, tmp_path, monkeypatch):
 
     monkeypatch.setattr(Denoiser, "noise_errors", watched)
     _, metrics = tuned(stable_diffusion, tmp_path, DPO(beta=50.0), max_steps=2, shuffle=False)
+    assert len(calls) == 4
+    draws_of_steps = []
     for step in (0, 1):
         losses = []
-        for draw in (0, 1):
-            reference_call, policy_call = calls[4 * step + 2 * draw :][:2]
-            times, noise, reference_errors = reference_call
-            policy_times, policy_noise, policy_errors = policy_call
-            assert times == policy_times == [times[0]] * 2 + [times[2]] * 3
-            assert torch.equal(noise, policy_noise)
-            assert torch.equal(noise[0], noise[1])
-            assert torch.equal(noise[2], noise[4])
-            assert not torch.equal(noise[0], noise[2])
+        (times, noise, reference_errors), (policy_times, policy_noise, policy_errors) = calls[2 * step :][:2]
+        assert times == policy_times
+        assert torch.equal(noise, policy_noise)
+        for draw in (slice(0, 5), slice(5, 10)):
+            draw_times, draw_noise = times[draw], noise[draw]
+            assert draw_times == [draw_times[0]] * 2 + [draw_times[2]] * 3
+            assert torch.equal(draw_noise[0], draw_noise[1])
+            assert torch.equal(draw_noise[2], draw_noise[4])
+            assert not torch.equal(draw_noise[0], draw_noise[2])
             pairs = {0: [(0, 1)], 1: [(2, 3), (2, 4)]}
-            changes = policy_errors - reference_errors
+            changes = policy_errors[draw] - reference_errors[draw]
             losses += [
                 sum(-logsigmoid(-50.0 * (changes[w] - changes[other])).item() for w, other in group_pairs)
                 / len(group_pairs)
                 for group_pairs in pairs.values()
             ]
-        assert metrics[step]["loss"] == pytest.approx(sum(losses) / 4, rel=1e-5)
-    assert len({tuple(times) for times, _, _ in calls}) == 4
+            draws_of_steps.append(tuple(draw_times))
+        assert metrics[step]["loss"] == pytest.approx(sum(losses) / 4, rel=1e-9)
+    assert metrics[1]["loss"] != pytest.approx(math.log(2), abs=1e-4)
+    assert len(set(draws_of_steps)) == 4
 
 
 def test_the_gradient_is_of_the_mean_over_draws_and_groups(stable_diffusion, tmp_path, monkeypatch):
     """Its norm, of the formula written out and differentiated by itself."""
-    gradients, true = [], module._log_probs
+    gradients, references, true = [], [], DenoiserScorer.forward
 
-    def watched(denoiser, groups, read):
-        policy, reference = true(denoiser, groups, read)
-        (chosen, rejected, _), (best, *worse) = policy - reference
-        losses = [
-            -logsigmoid(50.0 * (chosen - rejected)),
-            -sum(logsigmoid(50.0 * (best - other)) for other in worse) / 2,
-        ]
-        adapters = [parameter for parameter in denoiser.unet.parameters() if parameter.requires_grad]
-        gradients.append(torch.autograd.grad(sum(losses) / 2, adapters, retain_graph=True))
-        return policy, reference
+    def watched(self, batch):
+        scores = true(self, batch)
+        if not torch.is_grad_enabled():
+            references.append(scores)
+            return scores
+        losses = []
+        for (chosen, rejected, _), (best, *worse) in (scores - references[-1]).split(2):
+            losses += [
+                -logsigmoid(50.0 * (chosen - rejected)),
+                -sum(logsigmoid(50.0 * (best - other)) for other in worse) / 2,
+            ]
+        assert len(losses) == 4
+        adapters = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        gradients.extend(torch.autograd.grad(sum(losses) / 4, adapters, retain_graph=True))
+        return scores
 
-    monkeypatch.setattr(module, "_log_probs", watched)
+    monkeypatch.setattr(DenoiserScorer, "forward", watched)
     _, metrics = tuned(stable_diffusion, tmp_path, DPO(beta=50.0), max_steps=1, shuffle=False)
-    squares = [((one + two) / 2).double().square().sum().item() for one, two in zip(*gradients, strict=True)]
+    squares = [gradient.double().square().sum().item() for gradient in gradients]
     assert metrics[0]["grad_norm"] == pytest.approx(math.sqrt(sum(squares)), rel=1e-4)
     assert metrics[0]["grad_norm"] > 1e-3
 
@@ -140,14 +166,18 @@ def test_the_same_arguments_give_the_same_bits(stable_diffusion, tmp_path):
     assert weights[0] == weights[1]
 
 
-@pytest.mark.parametrize("objective", [BetaDPO(beta=50.0), WeightedSum()])
-def test_a_coupled_objective_sees_its_whole_batch(stable_diffusion, tmp_path, objective, monkeypatch):
+@pytest.mark.parametrize("token_budget", [8192, 1])
+@pytest.mark.parametrize("objective", [BetaDPO(beta=50.0), WeightedSum((Part(1.0, BetaDPO()), Part(0.2, SFT())))])
+def test_a_coupled_objective_sees_its_whole_batch(stable_diffusion, tmp_path, objective, token_budget, monkeypatch):
     """A step's two draws of its two groups are one batch, in each of three steps."""
-    group_counts, true = [], module.group_tensors
+    group_counts, true = [], backward.group_tensors
     monkeypatch.setattr(
-        module, "group_tensors", lambda groups, *arguments: group_counts.append(len(groups)) or true(groups, *arguments)
+        backward,
+        "group_tensors",
+        lambda groups, *arguments: group_counts.append(len(groups)) or true(groups, *arguments),
     )
-    _, metrics = tuned(stable_diffusion, tmp_path, objective)
+    assert objective.coupled
+    _, metrics = tuned(stable_diffusion, tmp_path, objective, token_budget=token_budget)
     assert group_counts == [4] * 3
     assert all(math.isfinite(line["loss"]) for line in metrics)
     if isinstance(objective, WeightedSum):
@@ -204,9 +234,10 @@ def test_latents_are_the_mode_or_a_sample(stable_diffusion, tmp_path, monkeypatc
 
     monkeypatch.setattr(Denoiser, "noise_errors", watched)
     tuned(stable_diffusion, tmp_path, DPO(beta=50.0), pictures={"latents": choice}, max_steps=1)
-    reference, policy, next_reference, _ = calls
+    reference, policy = calls
     assert torch.equal(reference, policy)
-    assert torch.equal(policy, next_reference) == is_mode
+    first_draw, second_draw = policy.chunk(2)
+    assert torch.equal(first_draw, second_draw) == is_mode
     mode = Denoiser(str(stable_diffusion), CPU).to_latents(torch.stack([read("red")]))
     assert any(torch.allclose(mode[0], latents, atol=1e-4) for latents in policy) == is_mode
 
@@ -258,10 +289,166 @@ def test_adapters_where_they_are_asked_for(stable_diffusion, tmp_path):
     assert {name.split(".")[-2] for name in changed_names} == {"to_q", "to_v"}
 
 
-def test_a_loss_that_is_not_a_number(stable_diffusion, tmp_path, monkeypatch):
-    true = module._log_probs
+def test_a_loss_that_is_not_a_number_names_its_groups(stable_diffusion, tmp_path):
+    def load_picture(name):
+        return read(name) * (math.nan if name == "grey" else 1)
+
+    with pytest.raises(TrainingError, match="the loss is not a finite number at step 1, with the groups 1;") as error:
+        tuned(stable_diffusion, tmp_path, DPO(), load_picture=load_picture)
+    assert "lower training.learning_rate" in error.value.fix
+
+
+def test_a_gradient_that_is_not_a_number_names_every_group_once(stable_diffusion, tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "scale_and_clip", lambda *arguments: math.inf)
+    with pytest.raises(TrainingError, match="the gradient is not a finite number at step 1, with the groups 0, 1;"):
+        tuned(stable_diffusion, tmp_path, DPO(), shuffle=False)
+
+
+@pytest.fixture
+def gradients(monkeypatch):
+    """The gradients [P] of every step's total loss, before they are divided and clipped, in float64."""
+    steps, true = [], loop.scale_and_clip
+
+    def watched(scorer, *arguments):
+        trained = [parameter.grad for parameter in scorer.parameters() if parameter.requires_grad]
+        steps.append(torch.cat([gradient.flatten() for gradient in trained]).double())
+        return true(scorer, *arguments)
+
+    monkeypatch.setattr(loop, "scale_and_clip", watched)
+    return steps
+
+
+def count_pictures(monkeypatch):
+    """The number of pictures in every call of the UNet."""
+    counts, true = [], Denoiser.noise_errors
+
+    def watched(self, latents, *arguments):
+        counts.append(len(latents))
+        return true(self, latents, *arguments)
+
+    monkeypatch.setattr(Denoiser, "noise_errors", watched)
+    return counts
+
+
+def relative_difference(one, two):
+    return float((one - two).norm() / one.norm())
+
+
+@pytest.mark.parametrize("objective", [DPO(beta=50.0), BetaDPO(beta=50.0)])
+def test_the_token_budget_changes_no_loss_and_no_gradient(stable_diffusion, monkeypatch, objective):
+    """With 64 positions a picture: all 10 pictures of a step at once, at most 4 of them, or every group alone.
+
+    In float64, so that rounding hides nothing.
+    """
+    denoiser = Denoiser(str(stable_diffusion), CPU)
+    denoiser.unet = add_adapters(denoiser.unet, rank=4, alpha=8, dropout=0.0, targets=linear_layers(denoiser.unet))
+    for name, parameter in denoiser.unet.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    for part in (denoiser.unet, denoiser.text_encoder, denoiser._vae):
+        part.double()
+    scorer, counts, results = DenoiserScorer(denoiser), count_pictures(monkeypatch), []
+    for budget in (8192, 4 * 64, 1):
+        counts.clear()
+        settings = TrainingConfig(token_budget=budget)
+        step = DrawnBatches(
+            scorer, GROUPS, lambda name: read(name).double(), Draws(2), Order(2, 2, 0, False), settings
+        ).batch(0)
+        batch = Batch(step.groups, step.references, budget, "float32")
+        result, _ = backward.backward(scorer, objective, objective.initial_state(0), batch, World(0, 1, CPU))
+        total, count = result.sums["loss"].tolist()
+        trained = [parameter for parameter in scorer.parameters() if parameter.requires_grad]
+        gradient = torch.cat([parameter.grad.flatten() for parameter in trained]).double()
+        scorer.zero_grad()
+        results.append((total / count, gradient, max(counts)))
+    (loss, whole_gradient, largest), *cut_results = results
+    assert abs(loss - math.log(2)) > 1e-3
+    assert largest == 10
+    assert [size for _, _, size in cut_results] == [4, 3]
+    for cut_loss, gradient, _ in cut_results:
+        assert cut_loss == pytest.approx(loss, rel=1e-9)
+        assert relative_difference(whole_gradient, gradient) < 1e-9
+
+
+def test_gradient_checkpointing_computes_blocks_twice_for_the_same_gradient(
+    stable_diffusion, tmp_path, monkeypatch, gradients
+):
+    from diffusers.models.resnet import ResnetBlock2D
+
+    block_calls, true = [], ResnetBlock2D.forward
     monkeypatch.setattr(
-        module, "_log_probs", lambda *arguments: tuple(log_probs * math.nan for log_probs in true(*arguments))
+        ResnetBlock2D, "forward", lambda *inputs, **names: block_calls.append(1) or true(*inputs, **names)
     )
-    with pytest.raises(TrainingError, match="not a finite number at step 1"):
-        tuned(stable_diffusion, tmp_path, DPO())
+    runs = {}
+    for is_on in (False, True):
+        block_calls.clear()
+        tuned(stable_diffusion, tmp_path / str(is_on), DPO(beta=50.0), gradient_checkpointing=is_on, max_steps=1)
+        runs[is_on] = gradients.pop(), len(block_calls)
+    assert relative_difference(runs[False][0], runs[True][0]) < 1e-6
+    # The VAE's two passes and the reference's one are not repeated.
+    assert runs[True][1] > runs[False][1]
+
+
+def test_bfloat16_rounds_the_products(stable_diffusion, tmp_path, gradients):
+    runs = {}
+    for dtype in ("float32", "bfloat16"):
+        _, metrics = tuned(stable_diffusion, tmp_path / dtype, DPO(beta=50.0), dtype=dtype, max_steps=1)
+        runs[dtype] = metrics[0], gradients.pop()
+    (exact, exact_gradient), (rounded, rounded_gradient) = runs.values()
+    assert rounded["rewards/margins"] == 0
+    assert rounded["logps/chosen"] != exact["logps/chosen"]
+    assert rounded["logps/chosen"] == pytest.approx(exact["logps/chosen"], rel=1e-2)
+    # Pictures of a pair have nearly the same gradient, so that what remains of their difference is rounded most.
+    assert 1e-3 < relative_difference(exact_gradient, rounded_gradient) < 0.5
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.mark.parametrize("objective", [DPO(beta=50.0), BetaDPO(beta=50.0)])
+def test_a_killed_run_resumes_to_the_same_bits(stable_diffusion, tmp_path, monkeypatch, objective):
+    """Killed in its fourth step, with a checkpoint after the second."""
+    whole, _ = tuned(stable_diffusion, tmp_path / "whole", objective, max_steps=5)
+    steps, true = [], DrawnBatches.batch
+
+    def killing(self, step):
+        if step == 3 and not steps:
+            raise Killed
+        return true(self, step)
+
+    monkeypatch.setattr(DrawnBatches, "batch", killing)
+    with pytest.raises(Killed):
+        tuned(stable_diffusion, tmp_path / "cut", objective, max_steps=5)
+    assert len((tmp_path / "cut" / "metrics.jsonl").read_text().splitlines()) == 3
+    monkeypatch.setattr(DrawnBatches, "batch", lambda self, step: steps.append(step) or true(self, step))
+    resumed, metrics = tuned(stable_diffusion, tmp_path / "cut", objective, max_steps=5)
+    assert steps == [2, 3, 4]
+    assert [line["step"] for line in metrics] == [1, 2, 3, 4, 5]
+    for name in ("adapter_model.safetensors", "metrics.jsonl"):
+        assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    pairs = zip(whole.unet.parameters(), resumed.unet.parameters(), strict=True)
+    assert all(torch.equal(one, two) for one, two in pairs)
+
+
+def test_a_signal_finishes_the_step_and_saves(stable_diffusion, tmp_path):
+    def load_picture(name):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return read(name)
+
+    with pytest.raises(Interrupted, match="interrupted; go on with: the same command") as error:
+        tuned(stable_diffusion, tmp_path / "cut", DPO(beta=50.0), load_picture=load_picture)
+    assert error.value.exit_code == 128 + signal.SIGTERM
+    assert [path.name for path in (tmp_path / "cut" / "checkpoints").iterdir()] == ["step-00000001"]
+    for folder in ("whole", "cut"):
+        tuned(stable_diffusion, tmp_path / folder, DPO(beta=50.0))
+    weights = [(tmp_path / folder / "adapter_model.safetensors").read_bytes() for folder in ("whole", "cut")]
+    assert weights[0] == weights[1]
+
+
+def test_a_run_with_other_arguments_is_not_resumed(stable_diffusion, tmp_path):
+    _, metrics = tuned(stable_diffusion, tmp_path, DPO(beta=50.0), max_steps=1)
+    with pytest.raises(ConfigError, match="was started with other arguments: objective, draws") as error:
+        tuned(stable_diffusion, tmp_path, DPO(beta=51.0), max_steps=1, pictures={"empty_prompts": 0.2})
+    assert error.value.where == str(tmp_path)
+    assert tuned(stable_diffusion, tmp_path, DPO(beta=50.0), max_steps=1)[1] == metrics

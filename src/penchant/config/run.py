@@ -71,7 +71,9 @@ class TrainingConfig(Section):
     epochs: float = Field(1, gt=0, description="passes over the training groups; without effect where max_steps is set")
     max_steps: int | None = Field(None, ge=1, description="number of optimizer steps; null: by epochs")
     batch_size: int = Field(32, ge=1, description="groups per optimizer step, over all processes")
-    token_budget: int = Field(8192, ge=1, description="maximum tokens of a micro-batch")
+    token_budget: int = Field(
+        8192, ge=1, description="maximum tokens of a micro-batch; for pictures, positions of their latents"
+    )
     learning_rate: float = Field(1e-6, gt=0, description="peak learning rate of AdamW")
     schedule: Literal["cosine", "linear", "constant"] = Field(
         "linear", description="decay of the learning rate after the warm-up"

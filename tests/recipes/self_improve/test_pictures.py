@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -14,8 +16,9 @@ import torch
 
 from penchant.config.run import load_section
 from penchant.config.section import validated
+from penchant.diffusion.batches import DrawnBatches
 from penchant.diffusion.denoising import Denoiser
-from penchant.errors import ConfigError, DataError, DiskFullError
+from penchant.errors import ConfigError, DataError, DiskFullError, TrainingError
 from penchant.recipes.self_improve import picture_medium
 from penchant.recipes.self_improve.buffer import ReplayBuffer
 from penchant.recipes.self_improve.config import SelfImproveConfig
@@ -131,6 +134,64 @@ def test_interrupted_update_resumes_to_the_same_result(finished_run):
     assert (folder / "run" / "metrics.jsonl").read_bytes() == metrics
 
 
+@pytest.fixture
+def update_copy(finished_run, tmp_path):
+    """A folder with the data of the finished run's first update, the model it started from, and the update's folder."""
+    finished = Path(finished_run[0].output) / "updates" / "1"
+    folder = tmp_path / "update"
+    folder.mkdir()
+    shutil.copy(finished / "train.jsonl", folder)
+    return folder, json.loads((finished / "begun.json").read_text())["served"]["model"], finished
+
+
+class Killed(Exception):
+    pass
+
+
+def test_killed_update_resumes_from_its_checkpoint(finished_run, update_copy, monkeypatch):
+    (folder, model, finished), config, steps, true = update_copy, finished_run[0], [], DrawnBatches.batch
+
+    def batch(self, step):
+        steps.append(step)
+        if steps == [0, 1]:
+            raise Killed
+        return true(self, step)
+
+    monkeypatch.setattr(DrawnBatches, "batch", batch)
+    monkeypatch.setattr(picture_medium, "CHECKPOINT_STEPS", 1)
+    with pytest.raises(Killed):
+        build_backend(config).tune(folder, model, config.seed + 1)
+    build_backend(config).tune(folder, model, config.seed + 1)
+    assert steps == [0, 1, 1]
+    for name in ("merged/unet/diffusion_pytorch_model.safetensors", "run/metrics.jsonl"):
+        assert (folder / name).read_bytes() == (finished / name).read_bytes()
+
+
+def test_precision_and_micro_batches_are_settings_of_pictures_too(finished_run, update_copy):
+    (folder, model, finished), config = update_copy, finished_run[0]
+    changes = {"dtype": "bfloat16", "token_budget": 1, "gradient_checkpointing": True}
+    training = config.update.training.model_copy(update=changes)
+    update = config.update.model_copy(update={"training": training})
+    validated(SelfImproveConfig, config.model_copy(update={"update": update}).model_dump(), "test")
+    build_backend(config.model_copy(update={"update": update})).tune(folder, model, config.seed + 1)
+    rounded, exact = (
+        json.loads((part / "run" / "metrics.jsonl").read_text().splitlines()[0]) for part in (folder, finished)
+    )
+    assert rounded["logps/chosen"] != exact["logps/chosen"]
+    assert rounded["logps/chosen"] == pytest.approx(exact["logps/chosen"], rel=0.02)
+    # One draw of pictures of 16 x 16 positions.
+    candidates = [len(json.loads(line)["candidates"]) for line in (folder / "train.jsonl").read_text().splitlines()]
+    assert rounded["num_tokens"] in {256 * (a + b) for a, b in itertools.permutations(candidates, 2)}
+
+
+def test_loss_of_an_update_that_is_not_finite_names_the_recipes_keys(finished_run, update_copy, monkeypatch):
+    (folder, model, _), config, true = update_copy, finished_run[0], picture_medium.PictureBackend.read
+    monkeypatch.setattr(picture_medium.PictureBackend, "read", lambda *inputs: true(*inputs) * np.float32("nan"))
+    with pytest.raises(TrainingError, match="the loss is not a finite number at step 1, with the groups 1-") as error:
+        build_backend(config).tune(folder, model, config.seed + 1)
+    assert error.value.fix.endswith("; lower update.training.learning_rate")
+
+
 def test_stored_picture_reads_back_equal(finished_run):
     backend = build_backend(finished_run[0])
     picture = np.random.default_rng(0).uniform(-1, 1, (3, 16, 16)).astype(np.float32)
@@ -201,7 +262,7 @@ def test_picture_world_as_a_verifier():
         ({"verifier": {"endpoint": {"url": "http://x/v1", "model": "m"}}}, "the only verifier of pictures"),
         ({"sampling": {"max_new_tokens": 3}}, "sampling is for text"),
         ({"pictures": {"guidance": 0.5}}, "guidance"),
-        ({"update": {"training": {"dtype": "bfloat16"}}}, "dtype have no effect on pictures"),
+        ({"update": {"training": {"save_dtype": "bfloat16"}}}, "update.training.save_dtype has no effect on pictures"),
     ],
 )
 def test_invalid_configuration(tmp_path, small_denoiser, changes, message):

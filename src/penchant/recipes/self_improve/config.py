@@ -178,10 +178,6 @@ class SelfImproveConfig(Section):
                 raise ValueError("data is for text; leave it out")
             if self.sampling != SamplingConfig():
                 raise ValueError("sampling is for text; set pictures: {steps, guidance} instead")
-            training, unused = self.update.training, ("token_budget", "dtype", "gradient_checkpointing")
-            text_only = [
-                name for name in unused if getattr(training, name) != TrainingConfig.model_fields[name].default
-            ]
-            if text_only:
-                raise ValueError(f"update.training: {', '.join(text_only)} have no effect on pictures; leave them out")
+            if self.update.training.save_dtype != "auto":
+                raise ValueError("update.training.save_dtype has no effect on pictures, saved in float32; leave it out")
         return self

@@ -19,11 +19,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from penchant.api import (
+    CheckpointConfig,
     ConfigError,
     DataError,
     Denoiser,
     Draws,
     Figure,
+    LoggingConfig,
+    LoopConfig,
     Sample,
     build_objective,
     check_objective,
@@ -31,11 +34,13 @@ from penchant.api import (
     hash_bytes,
     local_device,
     read_groups,
+    rename_options_in_errors,
     sync,
     tune_denoiser,
 )
-from penchant.recipes.self_improve.config import PicturesConfig, SelfImproveConfig
+from penchant.recipes.self_improve.config import PicturesConfig, SelfImproveConfig, UpdateConfig
 from penchant.recipes.self_improve.medium import AnswerFunction, CollapseMetrics
+from penchant.recipes.tuning import stage_keys
 
 Picture = NDArray[np.float32]
 """[3, size, size], RGB in [-1, 1], in steps of 1/127.5."""
@@ -44,6 +49,8 @@ INK_THRESHOLD = 0.1
 """Minimum distance of an ink pixel from the picture's median colour, for values in [-1, 1]."""
 DISPLAY_WIDTH = 96
 """Width of a picture in the report, in pixels."""
+CHECKPOINT_STEPS = 10
+"""Steps of an update between two checkpoints: a step has many pictures and draws, and adapters are small."""
 RERUN = "the same command"
 """How to resume a stopped run, for error messages."""
 
@@ -127,16 +134,20 @@ class PictureBackend:
         new, update = folder / "merged", self.config.update
         if not new.exists():
             denoiser = Denoiser(model, local_device())
-            tune_denoiser(
-                denoiser,
-                read_groups(str(folder / "train.jsonl")).groups,
-                lambda name: torch.from_numpy(self.read(name)),
-                build_objective(update.objective),
-                update.training.model_copy(update={"seed": seed}),
-                update.lora,
-                Draws(self.settings.draws, self.settings.latents, self.settings.empty_prompts),
-                folder / "run",
+            config = LoopConfig(
+                folder=folder / "run",
+                resume_command=RERUN,
+                objective=build_objective(update.objective),
+                training=update.training.model_copy(update={"seed": seed}),
+                checkpoints=CheckpointConfig(every=CHECKPOINT_STEPS),
+                logging=LoggingConfig(every=1),
             )
+            groups = read_groups(str(folder / "train.jsonl")).groups
+            draws = Draws(self.settings.draws, self.settings.latents, self.settings.empty_prompts)
+            with rename_options_in_errors(stage_keys("update", UpdateConfig)):
+                tune_denoiser(
+                    denoiser, groups, lambda name: torch.from_numpy(self.read(name)), config, update.lora, draws
+                )
             denoiser.save(new)
         return str(new)
 
