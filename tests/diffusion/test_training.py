@@ -361,11 +361,11 @@ def test_the_token_budget_changes_no_loss_and_no_gradient(stable_diffusion, monk
         gradient = torch.cat([parameter.grad.flatten() for parameter in trained]).double()
         scorer.zero_grad()
         results.append((total / count, gradient, max(counts)))
-    (loss, whole_gradient, most), *others = results
+    (loss, whole_gradient, largest), *cut_results = results
     assert abs(loss - math.log(2)) > 1e-3
-    assert most == 10
-    assert [most for _, _, most in others] == [4, 3]
-    for cut_loss, gradient, _ in others:
+    assert largest == 10
+    assert [size for _, _, size in cut_results] == [4, 3]
+    for cut_loss, gradient, _ in cut_results:
         assert cut_loss == pytest.approx(loss, rel=1e-9)
         assert relative_difference(whole_gradient, gradient) < 1e-9
 

@@ -143,8 +143,8 @@ class DrawnBatches:
         pictures = torch.stack([self.read(str(name)) for group in members for name in group.candidates])
         first = (self.settings.seed * 1_000_003 + step) * self.draws.number
         seeds = range(first, first + self.draws.number)
-        drawn = [group for seed in seeds for group in self._draw(members, pictures, seed)]
-        return StepBatch(drawn, [self._reference(drawn)])
+        drawn_groups = [group for seed in seeds for group in self._draw(members, pictures, seed)]
+        return StepBatch(drawn_groups, [self._reference(drawn_groups)])
 
     def _draw(self, groups: Sequence[PreferenceGroup], pictures: Tensor, seed: int) -> list[DrawnGroup]:
         """One draw of every group; all of a step's are drawn at once, so that no micro-batch changes them."""
@@ -164,11 +164,11 @@ class DrawnBatches:
             )
         ]
 
-    def _reference(self, drawn: Sequence[DrawnGroup]) -> list[list[float]]:
+    def _reference(self, drawn_groups: Sequence[DrawnGroup]) -> list[list[float]]:
         """[groups][pictures] minus the noise errors without adapters, in the policy's micro-batches: equal bits."""
         budget, dtype = self.settings.token_budget, self.settings.dtype
-        cuts = split_into_micro_batches([self.scorer.cost(group) for group in drawn], budget)
+        cuts = split_into_micro_batches([self.scorer.cost(group) for group in drawn_groups], budget)
         world = World(0, 1, self.scorer.denoiser.device)
         with self.scorer.unet.disable_adapter():
-            table = score_batch(self.scorer, Batch(drawn, [], budget, dtype), world, cuts)
-        return [row[: len(group.tokens)] for row, group in zip(table.tolist(), drawn, strict=True)]
+            table = score_batch(self.scorer, Batch(drawn_groups, [], budget, dtype), world, cuts)
+        return [row[: len(group.tokens)] for row, group in zip(table.tolist(), drawn_groups, strict=True)]

@@ -85,9 +85,9 @@ def _check_arguments(config: LoopConfig, groups: Sequence[PreferenceGroup], lora
     file = config.folder / "arguments.json"
     if any((config.folder / "checkpoints").glob("step-*")):
         record = read_record(file, arguments, "remove the folder, and start again")
-        if changed := [name for name, value in arguments.items() if record[name] != value]:
+        if differing := [name for name, value in arguments.items() if record[name] != value]:
             raise ConfigError(
-                f"the run there was started with other arguments: {', '.join(changed)}",
+                f"the run there was started with other arguments: {', '.join(differing)}",
                 where=str(config.folder),
                 fix="name another folder, or remove this one",
             )
