@@ -14,7 +14,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn.functional import silu
+from torch.utils._python_dispatch import _disable_current_modes
+from torch.utils._pytree import tree_map_only
 
 
 def use_compiled(x: Tensor) -> bool:
@@ -32,6 +35,8 @@ class _CompiledOnGpu:
     def __call__(self, tensor: Tensor, *arguments: Any) -> Any:
         if not tensor.is_cuda:
             return self._formula(tensor, *arguments)
+        if isinstance(tensor, FakeTensor):
+            return _results_only(self._formula, tensor, *arguments)
         # Not before it is needed: the compiler takes seconds to import.
         from torch._dynamo.exc import TorchDynamoException
 
@@ -44,6 +49,16 @@ class _CompiledOnGpu:
             warnings.warn(f"torch.compile does not work here, which costs time: {reason}", stacklevel=2)
             self._on_gpu = self._formula
             return self._formula(tensor, *arguments)
+
+
+def _results_only(formula: Callable[..., Any], tensor: FakeTensor, *arguments: Any) -> Any:
+    """A formula's results for tensors without data, where memory and operations are counted: one kernel has no others.
+
+    Results are made anew, since what was made while nothing counted is not seen.
+    """
+    with _disable_current_modes(), tensor.fake_mode:
+        results = formula(tensor, *arguments)
+    return tree_map_only(Tensor, torch.empty_like, results)
 
 
 @_CompiledOnGpu
@@ -96,35 +111,40 @@ def rotate_backward(upstream: Tensor, cos: Tensor, sin: Tensor, dtype: torch.dty
 
 
 @_CompiledOnGpu
-def log_sum_exp(logits: Tensor, softcap: float | None) -> Tensor:
-    """Log-sum-exp [N] of soft-capped logits [N, B], in float32 or better."""
-    values = capped(logits, softcap)
+def add_words(
+    logits: Tensor, index: Tensor, normalisers: Tensor, chosen: Tensor, softcap: float | None
+) -> tuple[Tensor, Tensor]:
+    """Log-sum-exp [N] of soft-capped logits over the words so far, and targets' logits [N], with a block's words added.
+
+    Args:
+        logits: [N, B] raw logits of the block.
+        index: [N] int64, index of a row's target in the block; any number outside for one that is not there.
+        normalisers, chosen: [N] those of the blocks before, in float32 or better; -inf and any number at the first.
+    """
+    values, last = capped(logits, softcap), logits.shape[1] - 1
     top = values.amax(1)
-    return (values - top[:, None]).exp().sum(1).log() + top
+    sums = (values - top[:, None]).exp().sum(1).log() + top
+    target_logits = capped(logits.gather(1, index.clamp(0, last)[:, None])[:, 0], softcap)
+    in_block = (index >= 0) & (index <= last)
+    return torch.logaddexp(normalisers, sums), torch.where(in_block, target_logits, chosen)
 
 
 @_CompiledOnGpu
 def logits_gradient(
-    logits: Tensor,
-    normalisers: Tensor,
-    target_index: Tensor,
-    upstream: Tensor,
-    at_target: Tensor,
-    softcap: float | None,
-) -> Tensor:
-    """Gradient [N, B] by the raw logits, ``upstream (onehot - softmax)`` through the soft-cap.
+    logits: Tensor, normalisers: Tensor, index: Tensor, upstream: Tensor, softcap: float | None
+) -> None:
+    """Replace raw logits [N, B] by their gradient, ``upstream (onehot - softmax)`` through the soft-cap.
 
     Args:
-        target_index: [N] int64, index of a row's target in the block.
-        at_target: [N] the upstream of rows whose target is in the block, 0 of the others.
+        index: as in `add_words`; `normalisers` and `upstream` are [N].
     """
     values = capped(logits, softcap)
     words = torch.arange(logits.shape[1], device=logits.device)
-    chosen = torch.where(words == target_index[:, None], at_target[:, None], 0.0)
+    chosen = torch.where(words == index[:, None], upstream[:, None], 0.0)
     gradient = chosen - upstream[:, None] * (values - normalisers[:, None]).exp()
     if softcap is not None:
         gradient = gradient * (1 - (values / softcap) ** 2)
-    return gradient.to(logits.dtype)
+    logits.copy_(gradient)
 
 
 def capped(logits: Tensor, softcap: float | None) -> Tensor:
