@@ -33,10 +33,10 @@ class _CompiledOnGpu:
         self._on_gpu: Callable[..., Any] | None = None
 
     def __call__(self, tensor: Tensor, *arguments: Any) -> Any:
-        if not tensor.is_cuda:
-            return self._formula(tensor, *arguments)
         if isinstance(tensor, FakeTensor):
             return _results_only(self._formula, tensor, *arguments)
+        if not tensor.is_cuda:
+            return self._formula(tensor, *arguments)
         # Not before it is needed: the compiler takes seconds to import.
         from torch._dynamo.exc import TorchDynamoException
 

@@ -257,13 +257,18 @@ def _add_product(out: Tensor, a: Tensor, b: Tensor, *, overwrite: bool, exact: b
 
 
 def _add_float32_product(out: Tensor, a: Tensor, b: Tensor, *, overwrite: bool) -> None:
-    """``out (+)= a @ b`` in float32 for factors in half precision, which a GPU's kernel adds up in float32 anyway."""
-    if not a.is_cuda or torch.version.hip:  # Only CUDA has the kernel.
+    """``out (+)= a @ b`` in float32 for factors in half precision."""
+    if not _has_float32_kernel(a):
         out.addmm_(a.to(out.dtype), b.to(out.dtype), beta=float(not overwrite))
     elif overwrite:
         torch.mm(a, b, out_dtype=out.dtype, out=out)
     else:
         torch.addmm(out, a, b, out_dtype=out.dtype, out=out)
+
+
+def _has_float32_kernel(factor: Tensor) -> bool:
+    """Whether the device multiplies factors in half precision into float32: CUDA does, ROCm and CPUs do not."""
+    return factor.is_cuda and torch.version.hip is None
 
 
 def passes(rows: int, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
