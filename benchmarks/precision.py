@@ -11,10 +11,10 @@
 For each way the root mean square and the largest error of candidates' summed log-probs, in nats, and its ratio to the
 larger of the two padded ways. MODEL is a folder of a Llama-like model small enough for a copy in float64.
 
-`gradients` takes the output layer's gradients in bfloat16 with its vocabulary cut into 1 to 75 blocks, each block's product
-rounded to bfloat16 before it is added, as on a CPU, and not, as on a GPU. They are compared, before a sum over blocks is
-rounded, with float64 products of the same bfloat16 factors: the norm of the error over the norm of the gradient, and the
-mean of the error in the direction of the gradient over the gradient's mean magnitude.
+`gradients` takes the output layer's gradients in bfloat16 with its vocabulary cut into 1 to 75 blocks, each block's
+product rounded to bfloat16 before it is added, as on a CPU, and not, as on a GPU. They are compared, before a sum over
+blocks is rounded, with float64 products of the same bfloat16 factors: the norm of the error over the norm of the
+gradient, and the mean error in the direction of the gradient over the gradient's mean magnitude.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ def gradient_errors(blocks: int, exact: bool) -> list[tuple[float, float]]:
     tokens, width, words = 64, 64, 38_400
     hidden, weight = torch.randn(tokens, width).bfloat16(), torch.randn(words, width) / 4
     targets, upstream = torch.randint(0, words, (tokens,)), torch.randn(tokens) / tokens
-    rule = replace(CPU_RULE, block=tokens * words // blocks, float32_products=exact)
+    rule = replace(CPU_RULE, block_elements=tokens * words // blocks, float32_products=exact)
     layer = OutputLayer(weight, None, None, None, rule)
     _, normalisers, _ = layer.log_probs(hidden, targets, 0)
     sums = layer.gradient_sums(hidden, targets, normalisers, upstream, [], (True, True, False, False, False))

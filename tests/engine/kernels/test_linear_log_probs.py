@@ -36,7 +36,7 @@ def _case(bias: bool, seed: int = 0):
 def test_value_and_gradient_equal_log_softmax(monkeypatch, softcap, bias, words, kept_elements):
     """In one block and in five; with all logits kept, two blocks' of five, and none."""
     monkeypatch.setattr(output_layer, "MIN_BLOCK", words)
-    _use_rule(monkeypatch, block=11 * words, kept=kept_elements)
+    _use_rule(monkeypatch, block_elements=11 * words, kept_elements=kept_elements)
     monkeypatch.setattr(output_layer, "_PASS_ELEMENTS", 4 * 3)
     hidden, weight, offset, targets = _case(bias)
     inputs = [x for x in (hidden, weight, offset) if x is not None]
@@ -55,7 +55,7 @@ def test_value_and_gradient_equal_log_softmax(monkeypatch, softcap, bias, words,
 @pytest.mark.parametrize("kept_elements", [1 << 26, 0])
 def test_a_second_backward_is_the_first(monkeypatch, kept_elements):
     """The first backward uses up the kept logits."""
-    _use_rule(monkeypatch, kept=kept_elements)
+    _use_rule(monkeypatch, kept_elements=kept_elements)
     hidden, weight, _, targets = _case(bias=False)
     total = linear_log_probs(hidden, weight, None, targets).sum()
     first_gradients, second_gradients = (
@@ -110,7 +110,7 @@ def test_sizes_of_blocks_on_a_cpu():
 
 
 @pytest.mark.parametrize(
-    ("gigabytes", "dtype", "tokens", "widths", "kept"),
+    ("gigabytes", "dtype", "tokens", "widths", "kept_blocks"),
     [
         (139, torch.bfloat16, 4096, [131_072, 20_928], 2),
         (139, torch.bfloat16, 3532, [152_000], 1),  # less than 2^29 logits are one block, whatever 512 divides
@@ -120,11 +120,11 @@ def test_sizes_of_blocks_on_a_cpu():
         (16, torch.float32, 4096, [52_224, 52_224, 47_552], 1),  # no block larger than 5 % of the card
     ],
 )
-def test_sizes_of_blocks_on_a_gpu(monkeypatch, gigabytes, dtype, tokens, widths, kept):
+def test_sizes_of_blocks_on_a_gpu(monkeypatch, gigabytes, dtype, tokens, widths, kept_blocks):
     monkeypatch.setattr(output_layer, "ASSUMED_CARD_BYTES", gigabytes << 30)
     rule = block_rule(torch.device("cuda"), dtype)
     assert _widths(rule, tokens, 152_000) == widths
-    assert rule.blocks_to_keep(tokens, 152_000) == kept
+    assert rule.blocks_to_keep(tokens, 152_000) == kept_blocks
     assert rule.room(tokens, 5_056, 152_000) == 5_056 * tokens
 
 
@@ -138,7 +138,7 @@ def test_gradient_by_finite_differences(softcap):
 
 @pytest.mark.parametrize("rows", [3, 11])
 def test_frozen_head_gives_the_same_hidden_gradient(monkeypatch, rows):
-    _use_rule(monkeypatch, frozen=rows * 17)
+    _use_rule(monkeypatch, frozen_elements=rows * 17)
     hidden, weight, _, targets = _case(bias=False)
     upstream = torch.randn(11, dtype=torch.float64)
     (trained,) = torch.autograd.grad(linear_log_probs(hidden, weight, None, targets), hidden, upstream)

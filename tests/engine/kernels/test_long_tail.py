@@ -66,8 +66,8 @@ def test_four_times_as_much_takes_four_times_the_memory(make_groups, small, larg
 def test_a_large_vocabulary_keeps_no_more_logits_than_allowed(make_groups, monkeypatch):
     """20,000 words in 14 blocks: where half of 600 tokens' logits may be kept, six are."""
     shape, words = (100, (300, 300)), 20_000
-    rule = replace(CPU_RULE, block=1 << 20)
+    rule = replace(CPU_RULE, block_elements=1 << 20)
     monkeypatch.setattr(linear, "block_rule", lambda device, dtype: rule)
     whole = peak(make_groups, [shape], words)
-    rule = replace(rule, kept=600 * words // 2)
+    rule = replace(rule, kept_elements=600 * words // 2)
     assert whole - peak(make_groups, [shape], words) == pytest.approx(8 * 4 << 20, rel=0.05)

@@ -26,7 +26,7 @@ PRODUCTS = {"mm", "addmm", "addmm_"}
 
 def gpu_rule(kept_blocks: int = 0) -> BlockRule:
     block = TOKENS * WORDS
-    return BlockRule(block=block, kept=kept_blocks * block, frozen=block, padded=False, float32_products=True)
+    return BlockRule(block, kept_blocks * block, block, padded=False, float32_products=True)
 
 
 def random_layer(blocks: int, rule: BlockRule, *, extras: bool) -> OutputLayer:
@@ -61,7 +61,9 @@ def sums_and_reference(blocks: int, monkeypatch) -> tuple[Gradients, Gradients]:
     monkeypatch.setattr(
         OutputLayer,
         "_add_block",
-        lambda self, sums, logits, *rest: by_block.append(logits.double()) or add_block(self, sums, logits, *rest),
+        lambda self, sums, logits, x, block: (
+            by_block.append(logits.double()) or add_block(self, sums, logits, x, block)
+        ),
     )
     _, normalisers, _ = head.log_probs(hidden, targets, 0)
     sums = head.gradient_sums(hidden, targets, normalisers, upstream, [], ALL)
@@ -124,9 +126,9 @@ def test_launches_of_a_block(monkeypatch, extras, a_block):
             head = random_layer(blocks, gpu_rule(blocks), extras=extras)
             hidden, targets, upstream = random_rows()
             start = launches.count
-            _, normalisers, kept = head.log_probs(hidden, targets, blocks)
+            _, normalisers, logits = head.log_probs(hidden, targets, blocks)
             middle = launches.count
-            head.gradients(hidden, targets, normalisers, upstream, kept, ALL)
+            head.gradients(hidden, targets, normalisers, upstream, logits, ALL)
             counts.append((middle - start, launches.count - middle))
     one, two, four = counts
     assert tuple(b - a for a, b in zip(two, four, strict=True)) == (2 * a_block[0], 2 * a_block[1])
@@ -144,12 +146,12 @@ def test_memory_is_that_of_the_kept_logits_and_one_block(kept_blocks):
         hidden, targets, upstream = random_rows()
         row_bytes, start = 4 * TOKENS, tracker.live
         tracker.reset()
-        _, normalisers, kept = head.log_probs(hidden, targets, rule.blocks_to_keep(TOKENS, len(weight)))
-        assert len(kept) == kept_blocks
+        _, normalisers, logits = head.log_probs(hidden, targets, rule.blocks_to_keep(TOKENS, len(weight)))
+        assert len(logits) == kept_blocks
         assert 0 <= tracker.peak - start - min(kept_blocks + 1, 4) * BLOCK_BYTES <= 8 * row_bytes
         tracker.reset()
         start = tracker.live
-        head.gradients(hidden, targets, normalisers, upstream, kept, (True, False, False, False, False))
+        head.gradients(hidden, targets, normalisers, upstream, logits, (True, False, False, False, False))
         sum_bytes = 4 * TOKENS * WIDTH
         logits_bytes = 0 if kept_blocks else BLOCK_BYTES
         assert 0 <= tracker.peak - start - logits_bytes - sum_bytes <= 8 * row_bytes

@@ -96,7 +96,7 @@ class _LinearLogProbs(torch.autograd.Function):
             return head.log_probs(hidden, targets, 0)[0]
         # With a frozen head every row's gradient is computed now, for an upstream of 1, and scaled later.
         unit, all_log_probs = torch.empty_like(hidden), torch.empty_like(targets, dtype=head.sum_dtype(hidden))
-        rows = max(1, rule.frozen // vocabulary)
+        rows = max(1, rule.frozen_elements // vocabulary)
         for x, x_gradient, words, rows_log_probs in passes(rows, hidden, unit, targets, all_log_probs):
             log_probs, normalisers, block_logits = head.log_probs(x, words, len(rule.slices(len(x), vocabulary)))
             unit_upstream = torch.ones_like(normalisers)

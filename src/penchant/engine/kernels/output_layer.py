@@ -38,39 +38,41 @@ class BlockRule:
     """How many logits are worked on at a time and kept, and how the products of blocks are added up.
 
     Attributes:
-        block: logits worked on at a time.
-        kept: logits that may be kept from the forward for the backward.
-        frozen: with a frozen head, logits computed at a time, in whole rows; their gradient is taken at once.
+        block_elements: logits worked on at a time.
+        kept_elements: logits that may be kept from the forward for the backward.
+        frozen_elements: with a frozen head, logits computed at a time, in whole rows; their gradient is taken at once.
         padded: every one of several blocks takes the memory of a whole one, so that a freed one fits the next.
         float32_products: products in half precision that are added up are not rounded before.
     """
 
-    block: int
-    kept: int
-    frozen: int
+    block_elements: int
+    kept_elements: int
+    frozen_elements: int
     padded: bool
     float32_products: bool
 
     def slices(self, tokens: int, vocabulary: int) -> list[slice]:
         """Slices of the vocabulary whose logits are computed at a time."""
-        width = max(1, self.block // (MIN_BLOCK * max(1, tokens))) * MIN_BLOCK
-        if not self.padded and tokens * vocabulary <= self.block:
+        width = max(1, self.block_elements // (MIN_BLOCK * max(1, tokens))) * MIN_BLOCK
+        if not self.padded and tokens * vocabulary <= self.block_elements:
             width = max(1, vocabulary)
         return [slice(start, min(start + width, vocabulary)) for start in range(0, vocabulary, width)]
 
     def room(self, tokens: int, words: int, vocabulary: int) -> int:
         """Number of logits that the memory of a block of so many words holds."""
-        return max(self.block, tokens * MIN_BLOCK) if self.padded and words < vocabulary else tokens * words
+        return max(self.block_elements, tokens * MIN_BLOCK) if self.padded and words < vocabulary else tokens * words
 
     def blocks_to_keep(self, tokens: int, vocabulary: int) -> int:
         """Number of blocks, from the first, whose logits the forward keeps for the backward."""
         first_block, *_ = slices = self.slices(tokens, vocabulary)
-        if not self.padded and tokens * vocabulary <= self.kept:
+        if not self.padded and tokens * vocabulary <= self.kept_elements:
             return len(slices)
-        return min(len(slices), self.kept // max(1, tokens * (first_block.stop - first_block.start)))
+        return min(len(slices), self.kept_elements // max(1, tokens * (first_block.stop - first_block.start)))
 
 
-CPU_RULE = BlockRule(block=1 << 23, kept=1 << 27, frozen=1 << 25, padded=True, float32_products=False)
+CPU_RULE = BlockRule(
+    block_elements=1 << 23, kept_elements=1 << 27, frozen_elements=1 << 25, padded=True, float32_products=False
+)
 """Blocks of 32 MiB in float32, which a CPU's caches hold. Its products in bfloat16 come in bfloat16 alone."""
 
 GPU_BLOCK = 1 << 29
@@ -81,9 +83,9 @@ def block_rule(device: torch.device, dtype: torch.dtype) -> BlockRule:
     """The rule for a device and the dtype of the logits."""
     if device.type != "cuda":
         return CPU_RULE
-    kept = int(CARD_SHARE * card_bytes(device)) // dtype.itemsize
-    block = min(GPU_BLOCK, kept)
-    return BlockRule(block=block, kept=kept, frozen=block, padded=False, float32_products=True)
+    kept_elements = int(CARD_SHARE * card_bytes(device)) // dtype.itemsize
+    block_elements = min(GPU_BLOCK, kept_elements)
+    return BlockRule(block_elements, kept_elements, block_elements, padded=False, float32_products=True)
 
 
 def card_bytes(device: torch.device) -> int:
