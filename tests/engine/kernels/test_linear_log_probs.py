@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
+from penchant.engine.kernels import compiled, output_layer
 from penchant.engine.kernels import linear_log_probs as linear
-from penchant.engine.kernels import output_layer as vocabulary
 from penchant.engine.kernels.linear_log_probs import linear_log_probs
+from penchant.engine.kernels.output_layer import CPU_RULE, BlockRule, block_rule
 
 pytestmark = pytest.mark.usefixtures("both_ways")
+
+
+def _use_rule(monkeypatch, **changes: int) -> None:
+    """Cut and keep by such a rule, which beside the GPU's formulas adds up as on a GPU."""
+    on_gpu = compiled.use_compiled(torch.empty(0))
+    rule = replace(CPU_RULE, **changes, padded=not on_gpu, float32_products=on_gpu)
+    monkeypatch.setattr(linear, "block_rule", lambda device, dtype: rule)
 
 
 def _case(bias: bool, seed: int = 0):
@@ -25,10 +35,9 @@ def _case(bias: bool, seed: int = 0):
 @pytest.mark.parametrize(("words", "kept_elements"), [(1 << 20, 1 << 26), (4, 1 << 26), (4, 11 * 10), (4, 0)])
 def test_value_and_gradient_equal_log_softmax(monkeypatch, softcap, bias, words, kept_elements):
     """In one block and in five; with all logits kept, two blocks' of five, and none."""
-    monkeypatch.setattr(vocabulary, "MIN_BLOCK", words)
-    monkeypatch.setattr(vocabulary, "BLOCK_ELEMENTS", 11 * words)
-    monkeypatch.setattr(linear, "KEPT_ELEMENTS", kept_elements)
-    monkeypatch.setattr(vocabulary, "_PASS_ELEMENTS", 4 * 3)
+    monkeypatch.setattr(output_layer, "MIN_BLOCK", words)
+    _use_rule(monkeypatch, block_elements=11 * words, kept_elements=kept_elements)
+    monkeypatch.setattr(output_layer, "_PASS_ELEMENTS", 4 * 3)
     hidden, weight, offset, targets = _case(bias)
     inputs = [x for x in (hidden, weight, offset) if x is not None]
     upstream = torch.randn(11, dtype=torch.float64)
@@ -46,7 +55,7 @@ def test_value_and_gradient_equal_log_softmax(monkeypatch, softcap, bias, words,
 @pytest.mark.parametrize("kept_elements", [1 << 26, 0])
 def test_a_second_backward_is_the_first(monkeypatch, kept_elements):
     """The first backward uses up the kept logits."""
-    monkeypatch.setattr(linear, "KEPT_ELEMENTS", kept_elements)
+    _use_rule(monkeypatch, kept_elements=kept_elements)
     hidden, weight, _, targets = _case(bias=False)
     total = linear_log_probs(hidden, weight, None, targets).sum()
     first_gradients, second_gradients = (
@@ -73,9 +82,9 @@ def test_gradients_in_bfloat16_are_rounded_once(softcap):
 def test_without_a_graph_no_logits_are_kept(monkeypatch):
     """A trained head says that it needs a gradient even where no gradients are computed."""
     requests = []
-    log_probs = vocabulary.OutputLayer.log_probs
+    log_probs = output_layer.OutputLayer.log_probs
     monkeypatch.setattr(
-        vocabulary.OutputLayer,
+        output_layer.OutputLayer,
         "log_probs",
         lambda head, x, y, keep: requests.append(keep) or log_probs(head, x, y, keep),
     )
@@ -86,16 +95,37 @@ def test_without_a_graph_no_logits_are_kept(monkeypatch):
     assert requests == [0, 1]
 
 
-def test_sizes_of_blocks():
-    cpu, gpu = torch.device("cpu"), torch.device("cuda")
-    assert vocabulary.blocks(10, 152_000, cpu) == [slice(0, 152_000)]
-    assert [block.stop - block.start for block in vocabulary.blocks(1000, 20_000, cpu)] == [8192, 8192, 3616]
-    assert vocabulary.blocks(1 << 20, 1000, cpu) == [slice(0, 512), slice(512, 1000)]
-    assert [block.stop - block.start for block in vocabulary.blocks(4096, 20_000, gpu)] == [8192, 8192, 3616]
-    assert linear.blocks_to_keep(10, 152_000, cpu) == 1
-    assert linear.blocks_to_keep(500, 152_000, cpu) == 10
-    assert linear.blocks_to_keep(2000, 152_000, cpu) == 16
-    assert linear.blocks_to_keep(4096, 152_000, gpu) == 4
+def _widths(rule: BlockRule, tokens: int, vocabulary: int) -> list[int]:
+    return [block.stop - block.start for block in rule.slices(tokens, vocabulary)]
+
+
+def test_sizes_of_blocks_on_a_cpu():
+    rule = block_rule(torch.device("cpu"), torch.bfloat16)
+    assert rule is CPU_RULE
+    assert _widths(rule, 10, 152_000) == [152_000]
+    assert _widths(rule, 1000, 20_000) == [8192, 8192, 3616]
+    assert _widths(rule, 1 << 20, 1000) == [512, 488]
+    assert [rule.blocks_to_keep(tokens, 152_000) for tokens in (10, 500, 2000)] == [1, 10, 16]
+    assert [rule.room(1000, words, 20_000) for words in (8192, 3616, 20_000)] == [1 << 23, 1 << 23, 20_000_000]
+
+
+@pytest.mark.parametrize(
+    ("gigabytes", "dtype", "tokens", "widths", "kept_blocks"),
+    [
+        (139, torch.bfloat16, 4096, [131_072, 20_928], 2),
+        (139, torch.bfloat16, 3532, [152_000], 1),  # less than 2^29 logits are one block, whatever 512 divides
+        (139, torch.bfloat16, 24_000, [22_016] * 6 + [19_904], 7),  # 6.94 GiB may be kept: all of 6.80 are
+        (139, torch.bfloat16, 25_000, [20_992] * 7 + [5_056], 7),
+        (139, torch.float32, 24_000, [22_016] * 6 + [19_904], 3),
+        (16, torch.float32, 4096, [52_224, 52_224, 47_552], 1),  # no block larger than 5 % of the card
+    ],
+)
+def test_sizes_of_blocks_on_a_gpu(monkeypatch, gigabytes, dtype, tokens, widths, kept_blocks):
+    monkeypatch.setattr(output_layer, "ASSUMED_CARD_BYTES", gigabytes << 30)
+    rule = block_rule(torch.device("cuda"), dtype)
+    assert _widths(rule, tokens, 152_000) == widths
+    assert rule.blocks_to_keep(tokens, 152_000) == kept_blocks
+    assert rule.room(tokens, 5_056, 152_000) == 5_056 * tokens
 
 
 @pytest.mark.parametrize("softcap", [None, 3.0])
@@ -108,7 +138,7 @@ def test_gradient_by_finite_differences(softcap):
 
 @pytest.mark.parametrize("rows", [3, 11])
 def test_frozen_head_gives_the_same_hidden_gradient(monkeypatch, rows):
-    monkeypatch.setattr(linear, "FROZEN_ELEMENTS", rows * 17)
+    _use_rule(monkeypatch, frozen_elements=rows * 17)
     hidden, weight, _, targets = _case(bias=False)
     upstream = torch.randn(11, dtype=torch.float64)
     (trained,) = torch.autograd.grad(linear_log_probs(hidden, weight, None, targets), hidden, upstream)

@@ -5,6 +5,8 @@ Long prompts, long responses, many candidates, windows, large vocabularies. That
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig
@@ -12,7 +14,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig
 from penchant.data.trees import pack
 from penchant.engine.attention import TREE, tree_attention
 from penchant.engine.kernels import linear_log_probs as linear
-from penchant.engine.kernels import output_layer
+from penchant.engine.kernels.output_layer import CPU_RULE
 from penchant.engine.memory import replace_tensors, track_memory
 from penchant.engine.tree import TreeScorer
 
@@ -63,8 +65,9 @@ def test_four_times_as_much_takes_four_times_the_memory(make_groups, small, larg
 
 def test_a_large_vocabulary_keeps_no_more_logits_than_allowed(make_groups, monkeypatch):
     """20,000 words in 14 blocks: where half of 600 tokens' logits may be kept, six are."""
-    monkeypatch.setattr(output_layer, "BLOCK_ELEMENTS", 1 << 20)
     shape, words = (100, (300, 300)), 20_000
+    rule = replace(CPU_RULE, block_elements=1 << 20)
+    monkeypatch.setattr(linear, "block_rule", lambda device, dtype: rule)
     whole = peak(make_groups, [shape], words)
-    monkeypatch.setattr(linear, "KEPT_ELEMENTS", 600 * words // 2)
+    rule = replace(rule, kept_elements=600 * words // 2)
     assert whole - peak(make_groups, [shape], words) == pytest.approx(8 * 4 << 20, rel=0.05)

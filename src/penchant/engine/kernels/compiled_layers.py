@@ -1,7 +1,7 @@
 """Parts of a decoder layer in fewer passes over memory than their formulas have operations, forward and backward.
 
-Every part saves its inputs for the backward (a norm also one number per row) and recomputes the rest. On a GPU it is
-one kernel (`compiled`), on the CPU a few passes over rows that stay in a core's cache.
+Every part saves its inputs for the backward (a norm also one number per row) and recomputes the rest, in a few passes
+over rows that stay in a core's cache. On a GPU torch compiles whole layers instead (`whole_layers`).
 
 Shapes: D the last dimension.
 """
@@ -16,7 +16,6 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import linear
 
-from penchant.engine.kernels import compiled
 from penchant.engine.kernels.linear_log_probs import compute_dtype
 from penchant.engine.kernels.output_layer import passes
 
@@ -32,7 +31,7 @@ def rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
         weight: [D].
 
     Returns:
-        [..., D] in x's dtype; on a GPU in the dtype of the matrix products, which would otherwise cast it every time.
+        [..., D] in x's dtype.
     """
     y: Tensor = _RmsNorm.apply(x, weight, epsilon)
     return y
@@ -76,10 +75,6 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 class _RmsNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
-        if compiled.use_compiled(x):
-            y, scale = compiled.norm(x, weight, epsilon, compute_dtype(x))
-            ctx.save_for_backward(x, weight, scale)
-            return y
         norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
         scale = norm.square_().div_(x.shape[-1]).add_(epsilon).rsqrt_()
         ctx.save_for_backward(x, weight, scale)
@@ -89,9 +84,6 @@ class _RmsNorm(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         x, weight, scale = ctx.saved_tensors
-        if compiled.use_compiled(x):
-            gradient, weight_gradient = compiled.norm_backward(x, weight, scale, upstream)
-            return gradient, weight_gradient if ctx.needs_input_grad[1] else None, None
         unit = x * scale
         weight_gradient = None
         if ctx.needs_input_grad[1]:
@@ -111,9 +103,6 @@ class _SwiGLU(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, Tensor]:
         gate, up = ctx.saved_tensors
-        if compiled.use_compiled(gate):
-            gate_gradient, up_gradient, _ = compiled.gate_backward(gate, up, upstream)
-            return gate_gradient, up_gradient
         gate_gradient, up_gradient = torch.empty_like(gate), torch.empty_like(up)
         for part in _rows(upstream, gate, up, gate_gradient, up_gradient):
             _gate_backward(*part)
@@ -132,23 +121,15 @@ class _GatedLinear(torch.autograd.Function):
         gate, up, weight = ctx.saved_tensors
         dy = upstream.reshape(-1, upstream.shape[-1])
         gated_gradient = dy @ weight
-        if compiled.use_compiled(gate):
-            flat = gated_gradient.view_as(gate)
-            gate_gradient, up_gradient, gated_again = compiled.gate_backward(gate, up, flat)
-            gated_gradient = gated_again.view_as(gated_gradient)
-        else:
-            gate_gradient, up_gradient = torch.empty_like(gate), torch.empty_like(up)
-            for part in _rows(gated_gradient, gate, up, gate_gradient, up_gradient):
-                # The incoming gradient is no longer needed: the gated rows overwrite it.
-                part[0].copy_(_gate_backward(*part))
+        gate_gradient, up_gradient = torch.empty_like(gate), torch.empty_like(up)
+        for part in _rows(gated_gradient, gate, up, gate_gradient, up_gradient):
+            # The incoming gradient is no longer needed: the gated rows overwrite it.
+            part[0].copy_(_gate_backward(*part))
         weight_gradient = dy.T @ gated_gradient if ctx.needs_input_grad[2] else None
         return gate_gradient, up_gradient, weight_gradient, dy.sum(0) if ctx.needs_input_grad[3] else None
 
 
 def _gate(gate: Tensor, up: Tensor) -> Tensor:
-    if compiled.use_compiled(gate):
-        product: Tensor = compiled.gate(gate, up)
-        return product
     out = torch.empty_like(gate)
     for y, g, u in _rows(out, gate, up):
         torch.ops.aten.silu.out(g, out=y)
@@ -171,11 +152,6 @@ class _Rotate(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         ctx.save_for_backward(cos, sin)
         ctx.dtype = x.dtype
-        if compiled.use_compiled(x):
-            is_autocast = torch.is_autocast_enabled(x.device.type)
-            dtype = compute_dtype(x) if is_autocast else torch.promote_types(x.dtype, cos.dtype)
-            rotated: Tensor = compiled.rotate(x, cos, sin, dtype)
-            return rotated
         x = x.to(torch.promote_types(x.dtype, cos.dtype))
         (a, b), (sin_a, sin_b) = x.chunk(2, -1), sin.chunk(2, -1)
         y = x * cos
@@ -188,8 +164,6 @@ class _Rotate(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None]:
         cos, sin = ctx.saved_tensors
-        if compiled.use_compiled(upstream):
-            return compiled.rotate_backward(upstream, cos, sin, ctx.dtype), None, None
         (a, b), (sin_a, sin_b) = upstream.chunk(2, -1), sin.chunk(2, -1)
         gradient = upstream * cos
         gradient_a, gradient_b = gradient.chunk(2, -1)

@@ -11,17 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from penchant.engine.kernels.output_layer import LowRank, OutputLayer, blocks, passes
+from penchant.engine.kernels.output_layer import LowRank, OutputLayer, block_rule, passes
 from penchant.engine.kernels.tied_embedding import SharedGradient
-
-KEPT_ELEMENTS = 1 << 27
-"""Logits kept for the backward (512 MiB in float32)."""
-
-FROZEN_ELEMENTS = 1 << 25
-"""With a frozen head, number of logits computed at a time, in whole rows; their gradient is taken at once."""
-
-GPU_FROZEN_ELEMENTS = 1 << 27
-"""The same on a GPU, where every pass reads the whole head again."""
 
 
 def linear_log_probs(
@@ -74,12 +65,6 @@ def compute_dtype(like: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else like.dtype
 
 
-def blocks_to_keep(tokens: int, vocabulary: int, device: torch.device) -> int:
-    """Number of blocks of the vocabulary whose logits the forward keeps for the backward."""
-    first_block, *_ = slices = blocks(tokens, vocabulary, device)
-    return min(len(slices), KEPT_ELEMENTS // max(1, tokens * (first_block.stop - first_block.start)))
-
-
 class _LinearLogProbs(torch.autograd.Function):
     """Logits stay in the dtype of the product; everything after it is in float32, a few rows at a time."""
 
@@ -99,19 +84,21 @@ class _LinearLogProbs(torch.autograd.Function):
         # Without a graph a trained weight says that it needs a gradient all the same.
         needs_hidden, *needs_layer = (with_gradients and needs_gradient for needs_gradient in ctx.needs_input_grad[:5])
         ctx.softcap, ctx.shared, ctx.layer_trained = softcap, shared, any(needs_layer)
-        head, vocabulary, device = OutputLayer(weight, bias, softcap, _low_rank(low, up)), len(weight), hidden.device
+        rule, vocabulary = block_rule(hidden.device, hidden.dtype), len(weight)
+        head = OutputLayer(weight, bias, softcap, _low_rank(low, up), rule)
         if ctx.layer_trained:
-            keep = blocks_to_keep(len(targets), vocabulary, device)
+            keep = rule.blocks_to_keep(len(targets), vocabulary)
             log_probs, normalisers, ctx.kept_logits = head.log_probs(hidden, targets, keep)
+            ctx.rule = rule
             ctx.save_for_backward(hidden, weight, bias, low, up, targets, normalisers)
             return log_probs
         if not needs_hidden:
             return head.log_probs(hidden, targets, 0)[0]
         # With a frozen head every row's gradient is computed now, for an upstream of 1, and scaled later.
         unit, all_log_probs = torch.empty_like(hidden), torch.empty_like(targets, dtype=head.sum_dtype(hidden))
-        rows = max(1, (FROZEN_ELEMENTS if device.type == "cpu" else GPU_FROZEN_ELEMENTS) // vocabulary)
+        rows = max(1, rule.frozen_elements // vocabulary)
         for x, x_gradient, words, rows_log_probs in passes(rows, hidden, unit, targets, all_log_probs):
-            log_probs, normalisers, block_logits = head.log_probs(x, words, len(blocks(len(x), vocabulary, device)))
+            log_probs, normalisers, block_logits = head.log_probs(x, words, len(rule.slices(len(x), vocabulary)))
             unit_upstream = torch.ones_like(normalisers)
             gradient = head.gradients(
                 x, words, normalisers, unit_upstream, block_logits, (True, False, False, False, False)
@@ -130,7 +117,7 @@ class _LinearLogProbs(torch.autograd.Function):
         hidden, weight, bias, low, up, targets, normalisers = ctx.saved_tensors
         # The logits become their gradient in place: a second backward computes them anew.
         block_logits, ctx.kept_logits = ctx.kept_logits, []
-        head = OutputLayer(weight, bias, ctx.softcap, _low_rank(low, up))
+        head = OutputLayer(weight, bias, ctx.softcap, _low_rank(low, up), ctx.rule)
         gradients = head.gradients(hidden, targets, normalisers, upstream, block_logits, ctx.needs_input_grad[:5])
         if ctx.shared is not None:
             ctx.shared.gradient = gradients.weight
