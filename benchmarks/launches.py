@@ -36,8 +36,10 @@ if __name__ == "__main__":
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
+from fused_kernels import graph_kernels, weight_casts  # noqa: E402
 from torch import Tensor  # noqa: E402
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode  # noqa: E402
+from torch.fx import GraphModule, Interpreter, Node  # noqa: E402
 from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 from torch.utils._pytree import tree_leaves  # noqa: E402
 from torch.utils.flop_counter import flop_registry  # noqa: E402
@@ -49,7 +51,8 @@ from penchant.data.groups import PreferenceGroup  # noqa: E402
 from penchant.data.tokenized import TokenizedGroup  # noqa: E402
 from penchant.engine import tree as tree_module  # noqa: E402
 from penchant.engine.distributed import World  # noqa: E402
-from penchant.engine.kernels import compiled, linear_log_probs, output_layer  # noqa: E402
+from penchant.engine.kernels import compiled, layer_fusion, linear_log_probs, output_layer  # noqa: E402
+from penchant.engine.kernels.whole_layers import compile_layers  # noqa: E402
 from penchant.engine.memory import replace_tensors  # noqa: E402
 from penchant.planning.model import ModelSpec, shallow  # noqa: E402
 from penchant.training import backward as backward_module  # noqa: E402
@@ -163,6 +166,7 @@ class CardCounter(TorchDispatchMode):
         part: the name that operations are counted under.
         tallies: part -> what it asked for.
         weights: ids of the storages whose casts are counted.
+        compilations: graphs of layers that were compiled.
         attention_flops: floating-point operations of one layer's attention, forward, in one micro-batch.
     """
 
@@ -171,7 +175,13 @@ class CardCounter(TorchDispatchMode):
         self.part, self.tallies = "other", dict[str, Tally]()
         self.weights: set[int] = set()
         self.attention_flops = 0.0
+        self.compilations = 0
         self._silent = False
+
+    @classmethod
+    def is_infra_mode(cls) -> bool:
+        """True, so that layers are compiled while it is active."""
+        return True
 
     @property
     def tally(self) -> Tally:
@@ -214,6 +224,37 @@ class CardCounter(TorchDispatchMode):
         if tensor.is_cuda:
             self.tally.reads += 1
             self.tally.launches += 1
+
+    def backend(self, graph: GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
+        """A compiler of layers that counts the kernels of the compiled graphs when they run, on tensors without data."""
+        from functorch.compile import min_cut_rematerialization_partition
+        from torch._dynamo.backends.common import aot_autograd
+        from torch._inductor.decomposition import select_decomp_table
+
+        self.compilations += 1
+
+        def compiled(traced: GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
+            def run(arguments: list[Any]) -> Any:
+                values = [*arguments]
+                arguments.clear()
+                result = _Quietly(traced, self).run(*values)
+                self.tally.operations += 1
+                for kernel in graph_kernels(traced):
+                    self.add(kernel.name, kernel.launches, kernel.size, kernel.flops)
+                self.tally.casts += weight_casts(traced)
+                return result
+
+            run._boxed_call = True  # type: ignore[attr-defined]
+            return run
+
+        compiler = aot_autograd(
+            fw_compiler=compiled,
+            bw_compiler=compiled,
+            partition_fn=min_cut_rematerialization_partition,
+            decompositions=select_decomp_table(),
+        )
+        call: Callable[..., Any] = compiler(graph, inputs)
+        return call
 
     def read_list(self, tensor: Tensor) -> Any:
         """A list that stands for a tensor's values, which one copy reads."""
@@ -271,6 +312,25 @@ class CardCounter(TorchDispatchMode):
             return self.attention_flops / calls * (2.5 if "backward" in name else 1.0)
         formula = flop_registry.get(func._overloadpacket)
         return 0.0 if formula is None else float(formula(*args, **kwargs, out_val=result))
+
+
+class _Quietly(Interpreter):
+    """Runs a compiled graph node by node: its own operations were counted as kernels, our operators count here."""
+
+    def __init__(self, graph: GraphModule, counter: CardCounter) -> None:
+        super().__init__(graph)
+        self._counter = counter
+
+    def run_node(self, n: Node) -> Any:
+        is_ours = getattr(n.target, "namespace", "") == "penchant"
+        self._counter._silent = not is_ours
+        try:
+            result = super().run_node(n)
+        finally:
+            self._counter._silent = False
+        # The sizes of this run, for the kernels' bytes: the traced ones are symbols.
+        n.meta["val"] = result
+        return result
 
 
 def _number(tensor: Tensor) -> float | int | bool:
@@ -479,12 +539,17 @@ def _count_whole(case: Case, budget: int) -> dict[str, Tally]:
     counter, groups = CardCounter(), case.groups()
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         config = run_config(case, budget, folder)
-        scorer = ModelSpec(config, case.shape, None).meta_scorer()  # type: ignore[arg-type]
+        # On a card layers are compiled, not fused.
+        with mock.patch.object(layer_fusion, "_fuse_modules"):
+            scorer: Any = ModelSpec(config, case.shape, None).meta_scorer()  # type: ignore[arg-type]
         stack.enter_context(mock.patch("torch.cuda.amp.common.amp_definitely_not_available", return_value=False))
         stack.enter_context(mock.patch("torch.cuda.is_bf16_supported", return_value=True))
+        # A card takes the norm of all gradients together; torch does not for a subclass of tensors.
+        stack.enter_context(mock.patch("torch.nn.utils.clip_grad._has_foreach_support", return_value=True))
         stack.enter_context(mock.patch.object(Tensor, "pin_memory", lambda x: x))
         stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
         replace_tensors(scorer, CARD)
+        compile_layers(scorer.model, counter.backend)
         references = [[[0.0] * case.candidates for _ in groups]]
         source = FixedDataset(Split(groups, references), Order(len(groups), case.batch, 0, shuffle=False))
         state = config.built_objective.initial_state(0)

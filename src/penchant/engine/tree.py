@@ -97,7 +97,7 @@ def last_hidden(model: PreTrainedModel, batch: TreeBatch, shared: SharedGradient
     filled = batch.pad_to_multiple(multiple)
     ids: dict[str, Tensor] = {"input_ids": filled.input_ids[None]}
     if shared is not None:
-        ids = {"inputs_embeds": embed(filled.input_ids, embedding.weight, embedding.padding_idx, shared)[None]}
+        ids = {"inputs_embeds": embed(filled.input_ids[None], embedding.weight, embedding.padding_idx, shared)}
     hidden: Tensor = language_model(model)(
         **ids,
         position_ids=filled.positions[None],

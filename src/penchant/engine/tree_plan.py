@@ -178,6 +178,7 @@ class TreePlan:
     Attributes:
         read_indices: [R] int64, ascending: the row's indices whose last hidden state may be read (responses, and the
             prompts' last tokens).
+        last_layer_plan: the plan of the last layer, where only the last token of a prompt is read.
     """
 
     def __init__(self, batch: TreeBatch, multiple: int = 1) -> None:
@@ -193,13 +194,9 @@ class TreePlan:
             self.read_indices = batch.prompts_first.read
         self._tilings: dict[int | None, Tiling] = {}
         self._last = False
-
-    @cached_property
-    def last_layer_plan(self) -> TreePlan:
-        """The plan of the last layer, where only the last token of a prompt is read."""
-        plan = copy(self)
-        plan._tilings, plan._last = {}, True
-        return plan
+        # The attribute is made here: a compiled layer cannot enter the lock of a cached property.
+        self.last_layer_plan = copy(self)
+        self.last_layer_plan._tilings, self.last_layer_plan._last = {}, True
 
     def tiling(self, window: int | None) -> Tiling:
         """The tiling of the row for a layer.

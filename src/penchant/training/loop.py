@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -30,6 +31,7 @@ from penchant.training.log import JsonLines, direction
 from penchant.training.moving_reference import MovingReference
 from penchant.training.optimizer import build_optimizer, learning_rate, scale_and_clip
 from penchant.training.stop_signals import STOP_SIGNALS, Interrupted, StopSignals
+from penchant.training.working_weights import WorkingWeights
 
 
 @dataclass(frozen=True)
@@ -105,6 +107,9 @@ class Loop:
         self.objective = config.objective
         self.total = settings.max_steps or max(1, round(settings.epochs * source.order.steps_per_epoch))
         self.optimizer = build_optimizer(scorer, settings, config.head_decay)
+        self._working_weights: Callable[[], AbstractContextManager[None]] = nullcontext
+        if world.device.type == "cuda" and world.size == 1 and settings.dtype != "float32":
+            self._working_weights = WorkingWeights(scorer, getattr(torch, settings.dtype)).in_place
         self.state = LoopState()
         self.checkpoints = Checkpoints(
             self.folder / "checkpoints", world, config.checkpoints.keep, config.resume_command
@@ -164,7 +169,10 @@ class Loop:
         # Only LoRA's dropout draws random numbers; a seed for each step leaves no generator to save.
         torch.manual_seed(settings.seed * 1_000_003 + self.state.step)
         batch = Batch(groups, references, settings.token_budget, settings.dtype, step_batch.temperature)
-        result, self.objective_state = backward(self.scorer, self.objective, self.objective_state, batch, self.world)
+        with self._working_weights():
+            result, self.objective_state = backward(
+                self.scorer, self.objective, self.objective_state, batch, self.world
+            )
         sums, number = self._reduce(result.sums, signals)
         sums.update(step_batch.sums)
         total, count = sums["loss"]

@@ -9,9 +9,6 @@ from torch.nn.functional import linear, silu
 from penchant.engine.kernels import compiled_layers as fused
 from penchant.engine.kernels.compiled_layers import rms_norm, rotate, swiglu, swiglu_linear
 
-pytestmark = pytest.mark.usefixtures("both_ways")
-
-
 def numbers(*shape, seed=0):
     source = torch.Generator().manual_seed(seed)
     return torch.randn(*shape, dtype=torch.float64, generator=source).requires_grad_()

@@ -82,9 +82,13 @@ class _LastLayer(nn.Module):
 
 
 def fuse_layers(model: nn.Module) -> None:
-    """Fuse a model's layers where possible, and compute its last one only for tokens that are read; on any device."""
-    with torch.device("cpu"):
-        _fuse_modules(model)
+    """Fuse a model's layers where possible, and compute its last one only for tokens that are read.
+
+    On a GPU nothing is fused here: there torch compiles whole layers, from their own classes' operations.
+    """
+    if next(model.parameters()).device.type != "cuda":
+        with torch.device("cpu"):
+            _fuse_modules(model)
     for layers in [module for module in model.modules() if isinstance(module, nn.ModuleList)]:
         last: Any = layers[-1] if len(layers) else None
         if isinstance(getattr(last, "mlp", None), nn.Module) and not isinstance(last, _LastLayer):

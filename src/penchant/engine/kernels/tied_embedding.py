@@ -30,10 +30,10 @@ def is_tied(embedding: nn.Module, head: nn.Module) -> bool:
 
 
 def embed(ids: Tensor, weight: Tensor, padding: int | None, shared: SharedGradient) -> Tensor:
-    """Embeddings [T, D] of ids: rows of the weight.
+    """Embeddings [..., D] of ids: rows of the weight.
 
     Args:
-        ids: [T] int64.
+        ids: [...] int64.
         weight: [V, D].
         padding: an id whose row is not trained.
         shared: the object that the head gets too.
@@ -47,7 +47,7 @@ class _Embed(torch.autograd.Function):
     def forward(ctx: Any, ids: Tensor, weight: Tensor, padding: int | None, shared: SharedGradient) -> Tensor:
         ctx.save_for_backward(ids)
         ctx.like, ctx.padding, ctx.shared = (weight.shape, weight.dtype), padding, shared
-        return weight.index_select(0, ids)
+        return torch.embedding(weight, ids)
 
     @staticmethod
     @once_differentiable
@@ -56,9 +56,9 @@ class _Embed(torch.autograd.Function):
         shape, dtype = ctx.like
         total, ctx.shared.gradient = ctx.shared.gradient, None
         if ctx.padding is not None:
-            upstream = upstream.masked_fill((ids == ctx.padding)[:, None], 0.0)
+            upstream = upstream.masked_fill((ids == ctx.padding)[..., None], 0.0)
         is_new = total is None
         if total is None:
             total = upstream.new_zeros(shape, dtype=dtype)
-        total.index_add_(0, ids, upstream.to(dtype))
+        total.index_add_(0, ids.flatten(), upstream.flatten(0, -2).to(dtype))
         return None, total if is_new else None, None, None

@@ -1,0 +1,162 @@
+"""Kernels that a compiler makes of a graph: a model of torch's inductor, since that needs a card to generate code for one.
+
+Operations on elements and reductions of the last dimension that hang together, without a matrix product or another whole
+kernel between them, become one kernel; so do a reduction and what is computed of its result. A reduction of another
+dimension (a weight's gradient over tokens) is two kernels. Views are none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule, Node
+from torch.utils.flop_counter import flop_registry
+
+VIEWS = {
+    "view", "_unsafe_view", "reshape", "permute", "transpose", "t", "expand", "unsqueeze", "squeeze", "slice", "select",
+    "alias", "detach", "getitem", "as_strided", "split", "split_with_sizes", "unbind", "sym_size", "lift_fresh_copy",
+}  # fmt: skip
+WHOLE = {
+    "mm",
+    "addmm",
+    "bmm",
+    "baddbmm",
+    "_grouped_mm",
+    "index_put",
+    "embedding",
+    "sort",
+    "topk",
+    "cumsum",
+    "index_add",
+}
+"""Operations that are kernels of their own."""
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One launch of a graph, or several of the same.
+
+    Attributes:
+        size: bytes read and written.
+        flops: floating-point operations of a matrix product.
+        calls: for one of our operators the node that calls it; its kernels are counted when it runs.
+    """
+
+    name: str
+    launches: int
+    size: int
+    flops: float = 0.0
+
+
+def graph_kernels(graph: GraphModule) -> list[Kernel]:
+    """The kernels of a graph of aten operations; not those of our own operators, which count when they run."""
+    nodes = [node for node in graph.graph.nodes if node.op == "call_function" and tensors_of(node)]
+    level, cluster = dict[Node, int](), dict[Node, Node]()
+    for node in nodes:
+        inputs = [source for source in map(_source, node.all_input_nodes) if source in level]
+        level[node] = max((level[source] + (_kind(source) != "fused") for source in inputs), default=0)
+        if _kind(node) != "fused":
+            continue
+        cluster[node] = node
+        for source in inputs:
+            if _kind(source) == "fused" and level[source] == level[node]:
+                _join(cluster, source, node)
+    members: dict[Node, list[Node]] = {}
+    for node in cluster:
+        members.setdefault(_root(cluster, node), []).append(node)
+    kernels = [_fused_kernel(part) for part in members.values()]
+    for node in nodes:
+        if _kind(node) == "whole":
+            formula = flop_registry.get(getattr(node.target, "overloadpacket", None))
+            arguments = torch.fx.map_arg(node.args, lambda n: n.meta["val"])
+            flops = 0.0 if formula is None else float(formula(*arguments, out_val=node.meta["val"]))
+            size = sum(_size(value) for part in (node, *node.all_input_nodes) for value in tensors_of(part))
+            kernels.append(Kernel(_name(node), 1, size, flops))
+        elif _kind(node) == "across":
+            size = sum(_size(value) for part in (node, *node.all_input_nodes) for value in tensors_of(part))
+            kernels.append(Kernel("sum", 2, size))
+    return kernels
+
+
+def weight_casts(graph: GraphModule) -> int:
+    """Number of weights, matrices among the graph's inputs that only a transposition parts from a product, cast in it."""
+    return sum(
+        _name(node) in ("convert_element_type", "_to_copy")
+        and _source(node.all_input_nodes[0]).op == "placeholder"
+        and tensors_of(node)[0].ndim == 2
+        and all(_name(user) in (*WHOLE, *VIEWS) for user in node.users)
+        for node in graph.graph.nodes
+        if node.op == "call_function"
+    )
+
+
+def tensors_of(node: Node) -> list[Tensor]:
+    """The tensors that a node of a traced graph gives."""
+    value = node.meta.get("val")
+    values = value if isinstance(value, tuple | list) else [value]
+    return [part for part in values if isinstance(part, Tensor)]
+
+
+def _name(node: Node) -> str:
+    return str(getattr(node.target, "__name__", node.target)).split(".")[0]
+
+
+def _kind(node: Node) -> str:
+    """``view``, ``ours``, ``whole`` (a kernel of its own), ``across`` (a reduction over rows) or ``fused``."""
+    name = _name(node)
+    if node.op != "call_function" or name in VIEWS:
+        return "view"
+    if getattr(node.target, "namespace", "") == "penchant":
+        return "ours"
+    if name in WHOLE:
+        return "whole"
+    if name in ("sum", "mean") and len(node.args) > 1:
+        (value, *_), dimensions = tensors_of(node.all_input_nodes[0]), node.args[1]
+        last = [d % value.ndim for d in dimensions] == [value.ndim - 1]  # type: ignore[union-attr]
+        return "fused" if last else "across"
+    return "fused"
+
+
+def _source(node: Node) -> Node:
+    """The node that computed what a chain of views shows."""
+    while node.op == "call_function" and _kind(node) == "view" and node.all_input_nodes:
+        node = node.all_input_nodes[0]
+    return node
+
+
+def _fused_kernel(part: Sequence[Node]) -> Kernel:
+    inside = set(part)
+    read = {source for node in part for source in map(_source, node.all_input_nodes) if source not in inside}
+    written = [node for node in part if any(user not in inside for user in _users(node))]
+    size = sum(_size(value) for node in (*read, *written) for value in tensors_of(node))
+    return Kernel("fused", 1, size)
+
+
+def _users(node: Node) -> Iterator[Node]:
+    """The nodes that read a node's result, also through views."""
+    for user in node.users:
+        if user.op == "call_function" and _kind(user) == "view":
+            yield from _users(user)
+        else:
+            yield user
+
+
+def _join(cluster: dict[Node, Node], one: Node, other: Node) -> None:
+    cluster[_root(cluster, one)] = _root(cluster, other)
+
+
+def _root(cluster: dict[Node, Node], node: Node) -> Node:
+    while cluster[node] is not node:
+        node = cluster[node]
+    return node
+
+
+def _size(tensor: Any) -> int:
+    elements = 1
+    for length, stride in zip(tensor.shape, tensor.stride(), strict=True):
+        elements *= int(length) if stride else 1
+    return elements * tensor.element_size()
