@@ -1,8 +1,8 @@
-"""Kernels that a compiler makes of a graph: a model of torch's inductor, since that needs a card to generate code for one.
+"""Kernels that a compiler makes of a graph: a model of torch's inductor, which needs a card to generate code for one.
 
-Operations on elements and reductions of the last dimension that hang together, without a matrix product or another whole
-kernel between them, become one kernel; so do a reduction and what is computed of its result. A reduction of another
-dimension (a weight's gradient over tokens) is two kernels. Views are none.
+Operations on elements and reductions of the last dimension that hang together, without a matrix product or another
+whole kernel between them, become one kernel; so do a reduction and what is computed of its result. A reduction of
+another dimension (a weight's gradient over tokens) is two kernels. Views are none.
 """
 
 from __future__ import annotations
@@ -20,6 +20,9 @@ VIEWS = {
     "view", "_unsafe_view", "reshape", "permute", "transpose", "t", "expand", "unsqueeze", "squeeze", "slice", "select",
     "alias", "detach", "getitem", "as_strided", "split", "split_with_sizes", "unbind", "sym_size", "lift_fresh_copy",
 }  # fmt: skip
+CONSTANTS = {"full", "scalar_tensor", "arange", "iota", "zeros", "ones"}
+"""Tensors that every kernel makes for itself."""
+
 WHOLE = {
     "mm",
     "addmm",
@@ -55,20 +58,17 @@ class Kernel:
 def graph_kernels(graph: GraphModule) -> list[Kernel]:
     """The kernels of a graph of aten operations; not those of our own operators, which count when they run."""
     nodes = [node for node in graph.graph.nodes if node.op == "call_function" and tensors_of(node)]
-    level, cluster = dict[Node, int](), dict[Node, Node]()
-    for node in nodes:
-        inputs = [source for source in map(_source, node.all_input_nodes) if source in level]
-        level[node] = max((level[source] + (_kind(source) != "fused") for source in inputs), default=0)
-        if _kind(node) != "fused":
-            continue
-        cluster[node] = node
-        for source in inputs:
-            if _kind(source) == "fused" and level[source] == level[node]:
+    level = _levels(nodes)
+    cluster = {node: node for node in nodes if _kind(node) == "fused"}
+    for node in cluster:
+        for source in map(_source, node.all_input_nodes):
+            if source in cluster and level[source] == level[node]:
                 _join(cluster, source, node)
+    _join_siblings(cluster, level)
     members: dict[Node, list[Node]] = {}
     for node in cluster:
         members.setdefault(_root(cluster, node), []).append(node)
-    kernels = [_fused_kernel(part) for part in members.values()]
+    kernels = [_fused_kernel(part) for part in members.values() if not _is_epilogue(part)]
     for node in nodes:
         if _kind(node) == "whole":
             formula = flop_registry.get(getattr(node.target, "overloadpacket", None))
@@ -82,8 +82,40 @@ def graph_kernels(graph: GraphModule) -> list[Kernel]:
     return kernels
 
 
+def _levels(nodes: Sequence[Node]) -> dict[Node, int]:
+    """For every node how many kernels of another kind must have run before it.
+
+    What is fused waits for the first that reads it: a compiler computes it there.
+    """
+    level: dict[Node, int] = {}
+    for node in nodes:
+        sources = [source for source in map(_source, node.all_input_nodes) if source in level]
+        level[node] = max((level[source] + (_kind(source) != "fused") for source in sources), default=0)
+    for node in reversed(nodes):
+        if _kind(node) == "fused":
+            readers = [level[user] for user in _users(node) if user in level]
+            level[node] = max(level[node], min(readers, default=level[node]))
+    return level
+
+
+def _join_siblings(cluster: dict[Node, Node], level: dict[Node, int]) -> None:
+    """Join parts of one level that read the same large tensor element by element: a compiler reads it once."""
+    reader: dict[tuple[int, Node, int], Node] = {}
+    for node in cluster:
+        for source in map(_source, node.all_input_nodes):
+            sizes = {int(value.numel()) for part in (node, source) for value in tensors_of(part)}
+            if source not in cluster and len(sizes) == 1:
+                _join(cluster, reader.setdefault((level[node], source, max(sizes)), node), node)
+
+
+def _is_epilogue(part: Sequence[Node]) -> bool:
+    """Whether a part only changes the sums of a reduction over rows, whose last kernel does that."""
+    sources = {source for node in part for source in map(_source, node.all_input_nodes)} - set(part)
+    return bool(sources) and all(_kind(source) == "across" for source in sources)
+
+
 def weight_casts(graph: GraphModule) -> int:
-    """Number of weights, matrices among the graph's inputs that only a transposition parts from a product, cast in it."""
+    """Number of casts of weights: of matrices among the graph's inputs that go into products, transposed or not."""
     return sum(
         _name(node) in ("convert_element_type", "_to_copy")
         and _source(node.all_input_nodes[0]).op == "placeholder"
@@ -108,7 +140,7 @@ def _name(node: Node) -> str:
 def _kind(node: Node) -> str:
     """``view``, ``ours``, ``whole`` (a kernel of its own), ``across`` (a reduction over rows) or ``fused``."""
     name = _name(node)
-    if node.op != "call_function" or name in VIEWS:
+    if node.op != "call_function" or name in VIEWS or name in CONSTANTS:
         return "view"
     if getattr(node.target, "namespace", "") == "penchant":
         return "ours"

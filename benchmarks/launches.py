@@ -41,7 +41,7 @@ from torch import Tensor  # noqa: E402
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode  # noqa: E402
 from torch.fx import GraphModule, Interpreter, Node  # noqa: E402
 from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
-from torch.utils._pytree import tree_leaves  # noqa: E402
+from torch.utils._pytree import tree_leaves, tree_map_only  # noqa: E402
 from torch.utils.flop_counter import flop_registry  # noqa: E402
 from workloads import WORKLOADS, Shape  # noqa: E402
 
@@ -102,6 +102,9 @@ VIEWS = {
     "is_pinned",
 }
 """Operations that launch nothing."""
+
+WRITTEN_ONLY = {"copy_", "zero_", "fill_", "_foreach_copy_", "_foreach_zero_"}
+"""Operations in place that do not read what they replace."""
 
 KERNELS = {
     "segment_reduce": 2,
@@ -226,7 +229,7 @@ class CardCounter(TorchDispatchMode):
             self.tally.launches += 1
 
     def backend(self, graph: GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
-        """A compiler of layers that counts the kernels of the compiled graphs when they run, on tensors without data."""
+        """A compiler of layers that counts a graph's kernels when it runs, on tensors without data."""
         from functorch.compile import min_cut_rematerialization_partition
         from torch._dynamo.backends.common import aot_autograd
         from torch._inductor.decomposition import select_decomp_table
@@ -311,7 +314,10 @@ class CardCounter(TorchDispatchMode):
             calls = 3 if name.startswith("_flash") else 1  # of a row that holds all prompts first
             return self.attention_flops / calls * (2.5 if "backward" in name else 1.0)
         formula = flop_registry.get(func._overloadpacket)
-        return 0.0 if formula is None else float(formula(*args, **kwargs, out_val=result))
+        # A product's dtype and buffer are no operands of it.
+        operands = [x for x in args if not isinstance(x, torch.dtype)]
+        options = {key: x for key, x in kwargs.items() if key not in ("out", "out_dtype")}
+        return 0.0 if formula is None else float(formula(*operands, **options, out_val=result))
 
 
 class _Quietly(Interpreter):
@@ -326,10 +332,12 @@ class _Quietly(Interpreter):
         self._counter._silent = not is_ours
         try:
             result = super().run_node(n)
+            self._counter._silent = True
+            # The sizes of this run, for the kernels' bytes: the traced ones are symbols. A gradient that was held here
+            # could not become a parameter's own.
+            n.meta["val"] = tree_map_only(Tensor, Tensor.detach, result)
         finally:
             self._counter._silent = False
-        # The sizes of this run, for the kernels' bytes: the traced ones are symbols.
-        n.meta["val"] = result
         return result
 
 
@@ -354,7 +362,7 @@ def _bytes(name: str, args: Any, inputs: Sequence[Tensor], outputs: Sequence[Ten
         return 3 * _size(args[3])
     if name == "_fused_adamw_":  # reads weight, gradient and two moments, writes all but the gradient
         return 7 * sum(map(_size, args[0]))
-    changed = tree_leaves(args[0]) if name.endswith("_") and name not in ("copy_", "zero_", "fill_") else []
+    changed = tree_leaves(args[0]) if name.endswith("_") and name not in WRITTEN_ONLY else []
     tensors = {id(x): x for x in (*inputs, *outputs)}
     return sum(map(_size, tensors.values())) + sum(_size(x) for x in changed if isinstance(x, Tensor))
 

@@ -86,7 +86,7 @@ def tree_attention(
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
     layout = tree.prompts_first
     if layout is not None:
-        q, k, v = (x[0].transpose(0, 1).to(compute_dtype(x)) for x in (query, key, value))
+        q, k, v = (x.squeeze(0).transpose(0, 1).to(compute_dtype(x)) for x in (query, key, value))
         plain = softcap is None and s_aux is None and not tree.narrows(sliding_window)
         if plain and has_shared_prompt_kernel(q, v):
             segments = Segments(layout.prompts, layout.groups, layout.candidates, layout.tokens, *layout.longest)

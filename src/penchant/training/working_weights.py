@@ -1,7 +1,7 @@
 """Copies of a model's float32 weights in the dtype of its products, made once a step instead of in every layer.
 
-The optimizer, checkpoints and saved models see the float32 weights. While a step's gradients are computed, linear layers
-hold the copies; gradients of all micro-batches are added up in float32.
+The optimizer, checkpoints and saved models see the float32 weights. While a step's gradients are computed, linear
+layers hold the copies; gradients of all micro-batches are added up in float32.
 """
 
 from __future__ import annotations
