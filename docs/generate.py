@@ -125,7 +125,9 @@ def _type(annotation: Any) -> str:
     if get_origin(annotation) is not None and str(annotation).startswith("typing.Literal"):
         return " or ".join(f"`{value}`" for value in get_args(annotation))
     if isinstance(annotation, type) and not get_args(annotation):
-        return annotation.__name__
+        return annotation.__name__.replace("NoneType", "null")
+    if "Literal" in str(annotation):
+        return " or ".join(map(_type, get_args(annotation)))
     return str(annotation).replace("typing.", "").replace("|", "or").replace("NoneType", "null").replace("None", "null")
 
 

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from penchant.evaluation.rewards import open_reward
     from penchant.evaluation.statistics import Estimate, bootstrap_mean
     from penchant.objectives import OBJECTIVES, Groups, Objective, Output, Sum
-    from penchant.training.run import train
+    from penchant.planning.train import train
 
 __all__ = [
     "OBJECTIVES",

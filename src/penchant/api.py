@@ -62,8 +62,8 @@ if TYPE_CHECKING:
     from penchant.diffusion.denoising import diffusers as diffusers
     from penchant.diffusion.training import check_objective as check_objective
     from penchant.diffusion.training import tune_denoiser as tune_denoiser
+    from penchant.engine.device import local_device as local_device
     from penchant.engine.distributed import World as World
-    from penchant.engine.distributed import local_device as local_device
     from penchant.engine.grammars import grammar_library as grammar_library
     from penchant.engine.reference_model import NO_LIMIT as NO_LIMIT
     from penchant.engine.reference_model import FrozenModel as FrozenModel
@@ -158,6 +158,7 @@ if TYPE_CHECKING:
     from penchant.models.model_kind import require_language_model as require_language_model
     from penchant.models.residual import add_residual as add_residual
     from penchant.objectives import Needs as Needs
+    from penchant.planning.train import train as train
     from penchant.progress import Progress as Progress
     from penchant.serving.router import Router as Router
     from penchant.storage.caches import AnswerCache as AnswerCache
@@ -182,7 +183,6 @@ if TYPE_CHECKING:
     from penchant.training.optimizer import learning_rate as learning_rate
     from penchant.training.optimizer import scale_and_clip as scale_and_clip
     from penchant.training.report import write_run_report as write_run_report
-    from penchant.training.run import train as train
     from penchant.training.sampled import prompts_to_answer as prompts_to_answer
 
 

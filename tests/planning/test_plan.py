@@ -34,7 +34,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture
 def config(write_config: Callable[..., Path]) -> RunConfig:
-    return load_config(write_config())
+    return load_config(write_config(training={"dtype": "float32"}))
 
 
 @pytest.fixture

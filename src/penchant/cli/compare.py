@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from penchant.cli.output import Json, print_result
+from penchant.cli.output import Device, Json, device_key, print_result
 
 
-def compare(bench: Path, *overrides: str, as_json: Json = False) -> None:
+def compare(bench: Path, *overrides: str, device: Device = "auto", as_json: Json = False) -> None:
     """Compare methods on one data set, with seeds and intervals; re-running resumes where it stopped.
 
     Parameters
@@ -22,14 +22,14 @@ def compare(bench: Path, *overrides: str, as_json: Json = False) -> None:
     from penchant.comparison.write import write_comparison
     from penchant.storage.files import resumable_disk_errors
 
-    config = load_bench(bench, overrides)
+    config = load_bench(bench, [*overrides, *device_key("base.device", device)])
     comparison = compare_methods(config, str(bench))
     with resumable_disk_errors(Path(config.output)):
         summary, table = write_comparison(comparison, Path(config.output))
     print_result(summary, as_json, table)
 
 
-def sweep(bench: Path, *overrides: str, as_json: Json = False) -> None:
+def sweep(bench: Path, *overrides: str, device: Device = "auto", as_json: Json = False) -> None:
     """Search hyper-parameters by a grid or random draws, within a budget; the outputs are those of `compare`.
 
     Parameters
@@ -48,4 +48,4 @@ def sweep(bench: Path, *overrides: str, as_json: Json = False) -> None:
             where=str(bench),
             fix="as in search: {parameters: {objective.beta: [0.05, 0.1, 0.5]}}",
         )
-    compare(bench, *overrides, as_json=as_json)
+    compare(bench, *overrides, device=device, as_json=as_json)

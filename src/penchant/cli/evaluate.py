@@ -9,7 +9,7 @@ from cyclopts import Parameter
 from cyclopts.validators import Number
 
 from penchant.cli.flags import ALL, COMPUTE, LENGTHS, ROWS, TEMPLATE, ReadingFlags, offers
-from penchant.cli.output import Count, Json, Seed, Source, log_notes, print_result
+from penchant.cli.output import Count, Device, Json, Seed, Source, log_notes, print_result
 from penchant.errors import ConfigError
 
 
@@ -27,6 +27,7 @@ def generate(
     best_of: Count | None = None,
     head: str = "preference_head",
     flags: Annotated[ReadingFlags, offers(*ROWS, *TEMPLATE, *LENGTHS)] = ReadingFlags(),
+    device: Device = "auto",
     as_json: Json = False,
 ) -> None:
     """Sample responses to prompts.
@@ -56,6 +57,7 @@ def generate(
     head
         Name of the preference head, where the model has several.
     """
+    from penchant.engine.device import use_device
     from penchant.evaluation.answering import (
         Sampling,
         answer,
@@ -67,6 +69,7 @@ def generate(
 
     if best_of is not None and samples > 1:
         raise ConfigError("--samples and --best-of are both given", fix="give one of them")
+    use_device(device)
     reading = flags.reading
     if names_a_file(prompts):
         dataset = flags.load(prompts)
@@ -98,6 +101,7 @@ def score(
     judge_url: str | None = None,
     judge_model: str | None = None,
     flags: Annotated[ReadingFlags, offers(*ROWS, *TEMPLATE, *LENGTHS, *COMPUTE)] = ReadingFlags(),
+    device: Device = "auto",
     as_json: Json = False,
 ) -> None:
     """Write the data with a score of every candidate, by a reward model, a Python function, or a judge.
@@ -119,11 +123,12 @@ def score(
     judge_model
         Name of the judge's model at that endpoint.
     """
-    from penchant.engine.distributed import local_device
+    from penchant.engine.device import local_device, use_device
     from penchant.errors import locate_errors
     from penchant.evaluation.rewards import ModelReward, open_reward, reward_from
     from penchant.evaluation.score_file import score_file
 
+    use_device(device)
     config = reward_from(model=model, label=label, function=function, judge_url=judge_url, judge_model=judge_model)
     dataset = flags.load(data)
     log_notes(dataset.notes)
@@ -146,6 +151,7 @@ def rank(
     label: int | None = None,
     output: Path | None = None,
     flags: Annotated[ReadingFlags, offers(*ALL)] = ReadingFlags(),
+    device: Device = "auto",
     as_json: Json = False,
 ) -> None:
     """Rank each group's candidates by a model, and report how often the preferences agree.
@@ -163,7 +169,8 @@ def rank(
     output
         Output file with a JSON line per group: order (the best first) and scores.
     """
-    from penchant.engine.distributed import World, local_device
+    from penchant.engine.device import local_device, use_device
+    from penchant.engine.distributed import World
     from penchant.errors import ConfigError, locate_errors
     from penchant.evaluation.ranking import rank as rank_groups
     from penchant.evaluation.ranking import rank_by_reward
@@ -174,6 +181,7 @@ def rank(
             f"--learn all counts log-probs, and --by {by} reads the last token",
             fix="leave --learn out, or rank by log-probs: --by mean_log_prob",
         )
+    use_device(device)
     dataset, reading = flags.load(data), flags.reading
     log_notes(dataset.notes)
     with locate_errors(data):

@@ -25,12 +25,14 @@ from penchant.cli.export import export, push
 from penchant.cli.flags import ALL, ReadingFlags, offers
 from penchant.cli.output import (
     VERB,
+    Device,
     Json,
     SaveDtype,
     Seed,
     Source,
     Verb,
     advised,
+    device_key,
     log_notes,
     print_result,
     show_notices,
@@ -68,7 +70,7 @@ app.command(tool_calls)
 
 
 @app.command
-def demo(*, output: Path = Path("demo"), seed: Seed = 0, as_json: Json = False) -> None:
+def demo(*, output: Path = Path("demo"), seed: Seed = 0, device: Device = "auto", as_json: Json = False) -> None:
     """Train, compare and report on generated data with a known reward, offline.
 
     Parameters
@@ -78,8 +80,10 @@ def demo(*, output: Path = Path("demo"), seed: Seed = 0, as_json: Json = False) 
     seed
         Seed of the data, the models and the runs.
     """
+    from penchant.engine.device import use_device
     from penchant.recipes.demo import run_demo
 
+    use_device(device)
     result = run_demo(output, seed=seed)
     print_result(result.to_json(), as_json, result.table)
 
@@ -89,6 +93,7 @@ def train(
     run: Path,
     *overrides: str,
     resume: Annotated[bool, Parameter(negative="")] = False,
+    device: Device = "auto",
     as_json: Json = False,
 ) -> None:
     """Train a model as a run's YAML file describes.
@@ -103,21 +108,24 @@ def train(
         Resume the run from its last checkpoint.
     """
     from penchant.config.run import load_config
+    from penchant.engine.device import on_device
     from penchant.engine.distributed import is_main_process
+    from penchant.planning.train import planned_budget
     from penchant.training.report import write_run_report
     from penchant.training.run import train as train_run
 
     file = run / "config.yaml" if resume and run.is_dir() else run
     if resume and run.is_dir() and not file.exists():
         raise ConfigError("the folder contains no run", where=str(run), fix="name the run's output folder, or its YAML")
-    config = load_config(file, overrides)
+    config = load_config(file, [*overrides, *device_key("device", device)])
     if file != run:
         # Not an override, because those are YAML: a folder may be called 2024, or contain a #.
         config = config.model_copy(update={"output": str(run)})
-    folder = train_run(config, resume=resume)
-    if is_main_process():
-        result = write_run_report(folder)
-        print_result(result.to_json(), as_json, result.table)
+    with on_device(config.device):
+        folder = train_run(config, resume=resume, choose_budget=planned_budget)
+        if is_main_process():
+            result = write_run_report(folder)
+            print_result(result.to_json(), as_json, result.table)
 
 
 @app.command
@@ -129,6 +137,7 @@ def evaluate(
     per_example: Path | None = None,
     beta: Annotated[float | None, Parameter(validator=Number(gt=0))] = None,
     flags: Annotated[ReadingFlags, offers(*ALL)] = ReadingFlags(),
+    device: Device = "auto",
     as_json: Json = False,
 ) -> None:
     """Measure a model on held-out preferences: accuracy, AUC and margin, each with a 95 % interval over prompts.
@@ -145,10 +154,12 @@ def evaluate(
     beta
         Scale of the implicit reward, for calibration only; 0.1 if not given.
     """
+    from penchant.engine.device import use_device
     from penchant.engine.distributed import destroy_process_group, init_process_group
     from penchant.evaluation.preferences import render
     from penchant.evaluation.reward_preferences import measure_model
 
+    use_device(device)
     dataset = flags.load(data)
     log_notes(dataset.notes)
     world = init_process_group()

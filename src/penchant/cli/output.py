@@ -130,12 +130,21 @@ def _quoted(value: object) -> str:
 Json = Annotated[bool, Parameter(name="--json", negative="", help="Print one JSON document on standard output.")]
 Rows = Literal["error", "drop"]
 Truncation = Literal["error", "drop", "keep_end_of_prompt"]
-Dtype = Literal["float32", "bfloat16"]
+Dtype = Literal["float32", "bfloat16", "float16"]
+Device = Annotated[
+    Literal["auto", "cpu", "cuda", "mps", "xpu"],
+    Parameter(help="Device of the models; auto: the first of cuda, xpu, mps and cpu that is there."),
+]
 SaveDtype = Literal["auto", "float32", "bfloat16", "float16"]
 Count = Annotated[int, Parameter(validator=Number(gte=1))]
 Length = Annotated[int, Parameter(validator=Number(gte=2))]
 Seed = Annotated[int, Parameter(validator=Number(gte=0))]
 Source = Annotated[str, Parameter(help="Preference file, `datasets` folder or hub id.")]
+
+
+def device_key(key: str, device: Device) -> list[str]:
+    """The override of a configuration's key by the flag ``--device``; none for auto, which leaves it as it is."""
+    return [] if device == "auto" else [f"{key}={device}"]
 
 
 def console_for(as_json: bool) -> Console:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from penchant.cli.output import Count, Json, print_result
+from penchant.cli.output import Count, Device, Json, device_key, print_result
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -31,7 +31,13 @@ PHASES = 5
 """Number of entries of MEMORY that are parts; after them come the phases, then overheads of the peak."""
 
 
-def plan(run: Path, *overrides: str, memory_mb: Count | None = None, as_json: Json = False) -> None:
+def plan(
+    run: Path,
+    *overrides: str,
+    memory_mb: Count | None = None,
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
     """Predict a run's memory and time on this machine without reading weights, and propose settings that fit.
 
     Parameters
@@ -48,7 +54,7 @@ def plan(run: Path, *overrides: str, memory_mb: Count | None = None, as_json: Js
     from penchant.planning.plan import plan as plan_run
 
     with without_code():
-        config = load_config(run, overrides)
+        config = load_config(run, [*overrides, *device_key("device", device)])
         result = plan_run(config, available=memory_mb and memory_mb << 20)
     print_result(result.to_json(), as_json, None if as_json else render(result))
 

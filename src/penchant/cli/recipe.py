@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from penchant.cli.flags import COLUMNS, ReadingFlags, offers
-from penchant.cli.output import Json, print_result
+from penchant.cli.output import Device, Json, print_result
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -22,7 +22,14 @@ Parts = tuple[Any, Callable[..., Results], "Callable[[Results, Path], Group]"]
 """A recipe's configuration class, the function that runs it, and the function that renders its results."""
 
 
-def recipe(name: Recipe, config: Path, *overrides: str, stage: str | None = None, as_json: Json = False) -> None:
+def recipe(
+    name: Recipe,
+    config: Path,
+    *overrides: str,
+    stage: str | None = None,
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
     """Run a recipe stage by stage; re-running resumes where it stopped.
 
     Parameters
@@ -40,8 +47,10 @@ def recipe(name: Recipe, config: Path, *overrides: str, stage: str | None = None
         Run only this stage; earlier stages must be complete.
     """
     from penchant.config.run import load_section
+    from penchant.engine.device import use_device
     from penchant.recipes.tuning import check_base_models
 
+    use_device(device)
     kind, run, table = RECIPES[name]()
     loaded = load_section(kind, config, overrides)
     check_base_models(loaded)
@@ -117,6 +126,7 @@ def recommend(
     catalogue: Path | None = None,
     top: int = 10,
     flags: Annotated[ReadingFlags, offers(*COLUMNS)] = ReadingFlags(),
+    device: Device = "auto",
     as_json: Json = False,
 ) -> None:
     """Rank titles for a user by a model from the recipe recommend.
@@ -134,10 +144,12 @@ def recommend(
     top
         Number of titles to print.
     """
+    from penchant.engine.device import use_device
     from penchant.errors import ConfigError
     from penchant.recipes.recommend.histories import read_titles
     from penchant.recipes.recommend.serving import suggest, suggest_from_catalogue
 
+    use_device(device)
     if catalogue is not None and not candidates:
         titles = read_titles(catalogue, columns=flags.mapping, split=flags.split)
         suggestions = suggest_from_catalogue(str(model), history, list(titles.values()))

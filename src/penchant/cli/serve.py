@@ -6,7 +6,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from penchant.cli.output import Count, log_notes
+from penchant.cli.output import Count, Device, log_notes
 
 
 def serve(
@@ -23,6 +23,7 @@ def serve(
     max_body_bytes: Count = 4 * 2**20,
     api_key: Annotated[str | None, Parameter(env_var="PENCHANT_API_KEY")] = None,
     allowed_host: Annotated[tuple[str, ...], Parameter(negative="")] = (),
+    device: Device = "auto",
 ) -> None:
     """Serve one or several models, with a router, through OpenAI's protocol at /v1/chat/completions.
 
@@ -49,6 +50,7 @@ def serve(
     allowed_host
         Host name that clients may use, besides addresses, localhost and --host; repeatable; * allows all names.
     """
+    from penchant.engine.device import use_device
     from penchant.errors import ConfigError
     from penchant.serving.access import Access, Limits
     from penchant.serving.run import find_experts
@@ -56,6 +58,7 @@ def serve(
 
     if not sources:
         raise ConfigError("no model is given", fix="penchant serve runs/first")
+    use_device(device)
     access = Access.for_host(host, api_key, allowed_host)
     limits = Limits(batch, waiting, max_tokens, timeout_s, read_timeout_s, max_body_bytes)
     folders, router = find_experts(sources)

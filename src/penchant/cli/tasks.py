@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from cyclopts import Parameter
 
 from penchant.cli.flags import COLUMNS, COMPUTE, LENGTHS, TEMPLATE, ReadingFlags, offers
-from penchant.cli.output import Count, Json, log_notes, print_result
+from penchant.cli.output import Count, Device, Json, log_notes, print_result
 from penchant.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ def tool_calls(
     timed: Count = 20,
     answers: Path | None = None,
     flags: Annotated[ReadingFlags, offers(*TEMPLATE)] = ReadingFlags(),
+    device: Device = "auto",
     as_json: Json = False,
 ) -> None:
     """Measure a model's function calls: accuracy by category, and time and memory per answer on this machine.
@@ -56,13 +57,14 @@ def tool_calls(
     answers
         Output file with a JSON line per answer.
     """
-    from penchant.engine.distributed import local_device
+    from penchant.engine.device import local_device, use_device
     from penchant.evaluation.tool_calls.latency import LatencySettings, measure_latency
     from penchant.evaluation.tool_calls.questions import evenly_spaced, read_bfcl, select_questions
     from penchant.evaluation.tool_calls.styles import STYLES
     from penchant.evaluation.tool_calls.suite import ToolReport, answer_questions, write_answers
     from penchant.models.loading import load_model, load_tokenizer
 
+    use_device(device)
     read, left_out = read_bfcl(data)
     log_notes(f"{name} is left out: {reason}" for name, reason in left_out.items())
     questions = select_questions(read, category, limit)
@@ -132,6 +134,7 @@ def tasks(
     suite: Suites | None = None,
     limit: Count | None = None,
     flags: Annotated[ReadingFlags, offers(*COLUMNS, *TEMPLATE, *LENGTHS, "empty", *COMPUTE)] = ReadingFlags(),
+    device: Device = "auto",
     as_json: Json = False,
 ) -> None:
     """Measure a model on multiple-choice tasks: accuracy with a 95 % interval, and baselines without a model.
@@ -147,12 +150,14 @@ def tasks(
     limit
         Number of questions per task, from the start of each file.
     """
+    from penchant.engine.device import use_device
     from penchant.engine.distributed import destroy_process_group, init_process_group
     from penchant.evaluation.choices import evaluate_choices
     from penchant.evaluation.choices_readers import read_questions
     from penchant.evaluation.choices_scoring import score_tasks
     from penchant.evaluation.choices_suites import SUITES, ChoicesReport, evaluate_suite, render, require_tasks
 
+    use_device(device)
     files = named_files(task)
     if suite is not None:
         require_tasks(SUITES[suite], list(files))

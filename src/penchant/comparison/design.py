@@ -12,6 +12,7 @@ from penchant.comparison.cells import variants
 from penchant.comparison.config import START, Bench
 from penchant.comparison.pair_values import first_of_prompt
 from penchant.data.groups import PreferenceGroup
+from penchant.engine.device import local_device
 from penchant.engine.memory import peak_process_bytes
 from penchant.evaluation.variance_components import Variances, detectable_difference
 from penchant.storage.files import read_records
@@ -19,7 +20,7 @@ from penchant.storage.files import read_records
 
 def reset_peak() -> None:
     """Reset the GPU's record of peak memory."""
-    if torch.cuda.is_available():
+    if local_device().type == "cuda":
         torch.cuda.reset_peak_memory_stats()
 
 
@@ -28,7 +29,7 @@ def cost_of(folder: Path) -> dict[str, float]:
     trained = [line for line in _lines(folder, "metrics.jsonl") if "num_tokens" in line]
     steps = _lines(folder, "timing.jsonl")
     peak = peak_process_bytes() / 2**20
-    if torch.cuda.is_available():
+    if local_device().type == "cuda":
         peak = torch.cuda.max_memory_allocated() / 2**20
     last_seconds = steps[-1]["seconds"] if steps else 0.0
     mean = sum(line["seconds"] for line in steps) / len(steps) if steps else last_seconds

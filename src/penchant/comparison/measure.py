@@ -22,7 +22,8 @@ from penchant.config.run import RunConfig
 from penchant.data.groups import PreferenceGroup, Text, as_text
 from penchant.data.tokenization import tokenize_groups, tokenize_prompts
 from penchant.data.tokenized import TokenizedGroup
-from penchant.engine.distributed import World, local_device
+from penchant.engine.device import local_device
+from penchant.engine.distributed import World
 from penchant.engine.reference_model import NO_LIMIT, FrozenModel
 from penchant.engine.sampling import sample
 from penchant.errors import ConfigError

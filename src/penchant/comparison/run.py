@@ -28,22 +28,29 @@ from penchant.comparison.results_cache import (
 from penchant.comparison.summary import name_of
 from penchant.config.run import dump_config, read_yaml
 from penchant.config.yaml_files import parse_yaml
+from penchant.engine.device import best_dtype, local_device, on_device
 from penchant.engine.distributed import is_single_process
 from penchant.errors import ConfigError, DiskFullError, TrainingError
 from penchant.evaluation.held_out import today
+from penchant.planning.train import train
 from penchant.progress import Progress
 from penchant.storage.files import folder_lock, read_record, resumable_disk_errors, write_atomically
+from penchant.training.automatic import as_recorded
 from penchant.training.folder import RunLog, day_note, run_log, run_writes_today
-from penchant.training.run import train
 
 logger = logging.getLogger(__name__)
 
 
 def same_but_for_no_day(earlier: dict[str, Any], current: dict[str, Any]) -> bool:
-    """Whether two runs have the same keys, except for a date that only one of them sets."""
+    """Whether two runs have the same keys, except for the device, and for a date that only one of them sets."""
     days = {_data(values).get("date") for values in (earlier, current)} - {None}
-    undated = [{**values, "data": {**_data(values), "date": None}} for values in (earlier, current)]
-    return undated[0] == undated[1] and len(days) < 2
+    return _comparable(earlier) == _comparable(current) and len(days) < 2
+
+
+def _comparable(values: dict[str, Any]) -> dict[str, Any]:
+    """A run's keys without its date and device; where an older Penchant wrote no dtype, float32."""
+    training = {"dtype": "float32", **(values.get("training") or {})}
+    return {**values, "device": None, "training": training, "data": {**_data(values), "date": None}}
 
 
 def _data(values: dict[str, Any]) -> dict[str, Any]:
@@ -73,6 +80,18 @@ def on_one_day(bench: Bench, where: str) -> Bench:
     return bench.model_copy(update={"base": {**bench.base, "data": {**_data(bench.base), "date": str(day)}}})
 
 
+def with_dtype(bench: Bench) -> Bench:
+    """The comparison with `base.training.dtype` set: as configured, else as recorded, else the device's best one."""
+    training = bench.base.get("training") or {}
+    if training.get("dtype", "auto") != "auto":
+        return bench
+    file = Path(bench.output) / "compare.yaml"
+    dtype: str = best_dtype(local_device())
+    if file.exists():
+        dtype = (read_yaml(file).get("base", {}).get("training") or {}).get("dtype", "float32")
+    return bench.model_copy(update={"base": {**bench.base, "training": {**training, "dtype": dtype}}})
+
+
 def compare(bench: Bench, where: str) -> Comparison:
     """Run a comparison; running an interrupted one again resumes where it stopped.
 
@@ -87,13 +106,14 @@ def compare(bench: Bench, where: str) -> Comparison:
         raise ConfigError(
             "a comparison runs its cells one after another in one process", fix="start it without torchrun"
         )
-    with resumable_disk_errors(Path(bench.output)), folder_lock(Path(bench.output)), run_log() as log:
+    folder, device = Path(bench.output), configurations(bench, where)[0].device
+    with on_device(device), resumable_disk_errors(folder), folder_lock(folder), run_log() as log:
         return _compare(bench, where, log)
 
 
 def _compare(bench: Bench, where: str, log: RunLog) -> Comparison:
     folder = Path(bench.output)
-    bench = on_one_day(bench, where)
+    bench = with_dtype(on_one_day(bench, where))
     shared, cells = prepare(bench, where)
     _record_config(folder, bench, where)
     log.open(folder)
@@ -264,9 +284,11 @@ def _same_run(planned: Planned) -> None:
         files = {key: None if path is None else Path(str(path)).name for key, path in paths.items()}
         return {**values, "output": None, "data": {**values["data"], **files}}
 
+    # The cell's own token budget was chosen when it was trained.
+    config = as_recorded(planned.config)
     file = planned.folder / "config.yaml"
     recorded = content(read_yaml(file))
-    current = content(parse_yaml(dump_config(planned.config)))
+    current = content(parse_yaml(dump_config(config)))
     if same_but_for_no_day(recorded, current):
         return
     changes = sorted(key for key in recorded.keys() | current.keys() if recorded.get(key) != current.get(key))

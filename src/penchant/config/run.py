@@ -20,6 +20,11 @@ from penchant.data.rendering import Rendering
 from penchant.errors import ConfigError
 from penchant.objectives import MultiReference, Objective
 
+Dtype = Literal["float32", "bfloat16", "float16"]
+
+SAFE_TOKEN_BUDGET = 8192
+"""Tokens of a micro-batch where no memory is planned: on a CPU, and for what a model reads before a run is planned."""
+
 
 class SourceConfig(Section):
     """The source of the preferences: the first keys of `data` in a saved configuration."""
@@ -71,8 +76,12 @@ class TrainingConfig(Section):
     epochs: float = Field(1, gt=0, description="passes over the training groups; without effect where max_steps is set")
     max_steps: int | None = Field(None, ge=1, description="number of optimizer steps; null: by epochs")
     batch_size: int = Field(32, ge=1, description="groups per optimizer step, over all processes")
-    token_budget: int = Field(
-        8192, ge=1, description="maximum tokens of a micro-batch; for pictures, positions of their latents"
+    token_budget: int | Literal["auto"] = Field(
+        "auto",
+        description="maximum tokens of a micro-batch; for pictures, positions of their latents; auto: on a CUDA card "
+        "the most that penchant plan fits into 85 % "
+        f"of its free memory, at most a step's; {SAFE_TOKEN_BUDGET} elsewhere, and with several processes. Resolved at "
+        "the start, and kept when the run is resumed",
     )
     learning_rate: float = Field(1e-6, gt=0, description="peak learning rate of AdamW")
     schedule: Literal["cosine", "linear", "constant"] = Field(
@@ -90,8 +99,11 @@ class TrainingConfig(Section):
     )
     epsilon: float = Field(1e-8, gt=0, description="AdamW's epsilon")
     max_grad_norm: float = Field(1.0, gt=0, description="norm to which gradients are clipped")
-    dtype: Literal["float32", "bfloat16"] = Field(
-        "float32", description="dtype of the matrix products; trained weights stay float32"
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto",
+        description="dtype of the matrix products; trained weights stay float32. auto: bfloat16 on CUDA cards of "
+        "compute capability 8.0 and more (and on XPU where torch supports it), float16 with a scaled loss on older "
+        "ones, float32 on CPU and MPS. Resolved at the start and kept when the run is resumed. float32 is TF32 on CUDA",
     )
     save_dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto",
@@ -116,6 +128,32 @@ class TrainingConfig(Section):
         description="with several processes: time after which the run ends with an error that names the process that "
         "does not answer, or that the others wait for",
     )
+
+    @property
+    def resolved_dtype(self) -> Dtype:
+        """`dtype` of a run that has begun, or of a plan; what is ``auto`` is resolved before."""
+        if self.dtype == "auto":
+            raise ValueError("training.dtype is still auto: it is to be resolved before it is read")
+        return self.dtype
+
+    @property
+    def resolved_token_budget(self) -> int:
+        """`token_budget` of a run that has begun, or of a plan; what is ``auto`` is resolved before."""
+        if self.token_budget == "auto":
+            raise ValueError("training.token_budget is still auto: it is to be resolved before it is read")
+        return self.token_budget
+
+    @property
+    def unplanned_token_budget(self) -> int:
+        """`token_budget` for other models that read the run's data, whose memory no plan counts."""
+        return SAFE_TOKEN_BUDGET if self.token_budget == "auto" else self.token_budget
+
+    @field_validator("token_budget", mode="before")
+    @classmethod
+    def _check_budget(cls, value: object) -> object:
+        if value != "auto" and not (str(value).isdecimal() and int(str(value)) >= 1):
+            raise ValueError("expected auto, or a whole number of at least 1")
+        return value
 
     @field_validator("betas")
     @classmethod
@@ -212,6 +250,11 @@ class RunConfig(Section):
     )
     data: DataConfig
     output: str = Field(description="the run's output folder")
+    device: Literal["auto", "cpu", "cuda", "mps", "xpu"] = Field(
+        "auto",
+        description="device of all models; auto: the first of cuda, xpu, mps and cpu that is there. A run may be "
+        "resumed on another",
+    )
     objective: dict[str, Any] = Field(description="name and hyper-parameters of the objective")
     candidates: Literal["given", "sampled"] = Field(
         "given", description="given: candidates of the data; sampled: responses sampled from the policy during training"

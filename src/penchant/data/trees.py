@@ -135,8 +135,8 @@ class TreeBatch:
     def to_group_matrix(self, values: Tensor) -> Tensor:
         """[G, K] values by group and candidate, from [C] values; 0 in empty slots."""
         k = self.shape[1]
-        empty = torch.zeros(self.shape, dtype=values.dtype, device=values.device)
-        return empty.index_put((self.slots // k, self.slots % k), values)
+        empty, slots = torch.zeros(self.shape, dtype=values.dtype, device=values.device), self.slots.to(values.device)
+        return empty.index_put((slots // k, slots % k), values)
 
 
 def pack(groups: Sequence[TokenizedGroup], temperature: float = 1.0) -> TreeBatch:

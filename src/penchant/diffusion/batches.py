@@ -166,7 +166,7 @@ class DrawnBatches:
 
     def _reference(self, drawn_groups: Sequence[DrawnGroup]) -> list[list[float]]:
         """[groups][pictures] minus the noise errors without adapters, in the policy's micro-batches: equal bits."""
-        budget, dtype = self.settings.token_budget, self.settings.dtype
+        budget, dtype = self.settings.resolved_token_budget, self.settings.resolved_dtype
         cuts = split_into_micro_batches([self.scorer.cost(group) for group in drawn_groups], budget)
         world = World(0, 1, self.scorer.denoiser.device)
         with self.scorer.unet.disable_adapter():

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import torch
 from torch import Tensor
@@ -20,6 +20,7 @@ from penchant.config.run import LoraConfig
 from penchant.data.groups import PreferenceGroup
 from penchant.diffusion.batches import DenoiserScorer, DrawnBatches, Draws
 from penchant.diffusion.denoising import Denoiser
+from penchant.engine.device import best_dtype
 from penchant.engine.distributed import World
 from penchant.errors import ConfigError
 from penchant.models.lora import add_adapters, sort_modules
@@ -52,7 +53,10 @@ def tune_denoiser(
         Interrupted: on Ctrl-C, SIGTERM or SIGHUP, after the step in progress was finished and saved.
     """
     check_objective(config.objective)
-    settings = config.training
+    settings = config.training.model_copy(update={"token_budget": config.training.unplanned_token_budget})
+    if settings.dtype == "auto":
+        settings = settings.model_copy(update={"dtype": best_dtype(denoiser.device)})
+    config = replace(config, training=settings)
     torch.manual_seed(settings.seed)
     denoiser.latent_choice = draws.latents
     targets = linear_layers(denoiser.unet) if lora.targets == "all-linear" else lora.targets

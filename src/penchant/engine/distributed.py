@@ -25,7 +25,13 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
+from penchant.engine.device import local_device
+from penchant.errors import ConfigError
+
 T = TypeVar("T")
+
+BACKENDS = {"cpu": "gloo", "cuda": "nccl", "xpu": "xccl"}
+"""Device type -> torch's backend of collectives."""
 
 
 @dataclass(frozen=True)
@@ -84,13 +90,6 @@ class World:
             dist.barrier()
 
 
-def local_device() -> torch.device:
-    """This process's GPU, or the CPU where there is none."""
-    if torch.cuda.is_available():
-        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-    return torch.device("cpu")
-
-
 def is_main_process() -> bool:
     """Whether this process writes and prints, without a `World`: before it is made, or after."""
     return os.environ.get("RANK", "0") == "0"
@@ -107,15 +106,23 @@ def init_process_group(timeout: float = 1800) -> World:
     Args:
         timeout: seconds that a process may keep the others waiting; `RankMonitor` names it then, so collectives wait
             a minute more.
+
+    Raises:
+        ConfigError: there are several processes, and their device has no collectives.
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     rank = int(os.environ.get("RANK", "0"))
     device = local_device()
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
+    if size > 1 and device.type not in BACKENDS:
+        raise ConfigError(
+            f"{size} processes cannot share the device {device.type}",
+            where="device",
+            fix="device=cpu, or start it without torchrun",
+        )
+    if device.index is not None:
+        torch.accelerator.set_device_index(device.index)
     if size > 1 and not dist.is_initialized():
-        backend = "nccl" if device.type == "cuda" else "gloo"
-        dist.init_process_group(backend, timeout=timedelta(seconds=timeout + 60))
+        dist.init_process_group(BACKENDS[device.type], timeout=timedelta(seconds=timeout + 60))
     return World(rank, size, device)
 
 

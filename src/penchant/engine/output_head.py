@@ -80,7 +80,7 @@ def linear_head_memory(head: nn.Module, targets: int, device: torch.device, dtyp
         dtype: of the matrix products.
     """
     like: Any = head.weight
-    rank, compute = lora_rank(head), torch.bfloat16 if dtype == "bfloat16" else like.dtype
+    rank, compute = lora_rank(head), like.dtype if dtype == "float32" else getattr(torch, dtype)
     with track_memory() as tracker:
         weight = torch.empty(like.shape, dtype=like.dtype, device=device, requires_grad=like.requires_grad)
         ids = torch.empty(targets, dtype=torch.int64, device=device)

@@ -11,6 +11,7 @@ from torch.nn.functional import pad
 
 from penchant.data.tokenized import TokenizedGroup
 from penchant.data.trees import TreeBatch
+from penchant.engine.device import exact
 from penchant.engine.scorer import PackedScorer
 
 if TYPE_CHECKING:
@@ -49,9 +50,9 @@ class PaddedScorer(PackedScorer):
             log_probs = (
                 response_logits.to(torch.promote_types(response_logits.dtype, torch.float32)) / batch.temperature
             ).log_softmax(-1)
-            token_log_probs = log_probs.gather(-1, sequence[prompt:, None])[:, 0].double()
+            token_log_probs = log_probs.gather(-1, sequence[prompt:, None])[:, 0]
             learned = slice(None) if batch.loss_mask is None else batch.loss_mask[start : start + len(token_log_probs)]
-            sums.append(token_log_probs[learned].sum())
+            sums.append(exact(token_log_probs[learned]).sum())
             start += len(token_log_probs)
         return batch.to_group_matrix(torch.stack(sums))
 

@@ -11,6 +11,7 @@ import torch
 from penchant.data.rendering import PLAIN, Rendering
 from penchant.data.second_reading import retokenize_groups
 from penchant.data.tokenized import TokenizedGroup, Truncation
+from penchant.engine.device import products_name
 from penchant.engine.distributed import World, shard
 from penchant.engine.scorer import Scorer
 from penchant.engine.scoring import choose_scorer, sample_groups, score_groups
@@ -45,8 +46,7 @@ class FrozenModel:
     ) -> FrozenModel:
         """Load a model and its tokenizer onto this process's device; errors as in `models.loading`."""
         tokenizer = load_tokenizer(source, chat_template=chat_template)
-        weights = torch.bfloat16 if dtype == "bfloat16" else torch.float32
-        model = load_model(source, dtype=weights).to(world.device).requires_grad_(False)
+        model = load_model(source, dtype=getattr(torch, dtype)).to(world.device).requires_grad_(False)
         check_vocabulary(model, tokenizer, source)
         return cls(model, tokenizer, rendering)
 
@@ -86,7 +86,8 @@ def cached_log_probs(
     scorer: Scorer, fingerprint: str, groups: Sequence[TokenizedGroup], world: World, budget: int, dtype: str
 ) -> list[list[float]]:
     """Summed log-probs of every candidate by a model whose weights have this fingerprint, through the cache."""
-    cache = LogProbCache(fingerprint, f"{type(scorer).__name__} {dtype} {world.device.type}", cache_folder())
+    scorer_name = f"{type(scorer).__name__} {products_name(dtype, world.device)} {world.device.type}"
+    cache = LogProbCache(fingerprint, scorer_name, cache_folder())
     with Progress("log-probs", len(groups), "groups", visible=world.is_main) as progress:
         log_probs = score_groups(
             scorer, groups, world=world, budget=budget, dtype=dtype, cache=cache, advance=progress.advance

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from penchant.data.tokenized import Ids
 from penchant.engine.attention import TREE
+from penchant.engine.device import exact
 from penchant.engine.padded import pad_left
 from penchant.models.multimodal import set_attention
 
@@ -385,7 +386,7 @@ def choose_tokens(logits: Tensor, temperature: float, top_p: float, chances: Ten
     """
     if temperature < 1e-6:
         return logits.argmax(-1)
-    probabilities, tokens = (logits.double() / temperature).softmax(-1).sort(-1, descending=True)
+    probabilities, tokens = (exact(logits) / temperature).softmax(-1).sort(-1, descending=True)
     cumulated = probabilities.cumsum(-1)
     if top_p < 1:
         in_top_p = (cumulated - probabilities) < top_p
@@ -395,4 +396,4 @@ def choose_tokens(logits: Tensor, temperature: float, top_p: float, chances: Ten
         total = cumulated[:, -1]
     places = torch.searchsorted(cumulated, (chances.to(total) * total)[:, None], right=True)[:, 0]
     last = torch.isfinite(cumulated).sum(-1) - 1
-    return tokens.gather(-1, torch.minimum(places, last)[:, None])[:, 0]
+    return tokens.gather(-1, torch.minimum(places, last)[:, None])[:, 0].to(logits.device)

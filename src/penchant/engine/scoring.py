@@ -12,6 +12,7 @@ from torch import Tensor
 
 from penchant.data.tokenized import TokenizedGroup
 from penchant.data.trees import TreeBatch, pack, split_into_micro_batches
+from penchant.engine.device import exact, float32_products
 from penchant.engine.distributed import World, reshard
 from penchant.engine.padded import PaddedScorer, pad_right, unpack
 from penchant.engine.scorer import CandidateGroup, PackedScorer, Scorer
@@ -51,7 +52,7 @@ class HeadedScorer(PackedScorer):
     def forward(self, batch: TreeBatch) -> Tensor:
         """Log-probs (nats) and rewards, stacked [2, G, K]; 0 in empty slots."""
         log_probs, last = self._inner[0].forward_with_hidden(batch)
-        return torch.stack([log_probs, batch.to_group_matrix(self.head(last).to(log_probs.dtype))])
+        return torch.stack([log_probs, batch.to_group_matrix(self.head(last).to(log_probs))])
 
 
 def require_end_tokens(groups: Sequence[TokenizedGroup], ends: Sequence[int]) -> None:
@@ -89,7 +90,7 @@ class TreeRewardScorer(PackedScorer):
         """[G, K] rewards, in float64; 0 in empty slots."""
         hidden = last_hidden(self.model, batch)
         positions = reward_positions(batch, pad_token_id(self.model))
-        return batch.to_group_matrix(self.model.score(hidden.index_select(0, positions))[:, 0].double())
+        return batch.to_group_matrix(exact(self.model.score(hidden.index_select(0, positions))[:, 0]))
 
 
 class PaddedRewardScorer(PackedScorer):
@@ -123,7 +124,7 @@ def padded_rewards(model: PreTrainedModel, sequences: Sequence[Tensor], label: i
         outputs: Tensor = model.score(hidden[torch.arange(len(positions)), positions])
     else:  # a bidirectional classifier, whose head reads the first token
         outputs = model(**inputs).logits
-    return outputs[:, label].double()
+    return exact(outputs[:, label])
 
 
 def reward_position(sequence: Tensor, pad: int | None) -> int:
@@ -144,8 +145,9 @@ def reward_positions(batch: TreeBatch, pad: int | None) -> Tensor:
     tokens, size = batch.targets.index_select(0, batch.paths), len(batch.paths)
     firsts = batch.lengths.cumsum(0) - batch.lengths
     offsets = torch.arange(size, device=tokens.device) - firsts.repeat_interleave(batch.lengths, output_size=size)
-    ends = torch.where(tokens != pad, offsets + 1, 0).double()
-    content = torch.segment_reduce(ends, "max", lengths=batch.lengths).long()  # tokens before the pad tokens
+    ends = exact(torch.where(tokens != pad, offsets + 1, 0))
+    maxima = torch.segment_reduce(ends, "max", lengths=batch.lengths.to(ends.device))
+    content = maxima.to(tokens.device, torch.int64)  # tokens before the pad tokens
     # The hidden state that predicts the first of the pad tokens at the end is the last other token's.
     last = batch.source.index_select(0, batch.paths.index_select(0, (firsts + content).clamp(max=size - 1)))
     return torch.where(content < batch.lengths, last, batch.ends)
@@ -196,7 +198,7 @@ def choose_scorer(
     Args:
         model: any causal language model.
         sample: a few real groups; at least one with a prompt of some length and two candidates tells the most.
-        dtype: ``float32`` or ``bfloat16``, of the matrix products, as in `precision`.
+        dtype: ``float32``, ``bfloat16`` or ``float16``, of the matrix products, as in `precision`.
     """
     return _choose(model, TreeScorer(model), PaddedScorer(model), sample, dtype)
 
@@ -217,7 +219,8 @@ def _choose(
     training = model.training
     model.eval()
     try:
-        with torch.no_grad():
+        # Not in TF32, in which training may multiply: its rounding is far above the check's tolerance.
+        with torch.no_grad(), float32_products("highest"):
             verdict = check.verdict(sample)
     finally:
         model.train(training)
@@ -276,10 +279,8 @@ def sample_groups(groups: Sequence[TokenizedGroup]) -> list[TokenizedGroup]:
 
 
 def precision(device: torch.device, dtype: str) -> AbstractContextManager[None]:
-    """Autocast for the run's dtype: float32 master weights, bfloat16 matrix products."""
-    if dtype == "bfloat16":
-        return torch.autocast(device.type, dtype=torch.bfloat16)
-    return nullcontext()
+    """Autocast for the run's dtype: float32 master weights, matrix products in half precision where it is one."""
+    return nullcontext() if dtype == "float32" else torch.autocast(device.type, dtype=getattr(torch, dtype))
 
 
 def micro_batches(scorer: Scorer, groups: Sequence[CandidateGroup], budget: int) -> list[list[int]]:
@@ -310,7 +311,7 @@ def score_groups(
     Args:
         scorer: holds the model; put in evaluation mode here.
         budget: tokens in a micro-batch.
-        dtype: ``float32`` or ``bfloat16``, of the matrix products.
+        dtype: ``float32``, ``bfloat16`` or ``float16``, of the matrix products.
         cache: where log-probs of this model at temperature 1 are kept; None computes them all.
         temperature: logits are divided by it.
         advance: called with the number of groups done since the last call.
@@ -360,7 +361,7 @@ def score_with_head(
         batch = pack([groups[i] for i in members]).to(world.device)
         with precision(world.device, dtype):
             rewards = scorer(batch)[1]
-        values = iter(rewards.flatten()[batch.slots].tolist())
+        values = iter(rewards.flatten()[batch.slots.to(rewards.device)].tolist())
         rank_rewards.update({i: [next(values) for _ in groups[i].responses] for i in members})
     rewards_of_group = {i: row for part in world.gather(rank_rewards) for i, row in part.items()}
     return [rewards_of_group[i] for i in range(len(groups))]

@@ -11,6 +11,7 @@ from torch import Tensor
 from penchant.data.tokenized import TokenizedGroup
 from penchant.data.trees import TreeBatch, pack, with_prompts_first
 from penchant.engine.attention import TREE, tree_attention
+from penchant.engine.device import exact
 from penchant.engine.kernels.layer_fusion import fuse_layers
 from penchant.engine.kernels.linear_log_probs import compute_dtype, row_multiple
 from penchant.engine.kernels.tied_embedding import SharedGradient, embed, is_tied
@@ -52,7 +53,7 @@ class TreeScorer(PackedScorer):
         return arranged(pack(groups, temperature), self.model)
 
     def forward(self, batch: TreeBatch) -> Tensor:
-        """Summed log-probs [G, K], nats: tokens in float32 or better, sums in float64; 0 in empty slots."""
+        """Summed log-probs [G, K], nats: tokens in float32 or better, sums `exact`; 0 in empty slots."""
         return self.forward_with_hidden(batch)[0]
 
     def forward_with_hidden(self, batch: TreeBatch) -> tuple[Tensor, Tensor]:
@@ -69,8 +70,9 @@ class TreeScorer(PackedScorer):
             temperature=batch.temperature,
         )
         # A sum of -1000 nats has a precision of 6e-5 in float32, worse than the rounding of all its tokens.
-        candidate_log_probs = token_log_probs.double().index_select(0, batch.paths)
-        sums = torch.segment_reduce(candidate_log_probs, "sum", lengths=batch.lengths)
+        exact_log_probs = exact(token_log_probs)
+        paths, lengths = batch.paths.to(exact_log_probs.device), batch.lengths.to(exact_log_probs.device)
+        sums = torch.segment_reduce(exact_log_probs.index_select(0, paths), "sum", lengths=lengths)
         return batch.to_group_matrix(sums), hidden.index_select(0, batch.ends)
 
 

@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from penchant.data.tokenized import TokenizedGroup
-from penchant.data.trees import pack
+from penchant.data.trees import TreeBatch, pack
 from penchant.engine.attention import UnsupportedAttention
+from penchant.engine.device import exact
 from penchant.engine.kernels.layer_fusion import unfuse_layers
 from penchant.engine.memory import available_bytes
 from penchant.engine.tree import use_tree
@@ -38,9 +39,9 @@ def is_half(dtype: torch.dtype, products: str) -> bool:
 
     Args:
         dtype: of the weights.
-        products: ``float32`` or ``bfloat16``, as in `scoring.precision`.
+        products: ``float32``, ``bfloat16`` or ``float16``, as in `scoring.precision`.
     """
-    return products == "bfloat16" or dtype in HALF_DTYPES
+    return products != "float32" or dtype in HALF_DTYPES
 
 
 def largest(difference: Tensor) -> float:
@@ -79,7 +80,7 @@ def measure_rounding(
         rounded = numbers()
     try:
         with in_float32(module, head):
-            return largest(rounded.double() - numbers().double())
+            return largest(exact(rounded) - exact(numbers()))
     except NoFloat32:
         return None
 
@@ -293,13 +294,18 @@ class TreeCheck:
         single_rows = [replace(group, responses=(response,)) for group in sample for response in group.responses]
         batches = [pack([group]).to(self.model.device) for group in (sample if together else single_rows)]
         with nullcontext() if exact else self.autocast():
-            return torch.cat([self.padded(batch).flatten()[batch.slots] for batch in batches])
+            return torch.cat([_by_candidate(self.padded(batch), batch) for batch in batches])
 
     def _tree_scores(self, sample: Sequence[TokenizedGroup], *, exact: bool = False) -> Tensor:
         batch = pack(sample).to(self.model.device)
         use_tree(self.model)
         with nullcontext() if exact else self.autocast():
-            return self.tree(batch).flatten()[batch.slots]
+            return _by_candidate(self.tree(batch), batch)
+
+
+def _by_candidate(numbers: Tensor, batch: TreeBatch) -> Tensor:
+    """Numbers [C] of the candidates of a batch, from [G, K]."""
+    return numbers.flatten()[batch.slots.to(numbers.device)]
 
 
 def _limit_candidates(sample: Sequence[TokenizedGroup], candidates: int) -> list[TokenizedGroup]:

@@ -17,7 +17,7 @@ from penchant.data.special_tokens import SpecialTokens
 from penchant.data.template_tokens import TemplateTokens
 from penchant.data.tokenization import readable_prompts, tokenize_prompts
 from penchant.data.tokenized import Ids
-from penchant.engine.distributed import local_device
+from penchant.engine.device import local_device
 from penchant.engine.reference_model import NO_LIMIT
 from penchant.engine.sampling import Sampling, sample
 from penchant.errors import ConfigError, DataError

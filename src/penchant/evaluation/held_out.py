@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 
 import yaml
 
-from penchant.config.run import RunConfig
+from penchant.config.run import SAFE_TOKEN_BUDGET, Dtype, RunConfig
 from penchant.config.yaml_files import parse_yaml
 from penchant.data.groups import PreferenceGroup
 from penchant.data.rendering import PLAIN, Rendering
@@ -81,7 +81,7 @@ class Reading:
         truncation, empty, identical: what happens to rows that do not fit; see docs/tokenization.md.
         chat_template: a file with a Jinja template to use instead of the tokenizer's.
         token_budget: tokens in a micro-batch.
-        dtype: ``float32`` or ``bfloat16``.
+        dtype: ``float32``, ``bfloat16`` or ``float16``.
         rendering: how rows become text.
     """
 
@@ -90,8 +90,8 @@ class Reading:
     empty: Literal["error", "drop"] = "error"
     identical: Literal["error", "drop"] = "error"
     chat_template: str | None = None
-    token_budget: int = 8192
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    token_budget: int = SAFE_TOKEN_BUDGET
+    dtype: Dtype = "float32"
     rendering: Rendering = PLAIN
 
     @classmethod
@@ -104,8 +104,8 @@ class Reading:
             data.empty,
             data.identical,
             data.chat_template,
-            training.token_budget,
-            training.dtype,
+            training.unplanned_token_budget,
+            training.resolved_dtype,
             config.rendering,
         )
 

@@ -66,9 +66,8 @@ def score_rewards(
     Raises:
         PenchantError: the model cannot be loaded or has several outputs; or rows do not fit.
     """
-    dtype = torch.bfloat16 if reading.dtype == "bfloat16" else torch.float32
     tokenizer = load_tokenizer(model, chat_template=reading.chat_template)
-    loaded = load_reward_model(model, dtype=dtype).to(world.device)
+    loaded = load_reward_model(model, dtype=getattr(torch, reading.dtype)).to(world.device)
     check_vocabulary(loaded, tokenizer, model)
     if loaded.config.num_labels != 1 or not hasattr(loaded, "score"):
         raise ConfigError(

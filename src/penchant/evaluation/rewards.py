@@ -241,8 +241,7 @@ class ModelReward:
 
         reading = reading.on_one_day(source)
         tokenizer = load_tokenizer(source, chat_template=reading.chat_template)
-        weights = torch.bfloat16 if reading.dtype == "bfloat16" else torch.float32
-        model = load_reward_model(source, dtype=weights).to(device).eval()
+        model = load_reward_model(source, dtype=getattr(torch, reading.dtype)).to(device).eval()
         outputs = int(model.config.num_labels)
         if label is None and outputs > 1:
             raise ConfigError(

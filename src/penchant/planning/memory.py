@@ -232,7 +232,7 @@ def _kept_while_training(memory: Memory) -> int:
 
 def _named_reference(source: str, spec: ModelSpec, batches: PeakBatches, device: torch.device) -> int:
     """The peak of live tensors while a named reference computes its log-probs."""
-    shape, dtype = read_shape(source), spec.config.training.dtype
+    shape, dtype = read_shape(source), spec.config.training.resolved_dtype
     depths = find_depths(shape, False)
 
     def peak(layers: int) -> int:
@@ -250,7 +250,7 @@ def _named_reference(source: str, spec: ModelSpec, batches: PeakBatches, device:
 
 def _count(spec: ModelSpec, batches: PeakBatches, surroundings: Surroundings) -> Memory:
     """Memory of a run, counted on its whole model."""
-    dtype, device = spec.config.training.dtype, surroundings.device
+    dtype, device = spec.config.training.resolved_dtype, surroundings.device
     live = _weights(surroundings.live, spec, device) if surroundings.live else 0
     reference_peaks = [0]
     for source in dict.fromkeys(surroundings.references):
@@ -297,7 +297,7 @@ def _count_steps(
     for micro_batches in [steps[0][:1], *steps]:
         for groups in micro_batches:
             tracker.reset()
-            activations = _backward(scorer, groups, tracker, device, settings.dtype)
+            activations = _backward(scorer, groups, tracker, device, settings.resolved_dtype)
             counts["activations"] = max(counts["activations"], activations)
             counts["training"] = max(counts["training"], tracker.peak)
         counts["gradients"] = sum(p.grad.nbytes for p in scorer.parameters() if p.grad is not None)
@@ -328,7 +328,9 @@ def _targets(groups: MicroBatch) -> int:
 
 
 def _weights(source: str, spec: ModelSpec, device: torch.device) -> int:
-    reference_model = meta_reference(read_shape(source), spec.padded, getattr(torch, spec.config.training.dtype))
+    reference_model = meta_reference(
+        read_shape(source), spec.padded, getattr(torch, spec.config.training.resolved_dtype)
+    )
     with track_memory() as tracker:
         replace_tensors(reference_model, device)
         return tracker.live

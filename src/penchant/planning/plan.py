@@ -4,25 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import transformers
 
 from penchant.config.objective import code_runs, names_code
-from penchant.config.run import RunConfig, parse_config
+from penchant.config.run import SAFE_TOKEN_BUDGET, RunConfig, parse_config
 from penchant.config.yaml_files import override
 from penchant.data.tokenized import TokenizedGroup
-from penchant.engine.distributed import local_device
+from penchant.engine.device import local_device, on_device, training_products
 from penchant.engine.memory import available_bytes, process_bytes
+from penchant.engine.reference_model import NO_LIMIT
 from penchant.engine.scoring import sample_groups
 from penchant.models.loading import adapter_base
+from penchant.planning.budget import CARD_SHARE, largest_budget
 from penchant.planning.memory import Memory, Surroundings, count_memory
 from penchant.planning.model import ModelSpec, read_shape
 from penchant.planning.time import NoRoom, StepCosts, check_tree, measure_step_costs
 from penchant.planning.work import Workload, plan_batches
+from penchant.training.automatic import resolve_dtype, with_training
 from penchant.training.inputs import Inputs
 from penchant.training.run import read_run
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 SECONDS = 4.0
 """Seconds of timing for the run; a quarter of them for each proposal."""
@@ -62,6 +68,7 @@ class Plan:
     """A run's forecast, and those of the changes that make it fit.
 
     Attributes:
+        dtype, token_budget: those of `training`, with ``auto`` resolved.
         tokens: tokens of training over all steps, prompts counted once.
         micro_batches: mean number of micro-batches of a step.
         rate: floating-point operations per second of the model's matrix products.
@@ -71,6 +78,8 @@ class Plan:
 
     forecast: Forecast
     device: torch.device
+    dtype: str
+    token_budget: int
     steps: int
     tokens: int
     micro_batches: float
@@ -92,6 +101,8 @@ class Plan:
             "tokens": self.tokens,
             "micro_batches": round(self.micro_batches, 2),
             "device": str(self.device),
+            "dtype": self.dtype,
+            "token_budget": self.token_budget,
             "matrix_gflops": None if self.rate is None else round(self.rate / 1e9, 1),
             "proposals": [
                 {
@@ -108,7 +119,12 @@ class Plan:
 
 @dataclass
 class Planner:
-    """Forecasts of a run and of its changes, on one device."""
+    """Forecasts of a run and of its changes, on one device.
+
+    Attributes:
+        config: the run with its dtype and token budget resolved.
+        shortage: message that no token budget fits; None where one does, or is configured.
+    """
 
     config: RunConfig
     inputs: Inputs
@@ -118,6 +134,7 @@ class Planner:
     available: int
     baseline: int
     notes: list[str] = field(default_factory=list)
+    shortage: str | None = None
 
     def workload(self, config: RunConfig) -> Workload:
         def padded(group: TokenizedGroup) -> int:
@@ -173,6 +190,28 @@ class Planner:
             "held_out": reading["held_out"] * forward,
         }, step
 
+    def fitting_budget(self) -> int:
+        """The largest token budget whose peak fits into `CARD_SHARE` of the available memory, at most a step's tokens.
+
+        Where none fits it is the longest group, which is never split, and `shortage` says so.
+        """
+        uncut = self.workload(with_training(self.config, token_budget=NO_LIMIT))
+        groups = [*uncut.train, *uncut.held_out, *uncut.reference_held_out]
+        smallest, whole = max(map(uncut.cost, groups)), max(uncut.step_tokens)
+        room = int(CARD_SHARE * self.available)
+
+        def peak_of(budget: int) -> int:
+            return self.memory(with_training(self.config, token_budget=budget)).peak
+
+        budget = largest_budget(peak_of, smallest, whole, room)
+        if budget is None:
+            self.shortage = (
+                f"training.token_budget: auto is {smallest:,}, the longest group, and even that is planned to take "
+                f"{peak_of(smallest) >> 20:,} MB, above {room >> 20:,} MB, {CARD_SHARE:.0%} of the free memory; "
+                "penchant plan RUN.yaml proposes changes"
+            )
+        return smallest if budget is None else budget
+
     def proposals(self) -> list[Forecast]:
         """Forecasts of changes that make the run fit: single changes, or where none does, several together."""
         config = self.config
@@ -208,7 +247,7 @@ class Planner:
         workload = self.workload(config)
         longest = max(map(workload.cost, workload.train))
         budget = min(
-            config.training.token_budget,
+            config.training.resolved_token_budget,
             max(sum(map(workload.cost, groups)) for s in workload.sampled_steps for groups in s),
         )
         for _ in range(4):
@@ -240,33 +279,64 @@ def plan(config: RunConfig, *, available: int | None = None) -> Plan:
     Raises:
         PenchantError: the configuration, the data or the model's folder is at fault.
     """
-    device = local_device()
-    inputs, tokenizer, limit = read_run(config, 1, weights=False)
+    with on_device(config.device):
+        device = local_device()
+        config = resolve_dtype(config, device)
+        inputs, tokenizer, limit = read_run(config, 1, weights=False)
+        room = available_bytes(device) if available is None else available
+        planner = new_planner(config, inputs, tokenizer, limit, device, room)
+        return _plan(planner)
+
+
+def new_planner(
+    config: RunConfig,
+    inputs: Inputs,
+    tokenizer: PreTrainedTokenizerBase,
+    limit: int,
+    device: torch.device,
+    available: int,
+) -> Planner:
+    """The planner of a run, with a token budget that fits where it is ``auto``.
+
+    Args:
+        config: its dtype is resolved.
+        inputs, tokenizer, limit: as `read_run` returns them.
+        available: bytes that the run may use.
+    """
     shape = read_shape(config.model)
     # Loaded now, so that the process is as large as the run's will be.
     transformers.AutoModelForCausalLM  # noqa: B018
     baseline = process_bytes(device) + (KERNELS if device.type == "cpu" else 0)
-    if available is None:
-        available = available_bytes(device)
     spec = ModelSpec(config, shape, tokenizer)
     planner = Planner(config, inputs, limit, spec, device, available, baseline, not_predicted(config))
-    workload = planner.workload(config)
+    if config.training.token_budget == "auto" and device.type != "cuda":
+        planner.config = with_training(config, token_budget=SAFE_TOKEN_BUDGET)
     try:
-        planner.spec = check_tree(spec, sample_groups(workload.train), device)
+        planner.spec = check_tree(spec, sample_groups(planner.workload(config).train), device)
         planner.notes += planner.spec.notes
     except NoRoom:
         planner.notes.append("not checked for want of memory: the packed tree is assumed to be exact for the model")
-    workload = planner.workload(config)
-    forecast, costs = planner.forecast((), SECONDS)
+    if planner.config.training.token_budget == "auto":
+        planner.config = with_training(config, token_budget=planner.fitting_budget())
+    planner.spec = replace(planner.spec, config=planner.config)
+    return planner
+
+
+def _plan(planner: Planner) -> Plan:
+    workload = planner.workload(planner.config)
+    with training_products(planner.device):
+        forecast, costs = planner.forecast((), SECONDS)
     return Plan(
         forecast,
-        device,
+        planner.device,
+        planner.config.training.resolved_dtype,
+        planner.config.training.resolved_token_budget,
         workload.steps,
         round(workload.tokens * workload.steps),
         workload.micro_batches,
         costs.rate if costs else None,
         [] if forecast.fits else planner.proposals(),
-        planner.notes,
+        [*planner.notes, *filter(None, [planner.shortage])],
     )
 
 

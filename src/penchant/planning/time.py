@@ -104,7 +104,7 @@ def measure_step_costs(
     """
     vocabulary = _vocabulary(spec)
     _check_room(spec, vocabulary, device)
-    dtype = spec.config.training.dtype
+    dtype = spec.config.training.resolved_dtype
     rate = _matrix_rate(int(text_config(spec.shape).hidden_size), dtype, device)
     thin, deep = (_real(spec, layers, vocabulary, device) for layers in (1, 2))
     groups = _clip_to_vocabulary(typical, vocabulary)

@@ -61,7 +61,12 @@ class Workload:
     @property
     def tokens(self) -> float:
         """Mean number of tokens of a step."""
-        return sum(self._tokens(groups) for step in self.sampled_steps for groups in step) / len(self.sampled_steps)
+        return sum(self.step_tokens) / len(self.step_tokens)
+
+    @property
+    def step_tokens(self) -> list[int]:
+        """Number of tokens of each examined step."""
+        return [sum(map(self._tokens, step)) for step in self.sampled_steps]
 
     @property
     def micro_batches(self) -> float:
@@ -115,7 +120,8 @@ class Workload:
         ]
 
     def _split(self, groups: Sequence[TokenizedGroup]) -> list[MicroBatch]:
-        cuts = split_into_micro_batches([self.cost(group) for group in groups], self.config.training.token_budget)
+        budget = self.config.training.resolved_token_budget
+        cuts = split_into_micro_batches([self.cost(group) for group in groups], budget)
         return [[groups[i] for i in members] for members in cuts]
 
     def _tokens(self, groups: MicroBatch) -> int:

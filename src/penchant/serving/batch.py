@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from penchant.data.tokenized import Ids
+from penchant.engine.device import exact
 from penchant.engine.sampling import CachedRows, UncachedRows, choose_tokens, limit_logits, read_joinable
 from penchant.serving.experts import Expert
 from penchant.serving.jobs import End, Failure, Job, Outcomes, Piece, TokenLogProb
@@ -68,7 +69,7 @@ class Row:
         return None
 
     def _log_prob(self, token: int, logits: Tensor, top: int) -> TokenLogProb:
-        log_probs = logits.double().log_softmax(-1)
+        log_probs = exact(logits).log_softmax(-1)
         values, tokens = log_probs.topk(min(top, len(log_probs)))
         likeliest = zip(tokens.tolist(), values.tolist(), strict=True)
         return TokenLogProb(

@@ -16,7 +16,7 @@ from penchant.data.template import Template
 from penchant.data.tokenization import tokenize_groups, tokenize_prompts
 from penchant.data.tokenized import Ids
 from penchant.data.trees import pack
-from penchant.engine.distributed import local_device
+from penchant.engine.device import local_device
 from penchant.engine.grammars import Grammars
 from penchant.engine.padded import PaddedScorer
 from penchant.evaluation.answering import ends_of

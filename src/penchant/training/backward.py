@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from penchant.data.trees import split_into_micro_batches
+from penchant.engine.device import exact, sum_device
 from penchant.engine.distributed import World
 from penchant.engine.scorer import CandidateGroup, Scorer
 from penchant.engine.scoring import precision
@@ -42,7 +43,7 @@ class Result:
             counts: false where another process counts the same groups; then zeros are added.
         """
         for name, value in {"loss": output.loss, **output.metrics}.items():
-            pair = torch.stack([value.total.detach().double(), value.count.detach().double()])
+            pair = torch.stack([exact(value.total.detach()), exact(value.count.detach())])
             self.sums[name] = self.sums.get(name, torch.zeros_like(pair)) + (pair if counts else 0.0)
         finite = torch.isfinite(output.losses.detach())
         if counts and not finite.all():
@@ -60,6 +61,7 @@ class Batch:
         token_budget: maximum tokens of a micro-batch.
         dtype: dtype of the matrix products.
         temperature: temperature of the softmax.
+        loss_scale: factor of the loss in the backward pass, for gradients in float16.
     """
 
     groups: Sequence[CandidateGroup]
@@ -67,6 +69,7 @@ class Batch:
     token_budget: int
     dtype: str
     temperature: float = 1.0
+    loss_scale: float = 1.0
 
     def part(self, members: Sequence[int]) -> Batch:
         """The batch's groups at these indices."""
@@ -75,7 +78,7 @@ class Batch:
 
 
 def backward(scorer: Scorer, objective: Objective, state: State, batch: Batch, world: World) -> tuple[Result, State]:
-    """Add the gradient of the batch's *total* loss to the parameters; the caller divides by the global count.
+    """Add the gradient of the batch's *total* loss, scaled, to the parameters; the caller divides by the global count.
 
     Raises:
         ConfigError: an objective that is not coupled changes its state; a state must change once per optimizer step.
@@ -96,7 +99,7 @@ def backward(scorer: Scorer, objective: Objective, state: State, batch: Batch, w
                 fix="set its `coupled` to True: it then gets every optimizer batch at once",
             )
         state = new_state
-        (output.loss.total * float(counts_here)).backward()
+        (output.loss.total * (float(counts_here) * batch.loss_scale)).backward()
         result.add(output, part.groups, counts_here)
     return result, state
 
@@ -119,7 +122,7 @@ def _coupled(
     for members, counts_here in world.share(cuts):
         torch.manual_seed(seed + members[0])
         scores = _score_micro_batch(scorer, batch.part(members), world)
-        scores.backward(gradient[..., list(members), : scores.shape[-1]] * float(counts_here))
+        scores.backward(gradient[..., list(members), : scores.shape[-1]] * (float(counts_here) * batch.loss_scale))
     result = Result()
     result.add(output, batch.groups, counts=world.is_main)
     return result, state
@@ -151,7 +154,7 @@ def score_batch(
         rows_by_index.update(rank_rows)
     widest = max(row.shape[-1] for row in rows_by_index.values())
     rows = [pad(rows_by_index[i], (0, widest - rows_by_index[i].shape[-1])) for i in range(len(batch.groups))]
-    return torch.stack(rows, -2).to(world.device)
+    return torch.stack(rows, -2).to(sum_device(world.device))
 
 
 def objective_inputs(

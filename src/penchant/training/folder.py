@@ -30,6 +30,7 @@ from penchant.config.objective import method_files
 from penchant.config.run import RunConfig, dump_config, parse_config, read_yaml
 from penchant.config.yaml_files import parse_yaml
 from penchant.data.template import has_date, reads_clock
+from penchant.engine.device import local_device
 from penchant.errors import ConfigError
 from penchant.evaluation.held_out import recorded_day, today, tokenizers
 from penchant.storage.files import read_record, write_atomically
@@ -80,6 +81,9 @@ def day_note(config: RunConfig) -> list[str]:
         return [f"data.date is {day}, and no chat template of this run writes a date"]
     return [f"the chat template writes {day} as today's date, also when this run is resumed"]
 
+
+_NO_IDENTITY = {"output": "", "device": "auto"}
+"""Keys that do not decide which run it is: a moved one can be resumed, also on another device."""
 
 _STARTED = ("run.json", "config.yaml", "metrics.jsonl", "timing.jsonl", "run.log")
 """Files of a run's folder before its first step."""
@@ -247,7 +251,8 @@ def _same_but_for_new_keys(folder: Path, config: RunConfig, recorded: str) -> bo
     import yaml
 
     values = read_yaml(folder / "config.yaml")
-    text = yaml.safe_dump({**values, "output": ""}, sort_keys=False, allow_unicode=True)
+    unplaced = {key: _NO_IDENTITY.get(key, value) for key, value in values.items()}
+    text = yaml.safe_dump(unplaced, sort_keys=False, allow_unicode=True)
     if hash_text(text) != recorded:
         return False  # the file was changed by hand since
     return _config_hash(parse_config(values, str(folder / "config.yaml"))) == _config_hash(config)
@@ -256,7 +261,8 @@ def _same_but_for_new_keys(folder: Path, config: RunConfig, recorded: str) -> bo
 def _describe_changes(folder: Path, config: RunConfig) -> str:
     recorded = _flat(read_yaml(folder / "config.yaml"))
     current = _flat(parse_yaml(dump_config(config)))
-    keys = sorted(key for key in recorded.keys() | current.keys() if recorded.get(key) != current.get(key))
+    names = (recorded.keys() | current.keys()) - _NO_IDENTITY.keys()
+    keys = sorted(key for key in names if recorded.get(key) != current.get(key))
     return ", ".join(f"{key} (was {recorded.get(key)}, is {current.get(key)})" for key in keys)
 
 
@@ -268,9 +274,7 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _config_hash(config: RunConfig) -> str:
-    # The folder's path is left out: a moved run can be resumed.
-    text = dump_config(config.model_copy(update={"output": ""}))
-    return hash_text(text)
+    return hash_text(dump_config(config.model_copy(update=_NO_IDENTITY)))
 
 
 def environment() -> dict[str, str | int]:
@@ -279,8 +283,9 @@ def environment() -> dict[str, str | int]:
 
     import torch
 
+    is_cuda = local_device().type == "cuda"
     packages = ("penchant", "torch", "transformers", "peft", "tokenizers", "datasets", "numpy")
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
+    device = torch.cuda.get_device_name() if is_cuda else platform.processor() or platform.machine()
     return {
         **{name: version(name) for name in packages},
         "python": platform.python_version(),

@@ -16,7 +16,7 @@ from penchant.data.reading import GroupSet, read_groups
 from penchant.data.splitting import split_by_prompt
 from penchant.data.tokenization import tokenize_groups
 from penchant.data.tokenized import TokenizationReport, TokenizedGroup
-from penchant.engine.distributed import local_device
+from penchant.engine.device import local_device
 from penchant.engine.reference_model import NO_LIMIT
 from penchant.errors import ConfigError, DataError, locate_errors, rename_options_in_errors
 from penchant.objectives import FittedObjective, Objective
@@ -240,7 +240,7 @@ def _scored(config: RunConfig, groups: list[PreferenceGroup]) -> list[Preference
     from penchant.evaluation.rewards import open_reward
     from penchant.evaluation.score_file import with_scores
 
-    reading = Reading(token_budget=config.training.token_budget, rendering=config.rendering)
+    reading = Reading(token_budget=config.training.unplanned_token_budget, rendering=config.rendering)
     reward = open_reward(config.reward, device=local_device(), reading=reading)
     logger.info(f"scores of {len(groups)} groups by {reward.name}")
     return with_scores(groups, reward)

@@ -7,6 +7,7 @@ processes shared it.
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor
 
 from penchant.config.run import CheckpointConfig, EvaluationConfig, LoggingConfig, TrainingConfig
+from penchant.engine.device import sum_device
 from penchant.engine.distributed import World, reshard
 from penchant.engine.scorer import CandidateGroup, Scorer
 from penchant.engine.scoring import micro_batches
@@ -29,7 +31,7 @@ from penchant.training.batches import BatchSource, Split
 from penchant.training.checkpoints import Checkpoints
 from penchant.training.log import JsonLines, direction
 from penchant.training.moving_reference import MovingReference
-from penchant.training.optimizer import build_optimizer, learning_rate, scale_and_clip
+from penchant.training.optimizer import NO_SCALE, LossScale, build_optimizer, learning_rate, scale_and_clip
 from penchant.training.stop_signals import STOP_SIGNALS, Interrupted, StopSignals
 from penchant.training.working_weights import WorkingWeights
 
@@ -54,6 +56,9 @@ class LoopConfig:
     head_decay: float = 0.0
 
 
+logger = logging.getLogger(__name__)
+
+
 @dataclass
 class LoopState:
     """The loop's state between steps, saved with every checkpoint.
@@ -64,6 +69,7 @@ class LoopState:
         worse: evaluations since the best one.
         stopped: whether patience has ended the run.
         log_size, log_digest: bytes of metrics.jsonl at the checkpoint, and their hash.
+        loss_scale, scale_steps: `LossScale` of the next step under float16.
     """
 
     step: int = 0
@@ -74,6 +80,8 @@ class LoopState:
     stopped: bool = False
     log_size: int = 0
     log_digest: str = ""
+    loss_scale: float = LossScale.factor
+    scale_steps: int = 0
 
 
 class Loop:
@@ -106,10 +114,12 @@ class Loop:
         self.moving_reference = moving_reference
         self.objective = config.objective
         self.total = settings.max_steps or max(1, round(settings.epochs * source.order.steps_per_epoch))
+        self.budget, self.dtype = settings.resolved_token_budget, settings.resolved_dtype
+        self.is_scaled = self.dtype == "float16"
         self.optimizer = build_optimizer(scorer, settings, config.head_decay)
         self._working_weights: Callable[[], AbstractContextManager[None]] = nullcontext
-        if world.device.type == "cuda" and world.size == 1 and settings.dtype != "float32":
-            self._working_weights = WorkingWeights(scorer, getattr(torch, settings.dtype)).in_place
+        if world.device.type == "cuda" and world.size == 1 and self.dtype != "float32":
+            self._working_weights = WorkingWeights(scorer, getattr(torch, self.dtype)).in_place
         self.state = LoopState()
         self.checkpoints = Checkpoints(
             self.folder / "checkpoints", world, config.checkpoints.keep, config.resume_command
@@ -124,7 +134,7 @@ class Loop:
             self.objective_state, saved = self.checkpoints.load(
                 checkpoint, self.scorer, self.optimizer, self.objective_state, self._reference_tensors()
             )
-            values = {name: saved[name] for name in vars(self.state)}
+            values = {name: saved[name] for name in vars(self.state) if name in saved}
             values["sums"] = {name: tuple(pair) for name, pair in saved["sums"].items()}
             self.state = LoopState(**values)
             self._rescore_held_out()
@@ -168,7 +178,8 @@ class Loop:
             references = self.moving_reference.rescore(groups, references)
         # Only LoRA's dropout draws random numbers; a seed for each step leaves no generator to save.
         torch.manual_seed(settings.seed * 1_000_003 + self.state.step)
-        batch = Batch(groups, references, settings.token_budget, settings.dtype, step_batch.temperature)
+        scale = LossScale(self.state.loss_scale, self.state.scale_steps) if self.is_scaled else NO_SCALE
+        batch = Batch(groups, references, self.budget, self.dtype, step_batch.temperature, scale.factor)
         with self._working_weights():
             result, self.objective_state = backward(
                 self.scorer, self.objective, self.objective_state, batch, self.world
@@ -176,23 +187,26 @@ class Loop:
         sums, number = self._reduce(result.sums, signals)
         sums.update(step_batch.sums)
         total, count = sums["loss"]
-        norm = self._scale_gradients(count)
-        if not (math.isfinite(total) and math.isfinite(norm)):
+        norm = self._scale_gradients(count * scale.factor)
+        is_skipped = self.is_scaled and math.isfinite(total) and not math.isfinite(norm) and scale.factor > 1
+        if not is_skipped and not (math.isfinite(total) and math.isfinite(norm)):
             self._refuse(result.non_finite_ids, groups)
         rate = learning_rate(self.state.step, self.total, settings)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        self.optimizer.step()
+        if not is_skipped:
+            self.optimizer.step()
         self.optimizer.zero_grad()
+        if self.is_scaled:
+            self._update_scale(scale.next_scale(not is_skipped), is_skipped)
         self._note(sums, groups, rate, norm, time.perf_counter() - start_time)
         return total / max(count, 1e-30), number
 
     def evaluate(self) -> None:
         """Log held-out loss and metrics of the policy; the objective's state is not changed."""
-        settings = self.config.training
         groups = self.held_out.groups
-        batch = Batch(groups, self.held_out.references, settings.token_budget, settings.dtype)
-        cuts = micro_batches(self.scorer, groups, settings.token_budget)
+        batch = Batch(groups, self.held_out.references, self.budget, self.dtype)
+        cuts = micro_batches(self.scorer, groups, self.budget)
         self.scorer.eval()
         with Progress("held-out", len(groups), "groups", visible=self.world.is_main) as progress:
             scores = score_batch(self.scorer, batch, self.world, cuts, advance=progress.advance)
@@ -264,11 +278,19 @@ class Loop:
     ) -> tuple[dict[str, tuple[float, float]], int | None]:
         """Sums over all processes, and the number of a stop signal that any has received, in one all-reduce."""
         rows = [[float(signals.signal_number == number), 0.0] for number in STOP_SIGNALS]
-        signal_rows = torch.tensor(rows, dtype=torch.float64, device=self.world.device)
+        signal_rows = torch.tensor(rows, dtype=torch.float64, device=sum_device(self.world.device))
         stacked = self.world.sum(torch.cat([torch.stack([*sums.values()]), signal_rows])).tolist()
         counts = zip(STOP_SIGNALS, stacked[len(sums) :], strict=True)
         number = next((number for number, (count, _) in counts if count), None)
         return {name: (row[0], row[1]) for name, row in zip(sums, stacked, strict=False)}, number
+
+    def _update_scale(self, scale: LossScale, is_skipped: bool) -> None:
+        self.state.loss_scale, self.state.scale_steps = scale.factor, scale.steps
+        if is_skipped and self.world.is_main:
+            logger.info(
+                f"step {self.state.step + 1} is skipped: a gradient is beyond float16's range; the loss is now scaled "
+                f"by {scale.factor:g}"
+            )
 
     def _scale_gradients(self, count: float) -> float:
         """Divide the gradient of the total by the global count, then clip it; returns the norm before clipping."""
@@ -286,7 +308,8 @@ class Loop:
             f"{problem} at step {self.state.step + 1}, with the groups {row_list}; the weights were not changed by "
             "this step" + (f", and {checkpoint.name} is the last good checkpoint" if checkpoint else ""),
             where=str(self.folder),
-            fix="look at those groups with `penchant data show`; lower training.learning_rate",
+            fix="look at those groups with `penchant data show`; lower training.learning_rate"
+            + ("; or set training.dtype=float32: float16 ends at 65,504" if self.is_scaled else ""),
         )
 
     def _note(
@@ -310,6 +333,7 @@ class Loop:
         state.sums = {}
         if self.world.is_main:
             epoch = round(state.step / self.source.order.steps_per_epoch, 4)
-            line = {"step": state.step, "epoch": epoch, **means, "grad_norm": norm, "learning_rate": rate}
+            norms = {"grad_norm": norm} if math.isfinite(norm) else {}  # A skipped step has none, and JSON no infinity.
+            line = {"step": state.step, "epoch": epoch, **means, **norms, "learning_rate": rate}
             self.metrics.write({**line, "num_tokens": state.tokens})
             self.timing.write({"step": state.step, "seconds": seconds, "tokens_per_second": tokens / seconds})

@@ -98,7 +98,7 @@ def load_trained(
         set_pad_token(policy.model, tokenizer, grow=config.lora is None)
     fingerprint = model_fingerprint(policy.model)
     sample = sample_groups(groups)
-    dtype = config.training.dtype
+    dtype = config.training.resolved_dtype
     choice = (choose_reward_scorer if rewards else choose_scorer)(policy.model, sample, dtype)
     logger.debug(f"scored by {type(choice.scorer).__name__} in {dtype} on {world.device}")
     notes = tuple(note for note in (checkpoint and checkpoint.notice, choice.notice) if note)
@@ -134,8 +134,8 @@ def trained_responses(config: RunConfig, groups: Sequence[TokenizedGroup]) -> Tr
 
 def weights_dtype(config: RunConfig) -> torch.dtype:
     """The dtype of the loaded weights: float32 where they are trained; the run's dtype for frozen ones under LoRA."""
-    bfloat16 = config.lora is not None and config.training.dtype == "bfloat16"
-    return torch.bfloat16 if bfloat16 else torch.float32
+    dtype: torch.dtype = torch.float32 if config.lora is None else getattr(torch, config.training.resolved_dtype)
+    return dtype
 
 
 def adapt(config: RunConfig, policy: Policy) -> None:

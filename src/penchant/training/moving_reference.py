@@ -64,8 +64,8 @@ class MovingReference:
                 self._scorer,
                 groups,
                 world=self._world,
-                budget=self._settings.token_budget,
-                dtype=self._settings.dtype,
+                budget=self._settings.resolved_token_budget,
+                dtype=self._settings.resolved_dtype,
             )
         return [primary, *references[1:]]
 

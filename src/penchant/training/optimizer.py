@@ -1,9 +1,10 @@
-"""AdamW, gradient clipping, and the learning-rate schedule."""
+"""AdamW, gradient clipping, the scale of float16's loss, and the learning-rate schedule."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -66,6 +67,34 @@ def scale_and_clip(module: nn.Module, factor: float, max_norm: float) -> float:
     norm = factor * float(total.full_tensor() if hasattr(total, "full_tensor") else total)
     torch._foreach_mul_(gradients, factor * min(1.0, max_norm / (norm + 1e-6)))
     return norm
+
+
+@dataclass(frozen=True)
+class LossScale:
+    """The factor of the loss that keeps float16's gradients in range, as in ``torch.amp.GradScaler``, whose numbers
+    these are.
+
+    Attributes:
+        factor: a power of two.
+        steps: steps since it last changed.
+    """
+
+    factor: float = 2.0**16
+    steps: int = 0
+
+    GROWTH_INTERVAL = 2000
+
+    def next_scale(self, is_finite: bool) -> LossScale:
+        """The scale of the next step: half where a gradient overflowed, double after `GROWTH_INTERVAL` good steps."""
+        if not is_finite:
+            return LossScale(self.factor / 2)
+        if self.steps + 1 == self.GROWTH_INTERVAL:
+            return LossScale(self.factor * 2)
+        return LossScale(self.factor, self.steps + 1)
+
+
+NO_SCALE = LossScale(1.0)
+"""The scale of all dtypes but float16."""
 
 
 def learning_rate(step: int, total: int, config: TrainingConfig) -> float:

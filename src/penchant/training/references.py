@@ -61,9 +61,8 @@ class LiveReference:
         self._policy = model.scorer
         self._frozen: FrozenModel | None = None
         if self._adapters is None:
-            self._frozen = FrozenModel.load(
-                source or config.model, world, config.training.dtype, config.data.chat_template, config.rendering
-            )
+            dtype, template = config.training.resolved_dtype, config.data.chat_template
+            self._frozen = FrozenModel.load(source or config.model, world, dtype, template, config.rendering)
         self._chosen: Scorer | None = None
 
     def __call__(self, groups: Sequence[TokenizedGroup]) -> list[Table]:
@@ -76,14 +75,14 @@ class LiveReference:
                     self._chosen,
                     groups,
                     world=self._world,
-                    budget=self._settings.token_budget,
-                    dtype=self._settings.dtype,
+                    budget=self._settings.resolved_token_budget,
+                    dtype=self._settings.resolved_dtype,
                     temperature=self._temperature,
                 )
             ]
 
     def _choose(self, frozen: FrozenModel, groups: Sequence[TokenizedGroup]) -> Scorer:
-        choice = choose_scorer(frozen.model, sample_groups(groups), self._settings.dtype)
+        choice = choose_scorer(frozen.model, sample_groups(groups), self._settings.resolved_dtype)
         if choice.notice:
             logger.info(choice.notice)
         return choice.scorer
@@ -97,7 +96,7 @@ def _table(
     world: World,
 ) -> tuple[Table, list[str]]:
     settings = config.training
-    frozen = FrozenModel.load(source, world, settings.dtype, config.data.chat_template, config.rendering)
+    frozen = FrozenModel.load(source, world, settings.resolved_dtype, config.data.chat_template, config.rendering)
     with locate_errors(source):
         theirs, notes = frozen.retokenize(groups, config.data.truncation)
     if config.built_objective.needs.mismatched:
@@ -106,7 +105,7 @@ def _table(
         theirs = add_mismatched(theirs, settings.seed, limit)
     for note in notes:
         logger.info(note)
-    table, model_notes = frozen.log_probs(theirs, world, settings.token_budget, settings.dtype)
+    table, model_notes = frozen.log_probs(theirs, world, settings.resolved_token_budget, settings.resolved_dtype)
     for note in model_notes:
         logger.info(note)
     return table, notes + model_notes

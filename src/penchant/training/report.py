@@ -77,13 +77,13 @@ def write_run_report(folder: Path) -> RunResult:
     Raises:
         PenchantError: the run's data or models are at fault, or the disk is full.
     """
+    config = load_config(folder / "config.yaml").model_copy(update={"output": str(folder)})
     with disk_errors(folder, f"penchant train --resume {folder}"), run_log() as log:
         log.open(folder)
-        return _write_run_report(folder)
+        return _write_run_report(folder, config)
 
 
-def _write_run_report(folder: Path) -> RunResult:
-    config = load_config(folder / "config.yaml").model_copy(update={"output": str(folder)})
+def _write_run_report(folder: Path, config: RunConfig) -> RunResult:
     lines = read_records(folder / "metrics.jsonl", f"penchant train --resume {folder}")
     steps = [line for line in lines if "loss" in line]
     fix = "put the whole file back, or start a new run: output=DIR"

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
-from penchant.config.run import RunConfig
+from penchant.config.run import SAFE_TOKEN_BUDGET, RunConfig
 from penchant.data.second_reading import add_mismatched
 from penchant.data.tokenized import TokenizedGroup
+from penchant.engine.device import on_device, training_products
 from penchant.engine.distributed import RankMonitor, World, destroy_process_group, flush_denormals, init_process_group
 from penchant.engine.reference_model import NO_LIMIT, cached_log_probs
 from penchant.errors import ConfigError
@@ -22,6 +23,7 @@ from penchant.models.loading import adapter_base, context_length, dropout_settin
 from penchant.models.lora import untrained_adapters
 from penchant.objectives import FittedObjective
 from penchant.storage.files import disk_errors, folder_lock, is_full
+from penchant.training.automatic import as_recorded, resolve_dtype, with_training
 from penchant.training.backward import objective_inputs
 from penchant.training.batches import BatchSource, FixedDataset, Order, References, Split
 from penchant.training.folder import RunLog, check, day_note, on_one_day, release, run_log, take, with_day
@@ -49,11 +51,17 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-def train(config: RunConfig, *, resume: bool = False) -> Path:
+ChooseBudget = Callable[[RunConfig, Inputs, "PreTrainedTokenizerBase", int], int]
+"""Function that returns a run's token budget where it is ``auto``, from what `read_run` returned."""
+
+
+def train(config: RunConfig, *, resume: bool = False, choose_budget: ChooseBudget | None = None) -> Path:
     """Train one run and write its folder.
 
     Args:
         resume: go on with the run in the output folder.
+        choose_budget: returns the token budget where it is ``auto``; None: `SAFE_TOKEN_BUDGET`. `penchant.train` plans
+            one here, where the data is read and no model loaded yet.
 
     Returns:
         The output folder.
@@ -62,25 +70,36 @@ def train(config: RunConfig, *, resume: bool = False) -> Path:
         PenchantError: the user's configuration, data, model or disk is at fault; says how to go on.
         Interrupted: on Ctrl-C, SIGTERM or SIGHUP, after saving.
     """
-    seconds = config.training.rank_timeout_seconds
-    world = init_process_group(seconds)
-    try:
-        go_on = f"penchant train --resume {config.output}"
-        lock = folder_lock(Path(config.output)) if world.is_main else nullcontext()
-        monitor = RankMonitor(world, seconds)
-        with disk_errors(Path(config.output), go_on), lock, monitor, flush_denormals(), run_log() as log:
-            _train(config, world, resume, log)
-    except Interrupted:
+    with on_device(config.device):
+        seconds = config.training.rank_timeout_seconds
+        world = init_process_group(seconds)
+        try:
+            go_on = f"penchant train --resume {config.output}"
+            lock = folder_lock(Path(config.output)) if world.is_main else nullcontext()
+            monitor, products = RankMonitor(world, seconds), training_products(world.device)
+            with disk_errors(Path(config.output), go_on), lock, monitor, flush_denormals(), products, run_log() as log:
+                _train(config, world, resume, choose_budget or _safe_budget, log)
+        except Interrupted:
+            destroy_process_group(world)
+            raise
+        # Not after an error: another process may be waiting elsewhere, and torchrun ends it.
         destroy_process_group(world)
-        raise
-    # Not after an error: another process may be waiting elsewhere, and torchrun ends it.
-    destroy_process_group(world)
     return Path(config.output)
 
 
-def _train(config: RunConfig, world: World, resume: bool, log: RunLog) -> None:
+def _safe_budget(config: RunConfig, inputs: Inputs, tokenizer: PreTrainedTokenizerBase, limit: int) -> int:
+    return SAFE_TOKEN_BUDGET
+
+
+def _train(config: RunConfig, world: World, resume: bool, choose_budget: ChooseBudget, log: RunLog) -> None:
     config = with_day(config, world.broadcast(on_one_day(config).data.date))
+    config = config.model_copy(update={"training": world.broadcast(as_recorded(config).training)})
+    config = resolve_dtype(config, world.device)
     inputs, tokenizer, limit = read_run(config, world.size)
+    if config.training.token_budget == "auto":
+        # A plan is of one process.
+        choose = choose_budget if world.size == 1 else _safe_budget
+        config = with_training(config, token_budget=choose(config, inputs, tokenizer, limit))
     is_started = check(config, inputs.fingerprint, resume=resume)
     hashes = input_hashes(config) if world.is_main and not is_started else {}
     loop, model, notes = _prepare(config, world, inputs, tokenizer, limit)
@@ -172,7 +191,7 @@ def _prepare(
     model.policy.trained_responses = trained_responses(config, inputs.train)
     if None in tables:
         policy_table = cached_log_probs(
-            model.scorer, model.fingerprint, groups, world, settings.token_budget, settings.dtype
+            model.scorer, model.fingerprint, groups, world, settings.resolved_token_budget, settings.resolved_dtype
         )
         tables = [policy_table if table is None else table for table in tables]
     train_end, held_out_end = len(train_groups), len(train_groups) + len(inputs.held_out)
@@ -222,7 +241,7 @@ def _sampled(
 ) -> tuple[SampledBatches, str]:
     assert config.reward is not None
     settings = config.training
-    reading = Reading(dtype=settings.dtype, rendering=config.rendering)
+    reading = Reading(dtype=settings.resolved_dtype, rendering=config.rendering)
     reward = open_reward(config.reward, device=world.device, reading=reading)
     candidates = f"{config.sampling.samples} candidates drawn for each of {len(inputs.train)} prompts"
     note = f"{candidates}, scored by {reward.name}"

@@ -24,7 +24,7 @@ class WorkingWeights:
     """
 
     def __init__(self, model: nn.Module, dtype: torch.dtype) -> None:
-        places = {
+        trained = {
             (id(part), name): (part, name, parameter)
             for layer in decoder_layers(model)
             for part in layer.modules()
@@ -32,9 +32,9 @@ class WorkingWeights:
             for name, parameter in part.named_parameters(recurse=False)
             if parameter.requires_grad and parameter.dtype == torch.float32
         }
-        self._owners = [(part, name) for part, name, _ in places.values()]
-        self._weights: list[Tensor] = [parameter for *_, parameter in places.values()]
-        self._copies = [nn.Parameter(torch.empty_like(weight, dtype=dtype)) for weight in self._weights]
+        self._owners = [(part, name) for part, name, _ in trained.values()]
+        self._weights: list[Tensor] = [parameter for *_, parameter in trained.values()]
+        self._copies: list[Tensor] = [nn.Parameter(torch.empty_like(weight, dtype=dtype)) for weight in self._weights]
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
@@ -59,12 +59,12 @@ class WorkingWeights:
         sums = [torch.empty_like(weight) for weight, _ in pairs]
         torch._foreach_copy_(sums, [gradient for _, gradient in pairs])
         if pairs[0][0].grad is not None:
-            torch._foreach_add_(sums, [weight.grad for weight, _ in pairs])
+            torch._foreach_add_(sums, [weight.grad for weight, _ in pairs if weight.grad is not None])
         for (weight, _), total in zip(pairs, sums, strict=True):
             weight.grad = total
         for copy in self._copies:
             copy.grad = None
 
-    def _put(self, tensors: list[Tensor] | list[nn.Parameter]) -> None:
+    def _put(self, tensors: list[Tensor]) -> None:
         for (part, name), tensor in zip(self._owners, tensors, strict=True):
-            part._parameters[name] = tensor
+            part._parameters[name] = tensor  # type: ignore[assignment]

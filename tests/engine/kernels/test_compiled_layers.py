@@ -9,6 +9,7 @@ from torch.nn.functional import linear, silu
 from penchant.engine.kernels import compiled_layers as fused
 from penchant.engine.kernels.compiled_layers import rms_norm, rotate, swiglu, swiglu_linear
 
+
 def numbers(*shape, seed=0):
     source = torch.Generator().manual_seed(seed)
     return torch.randn(*shape, dtype=torch.float64, generator=source).requires_grad_()

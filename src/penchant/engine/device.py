@@ -1,0 +1,146 @@
+"""The device of this process: the chosen one, or the best there is; and the numbers that it can compute with."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from penchant.errors import ConfigError
+
+DeviceChoice = Literal["auto", "cpu", "cuda", "mps", "xpu"]
+
+BFLOAT16_CAPABILITY = (8, 0)
+"""Lowest compute capability of NVIDIA cards whose matrix products take bfloat16."""
+
+CHOICE = "PENCHANT_DEVICE"
+"""Environment variable that holds the choice, so that processes which this one starts have the same device."""
+
+
+def available_devices() -> list[str]:
+    """Types of devices of this machine, the preferred one first; ROCm's cards are among ``cuda``."""
+    availability = {
+        "cuda": torch.cuda.is_available(),
+        "xpu": torch.xpu.is_available(),
+        "mps": torch.backends.mps.is_available(),
+        "cpu": True,
+    }
+    return [name for name, is_available in availability.items() if is_available]
+
+
+def use_device(choice: DeviceChoice) -> None:
+    """Choose the device of this process; ``auto`` is the first of `available_devices`.
+
+    Raises:
+        ConfigError: the device is not there; names those that are.
+    """
+    _require(choice, "--device")
+    os.environ[CHOICE] = choice
+
+
+@contextmanager
+def on_device(choice: DeviceChoice) -> Iterator[None]:
+    """`use_device` inside the context, by the key `device` of a configuration; ``auto`` leaves the choice as it is.
+
+    Raises:
+        ConfigError: the device is not there; names those that are.
+    """
+    _require(choice, "device")
+    earlier = os.environ.get(CHOICE, "auto")
+    os.environ[CHOICE] = earlier if choice == "auto" else choice
+    try:
+        yield
+    finally:
+        os.environ[CHOICE] = earlier
+
+
+def _require(choice: str, where: str) -> None:
+    devices = available_devices()
+    if choice not in ("auto", *devices):
+        raise ConfigError(
+            f"found {choice}, which this machine (or this build of torch) does not have; it has: {', '.join(devices)}",
+            where=where,
+            fix="name one of those, or auto for the first of them",
+        )
+
+
+def local_device() -> torch.device:
+    """This process's device; of several cards of the chosen type the one that torchrun's LOCAL_RANK names.
+
+    Raises:
+        ConfigError: the variable `CHOICE` names a device that is not there.
+    """
+    choice = os.environ.get(CHOICE, "auto")
+    _require(choice, CHOICE)
+    name = available_devices()[0] if choice == "auto" else choice
+    return torch.device(name, int(os.environ.get("LOCAL_RANK", "0"))) if name in ("cuda", "xpu") else torch.device(name)
+
+
+def has_float64(device: torch.device) -> bool:
+    """Whether a device computes in float64, as all but Apple's GPUs do."""
+    return device.type != "mps"
+
+
+def sum_device(device: torch.device) -> torch.device:
+    """The device of a model's exact sums, and of losses and metrics, which follow them: the host without float64."""
+    return device if has_float64(device) else torch.device("cpu")
+
+
+def exact(values: Tensor) -> Tensor:
+    """Values of any shape in float64, on the `sum_device` of their device; gradients go back to theirs."""
+    return values.to(sum_device(values.device)).double()
+
+
+def best_dtype(device: torch.device) -> Literal["float32", "bfloat16", "float16"]:
+    """The dtype of matrix products in training that suits a device: half precision on cards, else float32."""
+    if device.type == "cuda":
+        return "bfloat16" if torch.cuda.get_device_capability(device) >= BFLOAT16_CAPABILITY else "float16"
+    return "bfloat16" if device.type == "xpu" and torch.xpu.is_bf16_supported() else "float32"
+
+
+def require_dtype(dtype: str, device: torch.device) -> None:
+    """Refuse matrix products that a device cannot compute.
+
+    Raises:
+        ConfigError: names dtype and device.
+    """
+    if dtype == "bfloat16" and device.type == "cuda" and best_dtype(device) != "bfloat16":
+        major, minor = torch.cuda.get_device_capability(device)
+        raise ConfigError(
+            f"bfloat16 needs a card of compute capability {'.'.join(map(str, BFLOAT16_CAPABILITY))}, and "
+            f"{torch.cuda.get_device_name(device)} has {major}.{minor}",
+            where="training.dtype",
+            fix="training.dtype=float16, which a scale of the loss keeps in range; or training.dtype=float32",
+        )
+    if dtype != "float32" and not torch.amp.is_autocast_available(device.type):
+        raise ConfigError(
+            f"torch computes no mixed precision on {device.type}, and {dtype} is asked for",
+            where="training.dtype",
+            fix="training.dtype=float32",
+        )
+
+
+@contextmanager
+def float32_products(precision: Literal["highest", "high"]) -> Iterator[None]:
+    """Set how a card multiplies float32 matrices: ``highest`` is exact, ``high`` TF32, whose inputs have 10 bits."""
+    earlier = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(precision)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(earlier)
+
+
+def training_products(device: torch.device) -> AbstractContextManager[None]:
+    """How training multiplies float32 matrices: in TF32 on CUDA cards, where exact products take many times as long."""
+    return float32_products("high") if device.type == "cuda" else nullcontext()
+
+
+def products_name(dtype: str, device: torch.device) -> str:
+    """The precision of matrix products, for keys of cached numbers: the dtype, or ``tf32``."""
+    is_tf32 = dtype == "float32" and device.type == "cuda" and torch.get_float32_matmul_precision() != "highest"
+    return "tf32" if is_tf32 else dtype
