@@ -33,6 +33,7 @@ from penchant.api import (
     diffusers,
     disk_errors,
     file_fingerprint,
+    gradient_norm,
     learning_rate,
     local_device,
     scale_and_clip,
@@ -138,7 +139,7 @@ def train_denoiser(start: Path, batch: Callable[[int], Batch], settings: Trainin
         for step in range(first_step, total):
             loss = _step(denoiser, *batch(step), seed=settings.seed * 1_000_003 + step)
             loss.backward()
-            norm = scale_and_clip(trained, 1.0, settings.max_grad_norm)
+            norm = scale_and_clip(trained, 1.0, float(gradient_norm(trained)), settings.max_grad_norm)
             if not math.isfinite(loss.item() + norm):
                 raise TrainingError(
                     f"the loss or its gradient is not a finite number at step {step + 1}",

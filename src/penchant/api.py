@@ -180,6 +180,7 @@ if TYPE_CHECKING:
     from penchant.training.loop import LoopConfig as LoopConfig
     from penchant.training.needs import filter_learnable_groups as filter_learnable_groups
     from penchant.training.optimizer import build_optimizer as build_optimizer
+    from penchant.training.optimizer import gradient_norm as gradient_norm
     from penchant.training.optimizer import learning_rate as learning_rate
     from penchant.training.optimizer import scale_and_clip as scale_and_clip
     from penchant.training.report import write_run_report as write_run_report

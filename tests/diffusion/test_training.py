@@ -350,7 +350,7 @@ def test_the_token_budget_changes_no_loss_and_no_gradient(stable_diffusion, monk
     scorer, counts, results = DenoiserScorer(denoiser), count_pictures(monkeypatch), []
     for budget in (8192, 4 * 64, 1):
         counts.clear()
-        settings = TrainingConfig(token_budget=budget)
+        settings = TrainingConfig(token_budget=budget, dtype="float32")
         step = DrawnBatches(
             scorer, GROUPS, lambda name: read(name).double(), Draws(2), Order(2, 2, 0, False), settings
         ).batch(0)

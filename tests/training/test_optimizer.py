@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from penchant.config.run import TrainingConfig
-from penchant.training.optimizer import build_optimizer, learning_rate, scale_and_clip
+from penchant.training.optimizer import build_optimizer, gradient_norm, learning_rate, scale_and_clip
 
 
 @pytest.mark.parametrize(
@@ -81,6 +81,7 @@ def test_gradients_are_scaled_and_clipped_at_once(max_norm, factor):
     """Of gradients 6 and 8, halved: norm 5, and clipped to 0.5 a tenth of that is left."""
     module = torch.nn.Linear(1, 1)
     module.weight.grad, module.bias.grad = torch.tensor([[6.0]]), torch.tensor([8.0])
-    assert scale_and_clip(module, 0.5, max_norm) == pytest.approx(5.0)
+    assert float(gradient_norm(module)) == pytest.approx(10.0)
+    assert scale_and_clip(module, 0.5, 10.0, max_norm) == pytest.approx(5.0)
     assert float(module.weight.grad) == pytest.approx(3.0 * factor, rel=1e-5)
     assert float(module.bias.grad) == pytest.approx(4.0 * factor, rel=1e-5)

@@ -18,6 +18,8 @@ from penchant.engine.padded import PaddedScorer, pad_right, unpack
 from penchant.engine.scorer import CandidateGroup, PackedScorer, Scorer
 from penchant.engine.tree import TreeScorer, arranged, last_hidden
 from penchant.engine.tree_check import TreeCheck, is_half, measure_rounding, rounding_note
+from penchant.engine.whole_layers import compile_layers, undo_compilation
+from penchant.engine.working_weights import WorkingWeights
 from penchant.errors import DataError
 from penchant.models.multimodal import language_model, set_attention
 from penchant.models.preference_head import PreferenceHead
@@ -161,6 +163,12 @@ ScorerType = TypeVar("ScorerType", LanguageScorer, RewardScorer)
 CHECK_GROUPS = 8
 """Groups that the check at load may look at; two of them mostly suffice."""
 
+COMPILED_ROUNDINGS = 4.0
+"""Largest difference of compiled layers' numbers, as a multiple of the rounding of the layers as they are."""
+
+COMPILED_TOLERANCE = 1e-3
+"""The same as a share of the largest number, where products are float32 or TF32."""
+
 PACKING_WINDOW = 256
 """Number of groups that are packed together in a forward-only pass."""
 
@@ -230,6 +238,40 @@ def _choose(
         set_attention(model, implementation)
     return ScorerChoice(
         padded, _notice(model, verdict.reason, _token_ratio(tree, padded, sample)), verdict.rounding, half
+    )
+
+
+def compile_scorer(
+    scorer: PackedScorer,
+    sample: Sequence[TokenizedGroup],
+    dtype: str,
+    rounding: float | None,
+    backend: str | Callable[..., Any] = "inductor",
+) -> str | None:
+    """Compile the layers of a scorer that trains; a notice where their numbers are others, and the layers run as before.
+
+    The graphs that are checked are those that train: in its dtype, with its weights, with a backward.
+
+    Args:
+        sample: groups of the run.
+        rounding: largest error of the scorer's numbers in half precision, in nats; None where it is not known.
+        backend: as of `compile_layers`.
+    """
+    model: Any = scorer.model
+    compile_layers(model, backend)
+    batch = scorer.collate(sample[:2], 1.0).to(model.device)
+    weights = WorkingWeights(model, getattr(torch, dtype)) if dtype != "float32" else None
+    with precision(model.device, dtype), nullcontext() if weights is None else weights.in_place():
+        compiled = scorer(batch).detach()
+    with torch.no_grad(), torch.compiler.set_stance("force_eager"), precision(model.device, dtype):
+        plain = scorer(batch)
+    difference = float((compiled - plain).abs().max())
+    largest = COMPILED_ROUNDINGS * (rounding or 0.0) + COMPILED_TOLERANCE * (1 + float(plain.abs().max()))
+    if difference <= largest:
+        return None
+    undo_compilation(model)
+    return (
+        f"layers are not compiled, which costs time: compiled they give log-probs that differ by {difference:.2g} nats"
     )
 
 

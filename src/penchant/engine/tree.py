@@ -63,7 +63,9 @@ class TreeScorer(PackedScorer):
         hidden = last_hidden(self.model, batch, shared)
         token_log_probs = head_log_probs(
             head,
-            hidden.index_select(0, batch.source),
+            # A prompt's last token predicts the first of every candidate: on a GPU the backward of `index_select` adds
+            # their gradients in no fixed order, that of an index does.
+            hidden[batch.source] if hidden.is_cuda else hidden.index_select(0, batch.source),
             batch.targets,
             softcap=getattr(text_config(self.model.config), "final_logit_softcapping", None),
             shared=shared,

@@ -21,7 +21,7 @@ from penchant.engine.attention import UnsupportedAttention
 from penchant.engine.device import exact
 from penchant.engine.kernels.layer_fusion import unfuse_layers
 from penchant.engine.memory import available_bytes
-from penchant.engine.tree import use_tree
+from penchant.engine.tree import arranged, use_tree
 from penchant.models.multimodal import set_attention
 
 if TYPE_CHECKING:
@@ -297,7 +297,7 @@ class TreeCheck:
             return torch.cat([_by_candidate(self.padded(batch), batch) for batch in batches])
 
     def _tree_scores(self, sample: Sequence[TokenizedGroup], *, exact: bool = False) -> Tensor:
-        batch = pack(sample).to(self.model.device)
+        batch = arranged(pack(sample), self.model).to(self.model.device)
         use_tree(self.model)
         with nullcontext() if exact else self.autocast():
             return _by_candidate(self.tree(batch), batch)

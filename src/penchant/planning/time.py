@@ -30,7 +30,7 @@ from penchant.errors import PenchantError
 from penchant.models.multimodal import text_config
 from penchant.planning.model import ModelSpec, blank_model, random_model, shallow
 from penchant.training.model import weights_dtype
-from penchant.training.optimizer import build_optimizer, scale_and_clip
+from penchant.training.optimizer import build_optimizer, gradient_norm, scale_and_clip
 
 CHECKED_OPERATIONS = 100_000_000_000
 """Maximum floating-point operations of a padded check of the tree: a second or two on a CPU."""
@@ -213,7 +213,7 @@ def _update_seconds(spec: ModelSpec, scorer: Scorer) -> float:
     update_seconds = []
     for _ in range(3):
         start_time = time.perf_counter()
-        scale_and_clip(scorer, 0.5, 1.0)
+        scale_and_clip(scorer, 0.5, float(gradient_norm(scorer)), 1.0)
         optimizer.step()
         _wait(trained[0].device)
         update_seconds.append(time.perf_counter() - start_time)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from penchant.data.trees import split_into_micro_batches
+from penchant.data.trees import copy_together, split_into_micro_batches
 from penchant.engine.device import exact, sum_device
 from penchant.engine.distributed import World
 from penchant.engine.scorer import CandidateGroup, Scorer
@@ -26,15 +26,15 @@ from penchant.training.batches import References, group_tensors, padded_table
 
 @dataclass
 class Result:
-    """Loss and metrics of one process's part of a batch.
+    """Loss and metrics of one process's part of a batch, on the device where they were computed.
 
     Attributes:
         sums: name of the loss or a metric -> (total, count) as a [2] float64 tensor.
-        non_finite_ids: ids of groups whose loss is not a finite number.
+        finite: for each output whether its groups' losses are finite numbers, [G] bool, and the groups' ids.
     """
 
     sums: dict[str, Tensor] = field(default_factory=dict)
-    non_finite_ids: list[str] = field(default_factory=list)
+    finite: list[tuple[Tensor, list[str]]] = field(default_factory=list)
 
     def add(self, output: Output, groups: Sequence[CandidateGroup], counts: bool) -> None:
         """Add an objective's output.
@@ -42,14 +42,23 @@ class Result:
         Args:
             counts: false where another process counts the same groups; then zeros are added.
         """
-        for name, value in {"loss": output.loss, **output.metrics}.items():
-            pair = torch.stack([exact(value.total.detach()), exact(value.count.detach())])
-            self.sums[name] = self.sums.get(name, torch.zeros_like(pair)) + (pair if counts else 0.0)
-        finite = torch.isfinite(output.losses.detach())
-        if counts and not finite.all():
-            self.non_finite_ids += [
-                group.group.id for group, fine in zip(groups, finite.tolist(), strict=True) if not fine
-            ]
+        values = {"loss": output.loss, **output.metrics}
+        table = torch.stack([exact(x.detach()) for value in values.values() for x in (value.total, value.count)])
+        table = table if counts else torch.zeros_like(table)
+        for name, pair in zip(values, table.view(-1, 2), strict=True):
+            self.sums[name] = self.sums[name] + pair if name in self.sums else pair
+        if counts:
+            self.finite.append((torch.isfinite(output.losses.detach()), [group.group.id for group in groups]))
+
+    @property
+    def non_finite_ids(self) -> list[str]:
+        """Ids of the groups whose loss is not a finite number; read from the device."""
+        return [
+            group_id
+            for finite, ids in self.finite
+            for group_id, fine in zip(ids, finite.tolist(), strict=True)
+            if not fine
+        ]
 
 
 @dataclass(frozen=True)
@@ -84,15 +93,16 @@ def backward(scorer: Scorer, objective: Objective, state: State, batch: Batch, w
         ConfigError: an objective that is not coupled changes its state; a state must change once per optimizer step.
     """
     cuts = split_into_micro_batches([scorer.cost(group) for group in batch.groups], batch.token_budget)
-    if objective.coupled and (len(cuts) > 1 or world.size > 1):
+    if objective.coupled:
         return _coupled(scorer, objective, state, batch, world, cuts)
     result = Result()
     for members, counts_here in world.share(cuts):
         part = batch.part(members)
-        log_probs = _score_micro_batch(scorer, part, world)
-        policy, reference, facts = objective_inputs(log_probs, part.groups, part.references)
+        # Sent before the forward: what is sent between it and the backward waits for the forward on a card.
+        reference, facts = objective_tables(part.groups, part.references, sum_device(world.device))
+        policy, facts = with_scores(_score_micro_batch(scorer, part, world), facts)
         output, new_state = objective(policy, reference, facts, state)
-        if not objective.coupled and _differ(state, new_state):
+        if _differ(state, new_state):
             raise ConfigError(
                 f"objective {objective.name} changes its state, and its `coupled` is False: the state would change "
                 "once for each micro-batch, so the token budget would decide how often",
@@ -113,16 +123,25 @@ def _differ(state: State, new_state: State) -> bool:
 def _coupled(
     scorer: Scorer, objective: Objective, state: State, batch: Batch, world: World, cuts: Sequence[Sequence[int]]
 ) -> tuple[Result, State]:
+    """The gradient by way of the scores: the objective of [G, K] numbers is computed on the host."""
     # Adapters' dropout must be the same in both passes: each micro-batch has a seed of its own.
     seed = torch.initial_seed() % 2**62
-    scores_of_batch = score_batch(scorer, batch, world, cuts, seed).requires_grad_()
-    policy, reference, facts = objective_inputs(scores_of_batch, batch.groups, batch.references)
+    is_whole = len(cuts) == 1 and world.size == 1
+    scores = _score_micro_batch(scorer, batch, world) if is_whole else score_batch(scorer, batch, world, cuts, seed)
+    scores_of_batch = scores.detach().cpu().requires_grad_()
+    reference, facts = objective_tables(batch.groups, batch.references, scores_of_batch.device)
+    policy, facts = with_scores(scores_of_batch, facts)
     output, state = objective(policy, reference, facts, state)
     (gradient,) = torch.autograd.grad(output.loss.total, scores_of_batch)
-    for members, counts_here in world.share(cuts):
-        torch.manual_seed(seed + members[0])
-        scores = _score_micro_batch(scorer, batch.part(members), world)
-        scores.backward(gradient[..., list(members), : scores.shape[-1]] * (float(counts_here) * batch.loss_scale))
+    (gradient,) = copy_together([gradient], scores.device)
+    if is_whole:
+        scores.backward(gradient * batch.loss_scale)
+    else:
+        for members, counts_here in world.share(cuts):
+            torch.manual_seed(seed + members[0])
+            scores = _score_micro_batch(scorer, batch.part(members), world)
+            part = gradient[..., list(members), : scores.shape[-1]]
+            scores.backward(part * (float(counts_here) * batch.loss_scale))
     result = Result()
     result.add(output, batch.groups, counts=world.is_main)
     return result, state
@@ -147,7 +166,9 @@ def score_batch(
     rows_by_index: dict[int, Tensor] = {}
     for members, _ in world.share(cuts):
         torch.manual_seed(seed + members[0])
-        scores = _score_micro_batch(scorer, batch.part(members), world).cpu()
+        scores = _score_micro_batch(scorer, batch.part(members), world)
+        if world.size > 1:
+            scores = scores.cpu()  # To be sent to the other processes.
         rows_by_index.update(zip(members, scores.unbind(-2), strict=True))
         advance(len(members) * world.size)
     for rank_rows in world.gather(rows_by_index):
@@ -155,6 +176,27 @@ def score_batch(
     widest = max(row.shape[-1] for row in rows_by_index.values())
     rows = [pad(rows_by_index[i], (0, widest - rows_by_index[i].shape[-1])) for i in range(len(batch.groups))]
     return torch.stack(rows, -2).to(sum_device(world.device))
+
+
+def objective_tables(
+    groups: Sequence[CandidateGroup], references: References, device: torch.device
+) -> tuple[Tensor, Groups]:
+    """The references' log-probs [R, G, K], and the candidates' masks, preferences, scores and labels, on a device.
+
+    Args:
+        references: [R][groups][candidates].
+    """
+    facts = group_tensors([group.group for group in groups], [group.tokens for group in groups])
+    tables = [padded_table(table, facts.mask.shape[1]) for table in references]
+    reference = torch.stack(tables) if tables else torch.zeros(0, *facts.mask.shape, dtype=torch.float64)
+    tensors = {name: value for name, value in vars(facts).items() if value is not None}
+    reference, *copies = copy_together([reference, *tensors.values()], device)
+    return reference, Groups(**dict(zip(tensors, copies, strict=True)))
+
+
+def with_scores(scores: Tensor, facts: Groups) -> tuple[Tensor, Groups]:
+    """The policy's log-probs [G, K], and the facts with a preference head's rewards where scores are [2, G, K]."""
+    return (scores[0], replace(facts, rewards=scores[1])) if scores.ndim == 3 else (scores, facts)
 
 
 def objective_inputs(
@@ -170,13 +212,9 @@ def objective_inputs(
     Returns:
         policy [G, K], reference [R, G, K], and the candidates' masks, preferences, scores and labels.
     """
-    policy, rewards = (scores[0], scores[1]) if scores.ndim == 3 else (scores, None)
-    tables = [padded_table(table, policy.shape[1]) for table in references]
-    reference = torch.stack(tables) if tables else policy.new_zeros(0, *policy.shape)
-    lengths = [group.tokens for group in groups]
-    tensors = group_tensors([group.group for group in groups], lengths)
-    facts = replace(tensors.to(policy.device), rewards=rewards)
-    return policy, reference.to(policy.device), facts
+    reference, facts = objective_tables(groups, references, scores.device)
+    policy, facts = with_scores(scores, facts)
+    return policy, reference, facts
 
 
 def _score_micro_batch(scorer: Scorer, batch: Batch, world: World) -> Tensor:

@@ -19,10 +19,11 @@ import torch
 from torch import Tensor
 
 from penchant.config.run import CheckpointConfig, EvaluationConfig, LoggingConfig, TrainingConfig
-from penchant.engine.device import sum_device
+from penchant.engine.device import exact
 from penchant.engine.distributed import World, reshard
 from penchant.engine.scorer import CandidateGroup, Scorer
 from penchant.engine.scoring import micro_batches
+from penchant.engine.working_weights import WorkingWeights
 from penchant.errors import ConfigError, TrainingError
 from penchant.objectives import Objective, State
 from penchant.progress import Progress
@@ -31,9 +32,15 @@ from penchant.training.batches import BatchSource, Split
 from penchant.training.checkpoints import Checkpoints
 from penchant.training.log import JsonLines, direction
 from penchant.training.moving_reference import MovingReference
-from penchant.training.optimizer import NO_SCALE, LossScale, build_optimizer, learning_rate, scale_and_clip
+from penchant.training.optimizer import (
+    NO_SCALE,
+    LossScale,
+    build_optimizer,
+    gradient_norm,
+    learning_rate,
+    scale_and_clip,
+)
 from penchant.training.stop_signals import STOP_SIGNALS, Interrupted, StopSignals
-from penchant.training.working_weights import WorkingWeights
 
 
 @dataclass(frozen=True)
@@ -184,10 +191,12 @@ class Loop:
             result, self.objective_state = backward(
                 self.scorer, self.objective, self.objective_state, batch, self.world
             )
-        sums, number = self._reduce(result.sums, signals)
+        sums, norm, number = self._reduce(result.sums, gradient_norm(self.scorer), signals)
         sums.update(step_batch.sums)
         total, count = sums["loss"]
-        norm = self._scale_gradients(count * scale.factor)
+        # FSDP averages over processes; the loss is a sum over them.
+        factor = self.world.size / max(count * scale.factor, 1e-30)
+        norm = scale_and_clip(self.scorer, factor, norm, settings.max_grad_norm)
         is_skipped = self.is_scaled and math.isfinite(total) and not math.isfinite(norm) and scale.factor > 1
         if not is_skipped and not (math.isfinite(total) and math.isfinite(norm)):
             self._refuse(result.non_finite_ids, groups)
@@ -216,7 +225,8 @@ class Loop:
         result = Result()
         result.add(self.objective.evaluate(policy, reference, tensors, self.objective_state), groups, counts=True)
         sums = {name: value.tolist() for name, value in result.sums.items()}
-        means = {name: total / count for name, (total, count) in sums.items() if count}
+        # A total of -0.0 is logged as 0.0.
+        means = {name: total / count + 0.0 for name, (total, count) in sums.items() if count}
         line = {"step": self.state.step, **{f"eval_{name}": value for name, value in means.items()}}
         if self.moving_reference is not None:
             line["reference_step"] = self.moving_reference.step
@@ -274,15 +284,26 @@ class Loop:
             self.held_out = replace(self.held_out, references=references)
 
     def _reduce(
-        self, sums: Mapping[str, Tensor], signals: StopSignals
-    ) -> tuple[dict[str, tuple[float, float]], int | None]:
-        """Sums over all processes, and the number of a stop signal that any has received, in one all-reduce."""
-        rows = [[float(signals.signal_number == number), 0.0] for number in STOP_SIGNALS]
-        signal_rows = torch.tensor(rows, dtype=torch.float64, device=sum_device(self.world.device))
-        stacked = self.world.sum(torch.cat([torch.stack([*sums.values()]), signal_rows])).tolist()
-        counts = zip(STOP_SIGNALS, stacked[len(sums) :], strict=True)
-        number = next((number for number, (count, _) in counts if count), None)
-        return {name: (row[0], row[1]) for name, row in zip(sums, stacked, strict=False)}, number
+        self, sums: Mapping[str, Tensor], norm: Tensor, signals: StopSignals
+    ) -> tuple[dict[str, tuple[float, float]], float, int | None]:
+        """Sums over all processes, the gradients' norm, and the number of a stop signal that any has received.
+
+        One all-reduce, and the one time in a step that the host waits for the device.
+        """
+        norm = exact(norm)
+        rows = torch.stack([*sums.values(), torch.stack([norm, torch.zeros_like(norm)])])
+        numbers = [signals.signal_number]
+        if self.world.size > 1:
+            signal_rows = torch.tensor([[float(signals.signal_number == number), 0.0] for number in STOP_SIGNALS])
+            # The norm is the same on every process.
+            rows[-1] *= float(self.world.is_main)
+            rows = self.world.sum(torch.cat([rows, signal_rows.to(rows)]))
+        values = rows.tolist()
+        if self.world.size > 1:
+            counts = zip(STOP_SIGNALS, values[len(sums) + 1 :], strict=True)
+            numbers = [number for number, (count, _) in counts if count]
+        totals = {name: (total, count) for name, (total, count) in zip(sums, values, strict=False)}
+        return totals, values[len(sums)][0], next(iter(numbers), None)
 
     def _update_scale(self, scale: LossScale, is_skipped: bool) -> None:
         self.state.loss_scale, self.state.scale_steps = scale.factor, scale.steps
@@ -291,12 +312,6 @@ class Loop:
                 f"step {self.state.step + 1} is skipped: a gradient is beyond float16's range; the loss is now scaled "
                 f"by {scale.factor:g}"
             )
-
-    def _scale_gradients(self, count: float) -> float:
-        """Divide the gradient of the total by the global count, then clip it; returns the norm before clipping."""
-        # FSDP averages over processes; the loss is a sum over them.
-        factor = self.world.size / max(count, 1e-30)
-        return scale_and_clip(self.scorer, factor, self.config.training.max_grad_norm)
 
     def _refuse(self, group_ids: Sequence[str], groups: Sequence[CandidateGroup]) -> None:
         ids = sorted({id for part in self.world.gather(list(group_ids)) for id in part})

@@ -22,8 +22,10 @@ from penchant.engine.scorer import Scorer
 from penchant.engine.scoring import (
     HeadedScorer,
     LanguageScorer,
+    TreeRewardScorer,
     choose_reward_scorer,
     choose_scorer,
+    compile_scorer,
     require_end_tokens,
     sample_groups,
 )
@@ -109,6 +111,12 @@ def load_trained(
     scorer: Scorer = choice.scorer
     if config.built_objective.needs.head:
         scorer = _headed(config, policy, scorer, groups, world)
+    if world.device.type == "cuda" and isinstance(choice.scorer, (TreeScorer, TreeRewardScorer)):
+        # In training mode, for its graphs, unless adapters draw random numbers.
+        choice.scorer.train(config.lora is None or config.lora.dropout == 0)
+        if notice := compile_scorer(choice.scorer, sample, dtype, choice.rounding):
+            logger.warning(notice)
+            notes = (*notes, notice)
     scorer.train()
     shard(scorer, world)
     return Trained(policy, scorer, fingerprint, _saved_dtype(config, policy), notes)

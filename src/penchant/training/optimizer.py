@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from penchant.config.run import TrainingConfig
 
@@ -54,19 +55,27 @@ def _return_to_start(parameters: Sequence[nn.Parameter]) -> Callable[..., None]:
     return add_start
 
 
-def scale_and_clip(module: nn.Module, factor: float, max_norm: float) -> float:
+def gradient_norm(module: nn.Module) -> Tensor:
+    """The norm of all gradients, over all processes, as a tensor [] on their device."""
+    total = torch.nn.utils.get_total_norm([p.grad for p in module.parameters() if p.grad is not None])
+    return total.full_tensor() if isinstance(total, DTensor) else total
+
+
+def scale_and_clip(module: nn.Module, factor: float, norm: float, max_norm: float) -> float:
     """Multiply every gradient by `factor`, and by less where their norm would be above `max_norm`.
 
     Both in one pass over the gradients, which takes as long as a part of the optimizer's step.
 
+    Args:
+        norm: of the gradients as they are.
+
     Returns:
         The norm of the multiplied gradients, before clipping.
     """
+    scaled = factor * norm
     gradients = [p.grad for p in module.parameters() if p.grad is not None]
-    total = torch.nn.utils.get_total_norm(gradients)
-    norm = factor * float(total.full_tensor() if hasattr(total, "full_tensor") else total)
-    torch._foreach_mul_(gradients, factor * min(1.0, max_norm / (norm + 1e-6)))
-    return norm
+    torch._foreach_mul_(gradients, factor * min(1.0, max_norm / (scaled + 1e-6)))
+    return scaled
 
 
 @dataclass(frozen=True)

@@ -60,5 +60,9 @@ class _Embed(torch.autograd.Function):
         is_new = total is None
         if total is None:
             total = upstream.new_zeros(shape, dtype=dtype)
-        total.index_add_(0, ids.flatten(), upstream.flatten(0, -2).to(dtype))
+        rows, gradients = ids.flatten(), upstream.flatten(0, -2).to(dtype)
+        if total.is_cuda:  # There `index_add_` adds in no fixed order.
+            total.index_put_((rows,), gradients, accumulate=True)
+        else:
+            total.index_add_(0, rows, gradients)
         return None, total if is_new else None, None, None

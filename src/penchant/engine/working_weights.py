@@ -12,7 +12,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from penchant.engine.kernels.whole_layers import decoder_layers
+from penchant.engine.whole_layers import decoder_layers
 
 
 class WorkingWeights:

@@ -35,6 +35,12 @@ def compile_layers(model: nn.Module, backend: str | Callable[..., Any] = "induct
         layer._compiled_call_impl = _until_it_fails(layer._compiled_call_impl, layer, layers)
 
 
+def undo_compilation(model: nn.Module) -> None:
+    """Run every decoder layer as its own class does."""
+    for layer in decoder_layers(model):
+        layer._compiled_call_impl = None
+
+
 def _until_it_fails(compiled: Any, layer: nn.Module, layers: list[nn.Module]) -> Callable[..., Any]:
     """The compiled call of a layer, which undoes the compilation of all layers where it cannot be compiled."""
     # Not before it is needed: the compiler takes seconds to import.
