@@ -141,7 +141,7 @@ class Tally:
     """
 
     operations: int = 0
-    launches: int = 0
+    launches: float = 0.0
     copies_in: int = 0
     reads: int = 0
     casts: int = 0
@@ -287,7 +287,7 @@ class CardCounter(TorchDispatchMode):
         size, flops = _bytes(name, args, inputs, outputs), self._flops(func, name, args, kwargs, result)
         self.add(name, launches, size, flops)
 
-    def add(self, name: str, launches: int, size: float, flops: float = 0.0) -> None:
+    def add(self, name: str, launches: float, size: float, flops: float = 0.0) -> None:
         """Add one operation of so many launches, bytes and floating-point operations."""
         rate = ATTENTION_RATE if "att" in name else MATRIX_RATE
         tally = self.tally
@@ -367,15 +367,14 @@ def _bytes(name: str, args: Any, inputs: Sequence[Tensor], outputs: Sequence[Ten
     return sum(map(_size, tensors.values())) + sum(_size(x) for x in changed if isinstance(x, Tensor))
 
 
-def _launches(name: str, args: Any) -> int:
-    """Launches of one operation; those on lists of tensors go by blocks and tensors of a launch."""
+def _launches(name: str, args: Any) -> float:
+    """Launches of one operation; of one on a list of tensors the share of a launch that its blocks or tensors fill."""
     if not name.startswith(("_foreach", "_fused_adam")):
         return KERNELS.get(name, 1)
     tensors = tree_leaves(args[0])
     blocks = sum(-(-tensor.numel() // FOREACH_ELEMENTS) for tensor in tensors)
-    per_launch = 36 if "adam" in name else 110
-    norms = len(tensors) // per_launch + 1 if name == "_foreach_norm" else 0
-    return max(-(-blocks // FOREACH_BLOCKS), -(-len(tensors) // per_launch)) + norms
+    shares = blocks / FOREACH_BLOCKS, len(tensors) / (36 if "adam" in name else 110)
+    return max(shares) + (shares[1] if name == "_foreach_norm" else 0.0)
 
 
 @dataclass(frozen=True)
@@ -577,7 +576,11 @@ def _count_whole(case: Case, budget: int) -> dict[str, Tally]:
         counter.attention_flops = _attention_flops(case, budget)
         counter.weights = {p.untyped_storage()._cdata for p in scorer.parameters() if p.ndim > 1}
         with named_parts(counter, loop), counter:
-            loop.step(signals)  # makes the optimizer's moments
+            # The optimizer makes its moments at its first step, and they stay.
+            for parameter in scorer.parameters():
+                parameter.grad = torch.empty_like(parameter) if parameter.requires_grad else None
+            loop.optimizer.step()
+            loop.optimizer.zero_grad()
             counter.tallies.clear()
             loop.step(signals)
     return counter.tallies
@@ -607,7 +610,7 @@ def table(tallies: dict[str, Tally]) -> str:
     ]
     for part, tally in {**tallies, "total": total(tallies)}.items():
         lines.append(
-            f"{part:22}{tally.operations:11}{tally.launches:9}{tally.copies_in:7}{tally.reads:6}{tally.casts:6}"
+            f"{part:22}{tally.operations:11}{tally.launches:9.0f}{tally.copies_in:7}{tally.reads:6}{tally.casts:6}"
             f"{tally.gigabytes:8.1f}{tally.teraflops:8.2f}{tally.milliseconds:8.1f}"
         )
     return "\n".join(lines)
@@ -635,7 +638,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             continue
         print(f"{name}, {case.tokens} tokens a step, micro-batches of {budget}\n{table(tallies)}\n", flush=True)
         for part, tally in tallies.items() if options.operations else ():
-            most = ", ".join(f"{op} {n}" for op, n in tally.by_operation.most_common(options.operations))
+            most = ", ".join(f"{op} {n:.0f}" for op, n in tally.by_operation.most_common(options.operations))
             print(f"  {part}: {most}")
     if options.json:
         print(json.dumps(document))

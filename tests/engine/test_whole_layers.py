@@ -104,7 +104,7 @@ def test_compiled_layers_are_checked_on_the_data(model, make_groups, monkeypatch
 
 def test_working_weights_give_autocasts_gradients(model, make_groups):
     """The same bits as when every layer casts its weights, over two micro-batches."""
-    batches = [random_batch(make_groups, seed) for seed in range(2)]
+    batches = [pack(make_groups(SHAPES, seed)) for seed in range(2)]
 
     def gradients(weights):
         model.zero_grad()

@@ -248,7 +248,7 @@ def compile_scorer(
     rounding: float | None,
     backend: str | Callable[..., Any] = "inductor",
 ) -> str | None:
-    """Compile the layers of a scorer that trains; a notice where their numbers are others, and the layers run as before.
+    """Compile the layers of a scorer that trains; a notice where their numbers differ, and they then run as before.
 
     The graphs that are checked are those that train: in its dtype, with its weights, with a backward.
 

@@ -98,6 +98,8 @@ def last_hidden(model: PreTrainedModel, batch: TreeBatch, shared: SharedGradient
     """
     embedding = model.get_input_embeddings()
     multiple = row_multiple(batch.input_ids.device, compute_dtype(next(embedding.parameters())))
+    if batch.prompts_first is not None:
+        multiple = 1  # Its segments end with its tokens.
     filled = batch.pad_to_multiple(multiple)
     ids: dict[str, Tensor] = {"input_ids": filled.input_ids[None]}
     if shared is not None:

@@ -11,6 +11,7 @@ import logging
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import torch
 from torch import nn
 
 logger = logging.getLogger(__name__)
@@ -26,9 +27,13 @@ def decoder_layers(model: nn.Module) -> Iterator[nn.Module]:
 def compile_layers(model: nn.Module, backend: str | Callable[..., Any] = "inductor") -> None:
     """Compile every decoder layer at its first call; where that fails, all run as they are, and a notice says so.
 
+    Graphs of models that were compiled before in this process are dropped.
+
     Args:
         backend: torch's name of a compiler, or a function of a graph and its example inputs.
     """
+    # The compiler keeps a few graphs for a function, and those of an earlier model count among them.
+    torch._dynamo.reset()
     layers = [*decoder_layers(model)]
     for layer in layers:
         layer.compile(dynamic=True, backend=backend)

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from penchant.config.run import CheckpointConfig, EvaluationConfig, LoggingConfig, TrainingConfig
-from penchant.engine.device import exact
+from penchant.engine.device import exact, sum_device
 from penchant.engine.distributed import World, reshard
 from penchant.engine.scorer import CandidateGroup, Scorer
 from penchant.engine.scoring import micro_batches
@@ -290,14 +290,16 @@ class Loop:
 
         One all-reduce, and the one time in a step that the host waits for the device.
         """
-        norm = exact(norm)
+        # A coupled objective's sums are on the host.
+        norm = exact(norm).to(next(iter(sums.values())).device)
         rows = torch.stack([*sums.values(), torch.stack([norm, torch.zeros_like(norm)])])
         numbers = [signals.signal_number]
         if self.world.size > 1:
             signal_rows = torch.tensor([[float(signals.signal_number == number), 0.0] for number in STOP_SIGNALS])
             # The norm is the same on every process.
             rows[-1] *= float(self.world.is_main)
-            rows = self.world.sum(torch.cat([rows, signal_rows.to(rows)]))
+            rows = torch.cat([rows, signal_rows.to(rows)])
+            rows = self.world.sum(rows.to(sum_device(self.world.device)))
         values = rows.tolist()
         if self.world.size > 1:
             counts = zip(STOP_SIGNALS, values[len(sums) + 1 :], strict=True)
