@@ -43,7 +43,7 @@ from torch.fx import GraphModule, Interpreter, Node  # noqa: E402
 from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 from torch.utils._pytree import tree_leaves, tree_map_only  # noqa: E402
 from torch.utils.flop_counter import flop_registry  # noqa: E402
-from workloads import WORKLOADS, Shape  # noqa: E402
+from workloads import WORKLOADS, Shape, Workload  # noqa: E402
 
 from penchant import parse_config  # noqa: E402
 from penchant.config.run import RunConfig  # noqa: E402
@@ -436,8 +436,7 @@ def cases() -> dict[str, Callable[[], Case]]:
     """The counted steps by name, made when they are asked for."""
     from transformers import Gemma2Config, MistralConfig
 
-    def of_workload(name: str, **settings: Any) -> Callable[[], Case]:
-        workload = WORKLOADS[name]
+    def of_workload(workload: Workload, **settings: Any) -> Callable[[], Case]:
         if workload.rank:
             settings = {"lora": {"rank": workload.rank}, **settings}
         sizes = workload.prompt[0], workload.response[0], 1 + workload.negatives[0], workload.batch
@@ -445,8 +444,9 @@ def cases() -> dict[str, Callable[[], Case]]:
 
     names = ("qwen_0.5b_pairs", "qwen_0.5b_k8", "llama_8b_pairs", "llama_8b_k8")
     return {
-        **{name: of_workload(name) for name in names},
-        "coupled": of_workload("qwen_0.5b_pairs", objective={"name": "beta_dpo"}),
+        **{name: of_workload(WORKLOADS[name]) for name in names},
+        "coupled": of_workload(WORKLOADS["qwen_0.5b_pairs"], objective={"name": "beta_dpo"}),
+        "tiny_coupled": of_workload(WORKLOADS["qwen_0.5b_pairs"].tiny(), objective={"name": "beta_dpo"}),
         "gemma2_2b_pairs": lambda: Case(Gemma2Config(num_hidden_layers=26), 256, 256, 2, 16),
         "mistral_7b_pairs": lambda: Case(MistralConfig(sliding_window=1024), 1280, 256, 2, 8, {"lora": {"rank": 16}}),
     }

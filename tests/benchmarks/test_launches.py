@@ -12,14 +12,12 @@ from typing import Any
 import pytest
 
 SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "launches.py"
-LAYERS = 24
-
 CEILINGS = {
-    # launches of a step, of a layer, copies to the card that block, values read, casts of weights, gigabytes moved
-    "qwen_0.5b_k8": (1_882, 68, 0, 1, 6, 178),
-    "coupled": (1_820, 68, 0, 2, 10, 261),
+    # layers; launches of a step, of a layer, copies to the card that block, values read, casts of weights, gigabytes
+    "qwen_0.5b_k8": (24, 1_882, 68, 0, 1, 6, 178),
+    "tiny_coupled": (2, 213, 88, 0, 2, 2, 1),
 }
-"""Steps of Qwen2.5-0.5B's shape in one micro-batch."""
+"""Steps in one micro-batch: of Qwen2.5-0.5B's shape, and of a tiny model by an objective of the whole batch."""
 
 
 @pytest.fixture(scope="module")
@@ -33,11 +31,11 @@ def counts() -> dict[str, Any]:
 @pytest.mark.slow
 @pytest.mark.parametrize("case", CEILINGS)
 def test_a_step_asks_no_more_of_a_card(counts: dict[str, Any], case: str) -> None:
-    parts = counts[case]
-    layers = (parts["layers forward"]["launches"] + parts["layers backward"]["launches"]) / LAYERS
+    parts, (depth, *ceilings) = counts[case], CEILINGS[case]
+    layers = (parts["layers forward"]["launches"] + parts["layers backward"]["launches"]) / depth
     step = parts["total"]
     measured = step["launches"], layers, step["copies_in"], step["reads"], step["casts"], step["gigabytes"]
-    assert all(value <= ceiling for value, ceiling in zip(measured, CEILINGS[case], strict=True)), measured
+    assert all(value <= ceiling for value, ceiling in zip(measured, ceilings, strict=True)), measured
     # A counter that saw nothing would pass too.
-    assert step["launches"] > 1_000
-    assert step["teraflops"] > 10
+    assert step["launches"] > 100
+    assert step["teraflops"] > 0
