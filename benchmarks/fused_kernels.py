@@ -163,8 +163,8 @@ def _source(node: Node) -> Node:
 def _fused_kernel(part: Sequence[Node]) -> Kernel:
     inside = set(part)
     read = {source for node in part for source in map(_source, node.all_input_nodes) if source not in inside}
-    written = [node for node in part if any(user not in inside for user in _users(node))]
-    size = sum(_size(value) for node in (*read, *written) for value in tensors_of(node))
+    outputs = [node for node in part if any(user not in inside for user in _users(node))]
+    size = sum(_size(value) for node in (*read, *outputs) for value in tensors_of(node))
     return Kernel("fused", 1, size)
 
 

@@ -362,9 +362,9 @@ def _bytes(name: str, args: Any, inputs: Sequence[Tensor], outputs: Sequence[Ten
         return 3 * _size(args[3])
     if name == "_fused_adamw_":  # reads weight, gradient and two moments, writes all but the gradient
         return 7 * sum(map(_size, args[0]))
-    changed = tree_leaves(args[0]) if name.endswith("_") and name not in WRITTEN_ONLY else []
+    replaced_tensors = tree_leaves(args[0]) if name.endswith("_") and name not in WRITTEN_ONLY else []
     tensors = {id(x): x for x in (*inputs, *outputs)}
-    return sum(map(_size, tensors.values())) + sum(_size(x) for x in changed if isinstance(x, Tensor))
+    return sum(map(_size, tensors.values())) + sum(_size(x) for x in replaced_tensors if isinstance(x, Tensor))
 
 
 def _launches(name: str, args: Any) -> float:
@@ -485,7 +485,7 @@ PARTS: Sequence[tuple[Any, str, str]] = (
 def named_parts(counter: CardCounter, loop: Loop) -> Iterator[None]:
     """Name the parts of a step in the counter."""
 
-    def counted(function: Callable[..., Any], part: str) -> Callable[..., Any]:
+    def in_part(function: Callable[..., Any], part: str) -> Callable[..., Any]:
         @functools.wraps(function)
         def call(*args: Any, **kwargs: Any) -> Any:
             with counter.inside(part):
@@ -498,14 +498,14 @@ def named_parts(counter: CardCounter, loop: Loop) -> Iterator[None]:
     with ExitStack() as stack:
         for owner, name, part in PARTS:
             function = getattr(owner, name)
-            wrapped = counted(function, part)
+            wrapped = in_part(function, part)
             is_static = isinstance(vars(owner).get(name), staticmethod)
             stack.enter_context(mock.patch.object(owner, name, staticmethod(wrapped) if is_static else wrapped))
         stack.enter_context(
-            mock.patch.object(tree_module, "language_model", lambda model: counted(layers_of(model), "layers forward"))
+            mock.patch.object(tree_module, "language_model", lambda model: in_part(layers_of(model), "layers forward"))
         )
         stack.enter_context(
-            mock.patch.object(type(objective), "__call__", counted(type(objective).__call__, "objective"))
+            mock.patch.object(type(objective), "__call__", in_part(type(objective).__call__, "objective"))
         )
         # Where memory is counted a few passes of the head stand for all; here all are counted.
         stack.enter_context(mock.patch.object(output_layer, "FakeTensor", ()))
@@ -618,19 +618,19 @@ def table(tallies: dict[str, Tally]) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print the counts of some cases."""
-    known = cases()
+    all_cases = cases()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("cases", nargs="*", metavar="CASE", help=f"of {', '.join(known)}; default: all")
+    parser.add_argument("cases", nargs="*", metavar="CASE", help=f"of {', '.join(all_cases)}; default: all")
     parser.add_argument("--budget", type=int, help="tokens of a micro-batch; default: the whole step")
     parser.add_argument("--operations", type=int, default=0, metavar="N", help="list the N most launched by part")
     parser.add_argument("--json", action="store_true", help="the counts as one JSON document")
     options = parser.parse_args(arguments)
-    unknown = [name for name in options.cases if name not in known]
+    unknown = [name for name in options.cases if name not in all_cases]
     if unknown:
-        parser.error(f"no case {', '.join(unknown)}; there are {', '.join(known)}")
+        parser.error(f"no case {', '.join(unknown)}; there are {', '.join(all_cases)}")
     document = {}
-    for name in options.cases or known:
-        case = known[name]()
+    for name in options.cases or all_cases:
+        case = all_cases[name]()
         budget = options.budget or case.tokens
         tallies = count_step(case, budget)
         document[name] = {part: vars(tally) for part, tally in {**tallies, "total": total(tallies)}.items()}
@@ -638,8 +638,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             continue
         print(f"{name}, {case.tokens} tokens a step, micro-batches of {budget}\n{table(tallies)}\n", flush=True)
         for part, tally in tallies.items() if options.operations else ():
-            most = ", ".join(f"{op} {n:.0f}" for op, n in tally.by_operation.most_common(options.operations))
-            print(f"  {part}: {most}")
+            top_operations = ", ".join(f"{op} {n:.0f}" for op, n in tally.by_operation.most_common(options.operations))
+            print(f"  {part}: {top_operations}")
     if options.json:
         print(json.dumps(document))
     return 0

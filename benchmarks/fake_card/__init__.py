@@ -33,10 +33,10 @@ def load() -> None:
     if not library.exists():
         cache.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=cache) as folder:
-            built = Path(folder) / library.name
+            new_library = Path(folder) / library.name
             libraries = torch_folder / "lib"
             options = ["-O0", "-std=c++20", "-fPIC", "-shared", f"-I{torch_folder / 'include'}"]
             linking = [f"-L{libraries}", "-lc10", "-ltorch_cpu", f"-Wl,-rpath,{libraries}"]
-            subprocess.run([COMPILER, *options, SOURCE, "-o", built, *linking], check=True)
-            built.replace(library)
+            subprocess.run([COMPILER, *options, SOURCE, "-o", new_library, *linking], check=True)
+            new_library.replace(library)
     ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)

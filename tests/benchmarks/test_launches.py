@@ -34,8 +34,8 @@ def test_a_step_asks_no_more_of_a_card(counts: dict[str, Any], case: str) -> Non
     parts, (depth, *ceilings) = counts[case], CEILINGS[case]
     layers = (parts["layers forward"]["launches"] + parts["layers backward"]["launches"]) / depth
     step = parts["total"]
-    measured = step["launches"], layers, step["copies_in"], step["reads"], step["casts"], step["gigabytes"]
-    assert all(value <= ceiling for value, ceiling in zip(measured, ceilings, strict=True)), measured
+    step_counts = step["launches"], layers, step["copies_in"], step["reads"], step["casts"], step["gigabytes"]
+    assert all(value <= ceiling for value, ceiling in zip(step_counts, ceilings, strict=True)), step_counts
     # A counter that saw nothing would pass too.
     assert step["launches"] > 100
     assert step["teraflops"] > 0

@@ -85,8 +85,8 @@ def test_layers_that_do_not_compile_run_as_they_are(model, make_groups, caplog):
     assert all(layer._compiled_call_impl is None for layer in decoder_layers(model))
 
 
-@pytest.mark.parametrize(("factor", "same"), [(1.0, True), (1.2, False)])
-def test_compiled_layers_are_checked_on_the_data(model, make_groups, monkeypatch, factor, same):
+@pytest.mark.parametrize(("factor", "is_same"), [(1.0, True), (1.2, False)])
+def test_compiled_layers_are_checked_on_the_data(model, make_groups, monkeypatch, factor, is_same):
     """A compiler whose graphs compute something else is not used."""
 
     def compiler(graph, inputs):
@@ -95,9 +95,9 @@ def test_compiled_layers_are_checked_on_the_data(model, make_groups, monkeypatch
     monkeypatch.setattr(TreeScorer, "collate", lambda self, groups, temperature: with_prompts_first(pack(groups)))
     notice = compile_scorer(TreeScorer(model), make_groups(SHAPES, 0), "float32", None, compiler)
     compiled = [layer._compiled_call_impl is not None for layer in decoder_layers(model)]
-    assert (notice is None) == same
-    assert compiled == [same] * 3
-    assert same or "they give log-probs that differ by" in notice
+    assert (notice is None) == is_same
+    assert compiled == [is_same] * 3
+    assert is_same or "they give log-probs that differ by" in notice
     assert scoring.COMPILED_TOLERANCE == 1e-3
     assert whole_layers.logger.name == "penchant.engine.whole_layers"
 

@@ -110,15 +110,15 @@ class TreeBatch:
     def to(self, device: torch.device) -> TreeBatch:
         """The batch with its tensors on a device."""
         layout = self.prompts_first
-        own, of_layout = (
+        batch_tensors, layout_tensors = (
             {name: value for name, value in vars(part).items() if isinstance(value, Tensor)} if part else {}
             for part in (self, layout)
         )
-        copies = iter(copy_together([*own.values(), *of_layout.values()], device))
-        batch: dict[str, Any] = dict(zip(own, copies, strict=False))
+        copies = iter(copy_together([*batch_tensors.values(), *layout_tensors.values()], device))
+        batch: dict[str, Any] = dict(zip(batch_tensors, copies, strict=False))
         if layout is not None:
-            moved: dict[str, Any] = dict(zip(of_layout, copies, strict=True))
-            batch["prompts_first"] = replace(layout, **moved)
+            layout_copies: dict[str, Any] = dict(zip(layout_tensors, copies, strict=True))
+            batch["prompts_first"] = replace(layout, **layout_copies)
         return replace(self, **batch)
 
     def pad_to_multiple(self, multiple: int) -> TreeBatch:

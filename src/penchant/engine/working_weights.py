@@ -44,11 +44,11 @@ class WorkingWeights:
             return
         with torch.no_grad():
             torch._foreach_copy_(self._copies, self._weights)
-        self._put(self._copies)
+        self._set_weights(self._copies)
         try:
             yield
         finally:
-            self._put(self._weights)
+            self._set_weights(self._weights)
             self.add_gradients()
 
     def add_gradients(self) -> None:
@@ -65,6 +65,6 @@ class WorkingWeights:
         for copy in self._copies:
             copy.grad = None
 
-    def _put(self, tensors: list[Tensor]) -> None:
+    def _set_weights(self, tensors: list[Tensor]) -> None:
         for (part, name), tensor in zip(self._owners, tensors, strict=True):
             part._parameters[name] = tensor  # type: ignore[assignment]

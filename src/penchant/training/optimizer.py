@@ -56,7 +56,7 @@ def _return_to_start(parameters: Sequence[nn.Parameter]) -> Callable[..., None]:
 
 
 def gradient_norm(module: nn.Module) -> Tensor:
-    """The norm of all gradients, over all processes, as a tensor [] on their device."""
+    """The norm of all gradients, over all processes, a scalar tensor on their device."""
     total = torch.nn.utils.get_total_norm([p.grad for p in module.parameters() if p.grad is not None])
     return total.full_tensor() if isinstance(total, DTensor) else total
 

@@ -84,7 +84,7 @@ class _SharedPromptAttention(torch.autograd.Function):
 
 
 class _Call(NamedTuple):
-    """One call of a variable-length kernel: rows that ask, rows that are seen, their segments and whether causal."""
+    """One call of a variable-length kernel: rows that ask, rows that are seen, segments, and whether causal."""
 
     rows: slice
     keys: slice
@@ -142,11 +142,11 @@ class _WrittenOut:
         rows, keys, values = q[call.rows], k[call.keys], v[call.keys]
         out = torch.zeros_like(rows)
         sums = rows.new_full((rows.shape[1], len(rows)), -torch.inf, dtype=torch.promote_types(q.dtype, torch.float32))
-        for queries, seen in _segments(call):
-            scores = _scores(rows[queries], keys[seen], call.causal, scale)
+        for queries, key_rows in _segments(call):
+            scores = _scores(rows[queries], keys[key_rows], call.causal, scale)
             sums[:, queries] = scores.logsumexp(-1)
             shares = (scores - sums[:, queries, None]).exp()
-            out[queries] = (shares @ _by_head(values[seen], rows).to(shares.dtype)).transpose(0, 1).to(out.dtype)
+            out[queries] = (shares @ _by_head(values[key_rows], rows).to(shares.dtype)).transpose(0, 1).to(out.dtype)
         return out, sums
 
     @staticmethod
@@ -161,14 +161,14 @@ class _WrittenOut:
             out[call.rows],
         )
         gradients = torch.zeros_like(rows), torch.zeros_like(keys), torch.zeros_like(values)
-        for queries, seen in _segments(call):
-            shares = (_scores(rows[queries], keys[seen], call.causal, scale) - sums[:, queries, None]).exp()
+        for queries, key_rows in _segments(call):
+            shares = (_scores(rows[queries], keys[key_rows], call.causal, scale) - sums[:, queries, None]).exp()
             dy, y = (x[queries].transpose(0, 1).to(shares.dtype) for x in (of_rows, outputs))
-            by_share = dy @ _by_head(values[seen], rows).transpose(1, 2).to(shares.dtype)
+            by_share = dy @ _by_head(values[key_rows], rows).transpose(1, 2).to(shares.dtype)
             by_score = shares * (by_share - (dy * y).sum(-1, keepdim=True)) * scale
             by_key = by_score.transpose(1, 2) @ rows[queries].transpose(0, 1).to(shares.dtype)
-            parts = by_score @ _by_head(keys[seen], rows).to(shares.dtype), by_key, shares.transpose(1, 2) @ dy
-            for gradient, index, part in zip(gradients, (queries, seen, seen), parts, strict=True):
+            parts = by_score @ _by_head(keys[key_rows], rows).to(shares.dtype), by_key, shares.transpose(1, 2) @ dy
+            for gradient, index, part in zip(gradients, (queries, key_rows, key_rows), parts, strict=True):
                 heads = part.unflatten(0, (gradient.shape[1], -1)).sum(1)  # query heads that share a key head
                 gradient[index] = heads.transpose(0, 1).to(gradient.dtype)
         return gradients
@@ -203,9 +203,9 @@ def forward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Output [T, H, D], and log-sum-exps of prompts [H, P] and of candidates [H, T - P]."""
     (out, prompt_sums), to_prompt, to_itself = (kernel.forward(q, k, v, call, scale) for call in _calls(segments))
-    joined, candidate_sums = compiled.merge_attention(out, *to_prompt, *to_itself)
+    merged_output, candidate_sums = compiled.merge_attention(out, *to_prompt, *to_itself)
     # A compiled layer counts on the layout that `_shapes` tells it.
-    return joined.contiguous(), prompt_sums, candidate_sums.contiguous()
+    return merged_output.contiguous(), prompt_sums, candidate_sums.contiguous()
 
 
 def backward(
