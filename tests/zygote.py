@@ -12,6 +12,7 @@ children), and nothing is calculated.
 from __future__ import annotations
 
 import contextlib
+import gc
 import io
 import json
 import os
@@ -22,7 +23,17 @@ import sys
 from importlib import import_module
 from typing import Any
 
-HEAVY = ("peft", "diffusers", "torch.distributed.checkpoint", "transformers.models.llama.modeling_llama")
+HEAVY = (
+    "peft",
+    "diffusers",
+    "torch.distributed.checkpoint",
+    "torch.distributed.fsdp",
+    "transformers.models.llama.modeling_llama",
+    "matplotlib.figure",
+    "matplotlib.backends.backend_svg",
+    "rich.live",
+    "rich.table",
+)
 
 
 def import_all() -> None:
@@ -39,6 +50,8 @@ def import_all() -> None:
     with contextlib.redirect_stdout(sys.stderr):
         for name in (*HEAVY, *(module.name for module in pkgutil.walk_packages(recipes.__path__, "penchant.recipes."))):
             import_module(name)
+    # A child's collections of garbage would go through all these modules, and copy their pages.
+    gc.freeze()
 
 
 def become(request: dict[str, Any]) -> None:

@@ -46,7 +46,7 @@ def test_tree_equals_padded_forward(family, shape, build, make_groups, score_bot
 
 @given(
     shapes=st.lists(
-        st.tuples(st.integers(1, 400), st.lists(st.integers(1, 12), min_size=1, max_size=16).map(tuple)),
+        st.tuples(st.integers(1, 400), st.lists(st.integers(1, 12), min_size=1, max_size=6).map(tuple)),
         min_size=1,
         max_size=3,
     ),
