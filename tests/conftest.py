@@ -119,6 +119,7 @@ class Started:
 def start_penchant() -> Iterator[Callable[..., Started]]:
     """Start the command line with these arguments, as `python -m penchant` does but without seconds of imports.
 
+    With -c and a program it starts that.
     For tests that start it many times. All it starts have one seed of Python's hashes; a run's end by a plain process
     has another. `stderr` is a file for its errors, `variables` are added to the environment.
     """

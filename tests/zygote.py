@@ -2,7 +2,8 @@
 
 Run as a program, by the fixture `start_penchant`; never imported. Each line of its input is a request, answered by a
 line: {"arguments", "environment", "folder", "stderr"} starts a process, and is answered by its id; {"pid"} asks for an
-exit code, null while it runs. A text tells what is wrong.
+exit code, null while it runs. A text tells what is wrong. Arguments that begin with -c and a program start that, as
+those of `python` do.
 
 A fork copies only the thread that forks, and with it every lock that another thread held, so there is to be no other:
 nothing is imported here that starts one (pyarrow does, and so datasets, pandas and scikit-learn, which are left to the
@@ -87,6 +88,11 @@ def main() -> None:
             continue
         if not (pid := os.fork()):
             become(request)
+            if sys.argv[1:2] == ["-c"]:
+                code = sys.argv.pop(2)
+                del sys.argv[0]
+                exec(code, {"__name__": "__main__"})
+                sys.exit()
             # It ends by SystemExit, and the interpreter then as ever: nothing on the way out catches it.
             runpy.run_module("penchant", run_name="__main__", alter_sys=True)
             sys.exit()

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 from penchant.cli.main import run
 from penchant.errors import DiskFullError
+from penchant.models.loading import load_tokenizer
 from penchant.storage.files import disk_errors
 
 
@@ -81,6 +82,14 @@ def test_a_short_write_that_does_not_say_why_is_a_full_disk(small_disk):
     """torch's own writer tells "unexpected pos", and no errno."""
     with pytest.raises(DiskFullError, match="the disk is full"), disk_errors(small_disk.folder, "it"):
         torch.save({"weights": torch.zeros(100_000)}, small_disk.folder / "model.pt")
+
+
+def test_a_tokenizer_that_does_not_fit_is_a_full_disk(small_disk, tiny_model):
+    """Its library raises a bare Exception, and tells the system's number in words."""
+    tokenizer = load_tokenizer(str(tiny_model)).backend_tokenizer
+    (small_disk.folder / "filler").write_bytes(bytes(64 * 1024))
+    with pytest.raises(DiskFullError, match="the disk is full"), disk_errors(small_disk.folder, "it"):
+        tokenizer.save(str(small_disk.folder / "tokenizer.json"))
 
 
 def test_a_short_write_with_room_left_is_not(tmp_path: Path):
