@@ -11,7 +11,7 @@ demo: $(VENV)/.installed
 	$(BIN)/penchant demo --output demo
 
 test: check docs
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --durations=10
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal --durations=10
 
 check: $(VENV)/.installed
 	$(BIN)/ruff check .

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import json
 import logging
@@ -10,9 +11,10 @@ import random
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from itertools import count
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -32,26 +34,65 @@ def shared_data() -> Path:
     return folder
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Start with the files that have slow tests: a long test that starts last keeps one process waiting."""
+    slow_files = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow_files)
+
+
+def pytest_collection_finish() -> None:
+    """Once all modules are imported, save what each run of a test would pay for them."""
+    # Without such a device torch formats the stack at each seed, to show it in an error later; pytest's is deep.
+    for name in ("torch.cuda", "torch.xpu", "torch.mtia"):
+        if name in sys.modules:
+            sys.modules[name].traceback = SimpleNamespace(format_stack=list)
+    # A run ends with a collection of garbage, which need not go through the modules and the tests.
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(scope="session", autouse=True)
-def _no_cache_of_the_users(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Fixtures of a wider scope than a test are set up before `_own_cache`."""
-    os.environ["PENCHANT_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+def _cache_folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Paths of new folders: `mktemp` reads the names of all earlier ones. Set for fixtures of a wider scope too."""
+    parent = tmp_path_factory.mktemp("cache")
+    os.environ["PENCHANT_CACHE"] = str(parent / "session")
+    return (parent / str(number) for number in count())
 
 
 @pytest.fixture(autouse=True)
-def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+def _own_cache(_cache_folders: Iterator[Path], monkeypatch: pytest.MonkeyPatch) -> None:
     """No test reads or writes the user's reference cache."""
-    monkeypatch.setenv("PENCHANT_CACHE", str(tmp_path_factory.mktemp("cache")))
+    monkeypatch.setenv("PENCHANT_CACHE", str(next(_cache_folders)))
+
+
+@pytest.fixture(autouse=True)
+def _charts_unrendered(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reports have their charts made of their values and not rendered, where charts are not what is tested.
+
+    Rendering takes Matplotlib longer than a tiny run takes. tests/evaluation and tests/comparison render them, as do
+    fixtures of a module's run and all processes beside this one.
+    """
+    if not {"evaluation", "comparison"} & {*request.path.relative_to(REPOSITORY / "tests").parts}:
+        monkeypatch.setattr(
+            "penchant.evaluation.figures._markup", lambda figure, title: f'<svg role="img" aria-label="{title}"></svg>'
+        )
 
 
 class Started:
     """A process of the command line; it has what the tests use of `subprocess.Popen`."""
 
-    def __init__(self, ask: Callable[..., int | None], arguments: tuple[object, ...], stderr: str | Path) -> None:
+    def __init__(
+        self,
+        ask: Callable[..., int | None],
+        arguments: tuple[object, ...],
+        stderr: str | Path,
+        variables: Mapping[str, str],
+    ) -> None:
         self._ask = ask
         self.returncode: int | None = None
+        environment = {**os.environ, **variables}
         self.pid = ask(
-            arguments=[*map(str, arguments)], environment={**os.environ}, folder=os.getcwd(), stderr=str(stderr)
+            arguments=[*map(str, arguments)], environment=environment, folder=os.getcwd(), stderr=str(stderr)
         )
 
     def poll(self) -> int | None:
@@ -60,11 +101,12 @@ class Started:
         return self.returncode
 
     def wait(self, timeout: float = float("inf")) -> int:
-        deadline = time.monotonic() + timeout
+        deadline, pause = time.monotonic() + timeout, 0.001
         while self.poll() is None:
             if time.monotonic() > deadline:
                 raise subprocess.TimeoutExpired("penchant", timeout)
-            time.sleep(0.005)
+            time.sleep(pause)
+            pause = min(2 * pause, 0.05)
         return self.returncode
 
     def send_signal(self, number: int) -> None:
@@ -77,8 +119,9 @@ class Started:
 def start_penchant() -> Iterator[Callable[..., Started]]:
     """Start the command line with these arguments, as `python -m penchant` does but without seconds of imports.
 
-    For tests that kill it many times. All it starts have one seed of Python's hashes; a run's end by a plain process
-    has another.
+    With -c and a program it starts that.
+    For tests that start it many times. All it starts have one seed of Python's hashes; a run's end by a plain process
+    has another. `stderr` is a file for its errors, `variables` are added to the environment.
     """
     # Without the variable, numpy starts threads where there are more cores.
     process = subprocess.Popen(
@@ -99,7 +142,12 @@ def start_penchant() -> Iterator[Callable[..., Started]]:
             raise RuntimeError(f"zygote.py: {answer}")
         return answer
 
-    yield lambda *arguments, stderr=os.devnull: Started(ask, arguments, stderr)
+    def start(
+        *arguments: object, stderr: str | Path = os.devnull, variables: Mapping[str, str] | None = None
+    ) -> Started:
+        return Started(ask, arguments, stderr, variables or {})
+
+    yield start
     process.stdin.close()
     process.wait(60)
 

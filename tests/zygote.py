@@ -2,7 +2,8 @@
 
 Run as a program, by the fixture `start_penchant`; never imported. Each line of its input is a request, answered by a
 line: {"arguments", "environment", "folder", "stderr"} starts a process, and is answered by its id; {"pid"} asks for an
-exit code, null while it runs. A text tells what is wrong.
+exit code, null while it runs. A text tells what is wrong. Arguments that begin with -c and a program start that, as
+those of `python` do.
 
 A fork copies only the thread that forks, and with it every lock that another thread held, so there is to be no other:
 nothing is imported here that starts one (pyarrow does, and so datasets, pandas and scikit-learn, which are left to the
@@ -12,6 +13,7 @@ children), and nothing is calculated.
 from __future__ import annotations
 
 import contextlib
+import gc
 import io
 import json
 import os
@@ -22,7 +24,17 @@ import sys
 from importlib import import_module
 from typing import Any
 
-HEAVY = ("peft", "diffusers", "torch.distributed.checkpoint", "transformers.models.llama.modeling_llama")
+HEAVY = (
+    "peft",
+    "diffusers",
+    "torch.distributed.checkpoint",
+    "torch.distributed.fsdp",
+    "transformers.models.llama.modeling_llama",
+    "matplotlib.figure",
+    "matplotlib.backends.backend_svg",
+    "rich.live",
+    "rich.table",
+)
 
 
 def import_all() -> None:
@@ -39,6 +51,8 @@ def import_all() -> None:
     with contextlib.redirect_stdout(sys.stderr):
         for name in (*HEAVY, *(module.name for module in pkgutil.walk_packages(recipes.__path__, "penchant.recipes."))):
             import_module(name)
+    # A child's collections of garbage would go through all these modules, and copy their pages.
+    gc.freeze()
 
 
 def become(request: dict[str, Any]) -> None:
@@ -74,6 +88,11 @@ def main() -> None:
             continue
         if not (pid := os.fork()):
             become(request)
+            if sys.argv[1:2] == ["-c"]:
+                code = sys.argv.pop(2)
+                del sys.argv[0]
+                exec(code, {"__name__": "__main__"})
+                sys.exit()
             # It ends by SystemExit, and the interpreter then as ever: nothing on the way out catches it.
             runpy.run_module("penchant", run_name="__main__", alter_sys=True)
             sys.exit()

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 import torch
@@ -68,7 +65,7 @@ def test_fingerprint_is_of_the_weights_and_the_configuration(build):
     assert model_fingerprint(model) == model_fingerprint(third)
 
 
-def test_two_processes_write_and_read_at_once(tmp_path):
+def test_two_processes_write_and_read_at_once(start_penchant, tmp_path):
     code = """
 import sys, numpy as np
 from pathlib import Path
@@ -82,12 +79,10 @@ for number in range(int(sys.argv[2]), 400, 2):
     cache.keep(pack([group]), [-float(number)])
     cache.look_up([pack([group])])
 """
-    processes = [
-        subprocess.Popen([sys.executable, "-c", code, str(tmp_path), str(turn)], stderr=subprocess.PIPE, text=True)
-        for turn in (0, 1)
-    ]
+    errors = tmp_path / "errors"
+    processes = [start_penchant("-c", code, tmp_path, turn, stderr=errors) for turn in (0, 1)]
     for process in processes:
-        assert process.wait(60) == 0, process.stderr.read()
+        assert process.wait(60) == 0, errors.read_text()
     groups = [TokenizedGroup(np.array([n]), (np.array([1]),), PreferenceGroup("x", ("y",))) for n in range(400)]
     log_probs = LogProbCache("model", "how", tmp_path).look_up(pack([group]) for group in groups)
     assert log_probs == {number: [-float(number)] for number in range(400)}

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import sqlite3
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -54,7 +52,6 @@ both = pytest.mark.parametrize("cache", [LOG_PROBS, ANSWERS], ids=["log-probs", 
 AT_ONCE = """
 import os, sys, time
 from pathlib import Path
-import transformers
 from tests.storage.test_sqlite import ANSWERS, LOG_PROBS
 started = time.time() + 0.2
 children = []
@@ -86,16 +83,20 @@ try:
     for number in range(1000):
         LOG_PROBS.keep(opened, number, 100)
 except Exception as error:
-    print(number, type(error).__name__, error)
+    print(number, type(error).__name__, error, file=sys.stderr)
 """
 
 
-def test_many_processes_open_new_caches_at_once(tmp_path):
-    root = Path(__file__).resolve().parents[2]
-    process = subprocess.run(
-        [sys.executable, "-c", AT_ONCE, str(tmp_path)], cwd=root, capture_output=True, text=True, check=False
-    )
-    assert process.returncode == 0, process.stderr
+@pytest.fixture
+def at_the_root(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A program started now can import this module."""
+    monkeypatch.chdir(Path(__file__).resolve().parents[2])
+
+
+@pytest.mark.usefixtures("at_the_root")
+def test_many_processes_open_new_caches_at_once(start_penchant, tmp_path):
+    errors = tmp_path / "errors"
+    assert start_penchant("-c", AT_ONCE, tmp_path, stderr=errors).wait(60) == 0, errors.read_text()
     for folder in range(10):
         for cache in (LOG_PROBS, ANSWERS):
             store = cache.open(tmp_path / str(folder))
@@ -240,12 +241,12 @@ class TestFullDisk:
         assert cache.get(store, numbers[-1] + 1) is None
         assert cache.get(store, numbers[-1]) == cache.get(store, 0) == [-1.0] * 100
 
-    def test_a_file_beyond_the_size_limit(self, tmp_path):
+    @pytest.mark.usefixtures("at_the_root")
+    def test_a_file_beyond_the_size_limit(self, start_penchant, tmp_path):
         """SQLite reports a size limit or a quota as an I/O error."""
-        root = Path(__file__).resolve().parents[2]
-        command = [sys.executable, "-c", LIMITED, str(tmp_path)]
-        output = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True).stdout
-        row_count, _, error = output.partition(" ")
+        output = tmp_path / "output"
+        assert start_penchant("-c", LIMITED, tmp_path, stderr=output).wait(60) == 0
+        row_count, _, error = output.read_text().partition(" ")
         assert error == (
             f"ConfigError {tmp_path / LOG_PROBS.file}: it cannot be used: disk I/O error\n"
             "  what to do: see that the disk has room, or set PENCHANT_CACHE to a folder on another one\n"

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from penchant.cli.main import run
-from penchant.config.run import load_config
+from penchant.config.run import load_config, parse_config
 from penchant.errors import CheckpointError
 from penchant.training.report import write_run_report
 from penchant.training.run import train
@@ -23,10 +23,32 @@ def truncate(file: Path) -> None:
     os.truncate(file, file.stat().st_size // 2)
 
 
+@pytest.fixture(scope="module")
+def finished_run(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, tiny_pairs: Path) -> Path:
+    """A run of six steps with a checkpoint every second one and a report; not to be changed."""
+    values = {
+        "model": str(tiny_model),
+        "data": {"train": str(tiny_pairs), "held_out": 0.25},
+        "output": str(tmp_path_factory.mktemp("finished") / "run"),
+        "objective": {"name": "dpo"},
+        "training": {"max_steps": 6, "batch_size": 8, "token_budget": 128, "learning_rate": 1e-3},
+        "evaluation": {"samples": 1, "sample_tokens": 4},
+        "logging": {"every": 1},
+        "checkpoints": {"every": 2, "keep": 5},
+    }
+    folder = train(parse_config(values, "run"))
+    write_run_report(folder)
+    return folder
+
+
 @pytest.fixture
-def folder(write_config) -> Path:
-    """A finished run of six steps with a checkpoint every second one."""
-    return train(load_config(write_config(checkpoints={"every": 2, "keep": 5}), []))
+def folder(finished_run: Path, tmp_path: Path) -> Path:
+    """A copy of the finished run, to be damaged."""
+    copy = tmp_path / "run"
+    shutil.copytree(finished_run, copy)
+    config = copy / "config.yaml"
+    config.write_text(config.read_text().replace(str(finished_run), str(copy)))
+    return copy
 
 
 @pytest.mark.parametrize(
@@ -60,7 +82,6 @@ def test_run_json(folder, damage: Callable[[Path], None], message, capsys):
     ids=["cut", "list", "another key", "another type"],
 )
 def test_evaluation_json(folder, damage: Callable[[Path], None], capsys):
-    write_run_report(folder)
     damage(folder / "evaluation.json")
     assert run(["train", "--resume", str(folder)]) == 2
     message_text = capsys.readouterr().err

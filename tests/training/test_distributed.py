@@ -3,33 +3,53 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
+import socket
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from penchant.config.run import load_config
 from penchant.engine.distributed import World
+from penchant.training.run import train as train_here
 
 UPDATED = {"reference_update": "best", "evaluation": {"every": 2}}
 """The policy of step 2 is the reference from there on."""
 
 
-def penchant(processes: int, *arguments: object) -> None:
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    result = subprocess.run(
-        [sys.executable, *(launch if processes > 1 else []), "-m", "penchant", "train", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        timeout=90,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        check=False,
-    )
-    assert result.returncode == 0, result.stderr[-3000:]
+@pytest.fixture
+def train(start_penchant: Callable[..., Any], tmp_path: Path) -> Callable[..., None]:
+    """Train on a number of processes, all of which are to end well.
+
+    One is this process, more are forks of `penchant train` with the variables that torchrun sets (test_stop_signals.py
+    uses torchrun).
+    """
+
+    def run(processes: int, file: Path, output: Path, *, resume: bool = False) -> None:
+        if processes == 1:
+            train_here(load_config(file, [f"output={output}"]), resume=resume)
+            return
+        with socket.socket() as port_holder:
+            port_holder.bind(("127.0.0.1", 0))
+            port = str(port_holder.getsockname()[1])
+        world = {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        errors = [tmp_path / f"rank-{rank}.log" for rank in range(processes)]
+        ranks = [
+            start_penchant(
+                *("train", *(["--resume", output] if resume else [file, f"output={output}"])),
+                stderr=errors_file,
+                variables={**world, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            )
+            for rank, errors_file in enumerate(errors)
+        ]
+        codes = [rank.wait(90) for rank in ranks]
+        assert codes == [0] * processes, "\n".join(file.read_text()[-3000:] for file in errors)
+
+    return run
 
 
 def losses(folder: Path) -> list[float]:
@@ -55,11 +75,11 @@ def drop_checkpoints_after(folder: Path, step: int) -> None:
     ],
     ids=["full", "lora", "lora on embedding and head", "updated reference", "lora and updated reference"],
 )
-def test_two_processes_give_the_losses_and_checkpoints_of_one(write_config, tmp_path, sections):
+def test_two_processes_give_the_losses_and_checkpoints_of_one(write_config, tmp_path, train, sections):
     file = write_config(**sections, checkpoints={"every": 2, "keep": 5})
     one, two = tmp_path / "one", tmp_path / "two"
-    penchant(1, file, f"output={one}")
-    penchant(2, file, f"output={two}")
+    train(1, file, one)
+    train(2, file, two)
     assert losses(two) == pytest.approx(losses(one), abs=1e-6)
     name = "adapter_model.safetensors" if "lora" in sections else "model.safetensors"
     expected = load_file(one / name)
@@ -67,7 +87,7 @@ def test_two_processes_give_the_losses_and_checkpoints_of_one(write_config, tmp_
         copy = tmp_path / f"moved-to-{processes}"
         shutil.copytree(source, copy)
         drop_checkpoints_after(copy, 2)
-        penchant(processes, "--resume", copy)
+        train(processes, file, copy, resume=True)
         assert losses(copy) == pytest.approx(losses(one), abs=1e-6)
         for key, tensor in load_file(copy / name).items():
             torch.testing.assert_close(tensor, expected[key], rtol=0, atol=1e-5)
@@ -75,12 +95,12 @@ def test_two_processes_give_the_losses_and_checkpoints_of_one(write_config, tmp_
 
 @pytest.mark.slow
 @pytest.mark.parametrize("objective", ["beta_dpo", "kto", "bradley_terry"])
-def test_two_processes_give_the_losses_of_one_whatever_the_method(write_config, tmp_path, objective):
+def test_two_processes_give_the_losses_of_one_whatever_the_method(write_config, tmp_path, train, objective):
     """Statistics and draws are of the whole batch, over all processes; a reward model is sharded like any other."""
     file = write_config(objective={"name": objective})
     one, two = tmp_path / "one", tmp_path / "two"
-    penchant(1, file, f"output={one}")
-    penchant(2, file, f"output={two}")
+    train(1, file, one)
+    train(2, file, two)
     assert losses(two) == pytest.approx(losses(one), abs=1e-6)
     assert len(set(losses(one))) > 3
 

@@ -129,7 +129,7 @@ def test_killed_at_random_moments_it_remembers(write_config, tmp_path, other_mod
     file = write_config(
         objective={"name": "weighted_sum", "parts": parts},
         references=[str(tiny_model), str(other_model)],
-        training={"max_steps": 150, "batch_size": 8, "token_budget": 128},
+        training={"max_steps": 80, "batch_size": 8, "token_budget": 128},
         checkpoints={"every": 5},
     )
     undisturbed = run(file, f"output={tmp_path / 'undisturbed'}")
@@ -139,9 +139,9 @@ def test_killed_at_random_moments_it_remembers(write_config, tmp_path, other_mod
     for _ in range(8):
         arguments = [folder, "--resume"] if (folder / "run.json").exists() else [file, f"output={folder}"]
         process = start_penchant("train", *arguments)
-        goal, deadline = last_step(folder) + draw.randint(1, 12), time.monotonic() + 60
+        goal, deadline = last_step(folder) + draw.randint(1, 8), time.monotonic() + 60
         while last_step(folder) < goal and process.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.005)
+            time.sleep(0.02)
         time.sleep(draw.uniform(0.0, 0.05))
         process.send_signal(signal.SIGKILL)
         process.wait()

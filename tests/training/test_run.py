@@ -58,9 +58,9 @@ def kill_somewhere(process: Any, folder: Path, draw: random.Random) -> None:
     if draw.random() < 0.3:
         time.sleep(draw.uniform(0.0, 0.3))
     else:
-        goal, deadline = last_step(folder) + draw.randint(1, 30), time.monotonic() + 60
+        goal, deadline = last_step(folder) + draw.randint(1, 15), time.monotonic() + 60
         while last_step(folder) < goal and process.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.005)
+            time.sleep(0.02)
         time.sleep(draw.uniform(0.0, 0.05))
     process.send_signal(signal.SIGKILL)
     process.wait()
@@ -143,7 +143,7 @@ def test_batch_of_eight_equals_eight_micro_batches_of_one(write_config, tmp_path
 @pytest.mark.slow
 def test_killed_at_twenty_random_moments_resumes_to_the_same_bits(write_config, tmp_path, start_penchant):
     """kill -9, from start-up to the last save; resumed each time."""
-    file = write_config(training={"max_steps": 400}, checkpoints={"every": 7})
+    file = write_config(training={"max_steps": 200}, checkpoints={"every": 7})
     undisturbed = run(file, f"output={tmp_path / 'undisturbed'}")
     folder = tmp_path / "killed"
     draw = random.Random(0)
@@ -153,8 +153,8 @@ def test_killed_at_twenty_random_moments_resumes_to_the_same_bits(write_config, 
         kill_somewhere(start_penchant("train", *arguments), folder, draw)
         steps.add(last_step(folder))
     assert len(steps) > 3, "the kills all fell on start-up"
-    process = penchant("train", folder, "--resume")
-    assert process.wait(120) == 0, process.stderr.read()
+    # To the end in this process, whose seed of Python's hashes is another.
+    run(folder / "config.yaml", f"output={folder}", resume=True)
     assert_same_run(undisturbed, folder)
 
 

@@ -182,10 +182,9 @@ def is_full(error: BaseException) -> bool:
 def _is_full(error: BaseException) -> bool:
     if isinstance(error, OSError):
         return error.errno in DISK_FULL_ERRNOS
-    # safetensors has an error of its own, which knows the number in words only.
-    return type(error).__name__ == "SafetensorError" and any(
-        f"(os error {number})" in str(error) for number in DISK_FULL_ERRNOS
-    )
+    # safetensors and tokenizers know the number in words only, tokenizers in a bare Exception.
+    is_of_rust = type(error) is Exception or type(error).__name__ == "SafetensorError"
+    return is_of_rust and any(f"(os error {number})" in str(error) for number in DISK_FULL_ERRNOS)
 
 
 def _is_short_write(error: BaseException) -> bool:
