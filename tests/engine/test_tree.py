@@ -48,7 +48,7 @@ def test_tree_equals_padded_forward(family, shape, arrange, build, make_groups, 
 
 @given(
     shapes=st.lists(
-        st.tuples(st.integers(1, 400), st.lists(st.integers(1, 12), min_size=1, max_size=6).map(tuple)),
+        st.tuples(st.integers(1, 400), st.lists(st.integers(1, 12), min_size=1, max_size=16).map(tuple)),
         min_size=1,
         max_size=3,
     ),
