@@ -553,7 +553,6 @@ def _count_whole(case: Case, budget: int) -> dict[str, Tally]:
         stack.enter_context(mock.patch("torch.cuda.is_bf16_supported", return_value=True))
         # A card takes the norm of all gradients together; torch does not for a subclass of tensors.
         stack.enter_context(mock.patch("torch.nn.utils.clip_grad._has_foreach_support", return_value=True))
-        stack.enter_context(mock.patch.object(Tensor, "pin_memory", lambda x: x))
         stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
         replace_tensors(scorer, CARD)
         compile_layers(scorer.model, counter.backend)

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn.functional import pad
 
 from penchant.data.tokenized import Ids, TokenizedGroup
@@ -225,7 +226,10 @@ def copy_together(tensors: Sequence[Tensor], device: torch.device) -> list[Tenso
         return [tensor.to(device) for tensor in tensors]
     # Every tensor begins at a multiple of 8 bytes, as its elements may need.
     parts = [pad(tensor.contiguous().view(-1).view(torch.uint8), (0, -tensor.nbytes % 8)) for tensor in tensors]
-    buffer = torch.cat(parts).pin_memory().to(device, non_blocking=True)
+    buffer = torch.cat(parts)
+    if not isinstance(buffer, FakeTensor):  # Tensors without data lie in no memory.
+        buffer = buffer.pin_memory()
+    buffer = buffer.to(device, non_blocking=True)
     pieces = buffer.split([len(part) for part in parts])
     return [
         piece[: tensor.nbytes].view(tensor.dtype).view(tensor.shape)

@@ -295,7 +295,7 @@ def head_scorer_notes(
     notes = [] if choice.notice is None else [choice.notice]
     if not choice.half:
         return notes
-    batch = pack(sample[:2]).to(scorer.model.device)
+    batch = scorer.collate(sample[:2], 1.0).to(scorer.model.device)
     training = scorer.training
     scorer.eval()
     rounding = measure_rounding(
@@ -400,7 +400,7 @@ def score_with_head(
     scorer.eval()
     rank_rewards: dict[int, list[float]] = {}
     for members, _ in world.share(micro_batches(scorer, groups, budget)):
-        batch = pack([groups[i] for i in members]).to(world.device)
+        batch = scorer.collate([groups[i] for i in members], 1.0).to(world.device)
         with precision(world.device, dtype):
             rewards = scorer(batch)[1]
         values = iter(rewards.flatten()[batch.slots.to(rewards.device)].tolist())

@@ -85,7 +85,8 @@ def arranged(batch: TreeBatch, model: PreTrainedModel) -> TreeBatch:
     a row that lies group after group.
     """
     config = text_config(model.config)
-    window, longest = getattr(config, "sliding_window", None), int(batch.positions.max()) + 1
+    window = getattr(config, "sliding_window", None)
+    longest = max(branch.prompt + max(branch.responses, default=0) for branch in batch.branches)
     plain = getattr(config, "attn_logit_softcapping", None) is None and (window is None or window >= longest)
     return with_prompts_first(batch) if plain and model.device.type == "cuda" else batch
 

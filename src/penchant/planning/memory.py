@@ -10,7 +10,6 @@ import torch
 from torch import nn
 
 from penchant.data.tokenized import TokenizedGroup
-from penchant.data.trees import pack
 from penchant.engine.memory import MemoryTracker, replace_tensors, track_memory
 from penchant.engine.output_head import linear_head_memory
 from penchant.engine.scorer import Scorer
@@ -345,7 +344,7 @@ def _forward(
     with torch.no_grad():
         for groups in batches:
             with precision(device, dtype):
-                scorer(pack(groups).to(device))
+                scorer(scorer.collate(groups, 1.0).to(device))
     return tracker.peak
 
 
@@ -353,7 +352,7 @@ def _backward(scorer: Scorer, groups: MicroBatch, tracker: MemoryTracker, device
     """Run one micro-batch forward and backward; returns the bytes that the forward saved."""
     start = tracker.live
     with precision(device, dtype):
-        log_probs = scorer(pack(groups).to(device))
+        log_probs = scorer(scorer.collate(groups, 1.0).to(device))
     activations = tracker.live - start
     log_probs.sum().backward()
     return activations

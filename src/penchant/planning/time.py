@@ -15,7 +15,6 @@ import numpy as np
 import torch
 
 from penchant.data.tokenized import TokenizedGroup
-from penchant.data.trees import pack
 from penchant.engine.memory import available_bytes
 from penchant.engine.padded import PaddedScorer
 from penchant.engine.scorer import Scorer
@@ -189,7 +188,7 @@ def _timed(runs: dict[str, Callable[[], None]], seconds: float) -> dict[str, flo
 def _train(scorer: Scorer, groups: Sequence[TokenizedGroup], device: torch.device, dtype: str) -> None:
     scorer.train()
     with precision(device, dtype):
-        scores = scorer(pack(groups).to(device))
+        scores = scorer(scorer.collate(groups, 1.0).to(device))
     scores.sum().backward()
     _wait(device)
 
@@ -197,7 +196,7 @@ def _train(scorer: Scorer, groups: Sequence[TokenizedGroup], device: torch.devic
 def _read(scorer: Scorer, groups: Sequence[TokenizedGroup], device: torch.device, dtype: str) -> None:
     scorer.eval()
     with torch.no_grad(), precision(device, dtype):
-        scorer(pack(groups).to(device))
+        scorer(scorer.collate(groups, 1.0).to(device))
     _wait(device)
 
 
