@@ -86,7 +86,7 @@ def fuse_layers(model: nn.Module) -> None:
 
     On a GPU nothing is fused here: there torch compiles whole layers, from their own classes' operations.
     """
-    if next(model.parameters()).device.type != "cuda":
+    if not any(parameter.is_cuda for parameter in model.parameters()):
         with torch.device("cpu"):
             _fuse_modules(model)
     for layers in [module for module in model.modules() if isinstance(module, nn.ModuleList)]:
