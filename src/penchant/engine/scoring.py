@@ -375,6 +375,8 @@ def score_groups(
     for b, _ in world.share(missing):
         batch = collate(b)
         log_probs = _forward(scorer, batch, world.device, dtype)
+        if log_probs.ndim == 3:  # With a preference head's rewards, which are not asked for here.
+            log_probs = log_probs[0]
         rows = zip(cuts[b], log_probs.tolist(), strict=True)
         rank_log_probs[b] = [value for i, row in rows for value in row[: len(groups[i].tokens)]]
         if cache is not None:
