@@ -265,7 +265,7 @@ class TestReferences:
             objective={"name": "multi_reference", "mixture": "geometric", "weighting": "fixed", "weights": [0.5, 0.5]},
             references=copies,
             data={"train": str(file), "held_out": None, "truncation": "keep_end_of_prompt"},
-            training={"max_steps": 1, "batch_size": 48, "token_budget": 1024},
+            training={"max_steps": 1, "batch_size": 48, "token_budget": 1024, "dtype": "float32"},
         )
         config = load_config(config_file, [f"data.max_length={max_length}"])
         groups = tokenize_inputs(config, load_tokenizer(str(tiny_model)), 128).train
