@@ -50,6 +50,7 @@ def yardstick(tmp_path, tiny_model):
         file = tmp_path / "held_out.jsonl"
         file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
         values = {"model": str(tiny_model), "data": str(file), "output": "o", "objective": {"name": "sft"}}
+        values["training"] = {"dtype": "float32"}  # A comparison resolves ``auto`` before it measures.
         groups = read_groups(str(file)).groups
         return Measurement(parse_config(values, "run"), groups, Measure(**settings))
 
