@@ -31,7 +31,8 @@ from penchant.data.tokenized import TokenizedGroup
 from penchant.data.trees import pack
 from penchant.engine.distributed import World
 from penchant.engine.padded import PaddedScorer
-from penchant.engine.scoring import choose_scorer, micro_batches, sample_groups, score_groups
+from penchant.engine.scorer_choice import choose_scorer, sample_groups
+from penchant.engine.scoring import micro_batches, score_groups
 from penchant.models.loading import load_model, load_tokenizer
 
 BUDGET = 8192

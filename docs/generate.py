@@ -21,7 +21,7 @@ from penchant.objectives import OBJECTIVES, Needs, Objective
 
 HEAD = """# Configuration
 
-Every key of a run's YAML, from the types in `src/penchant/config/run.py` (this page is generated: `python
+Every key of a run's YAML, from the types in `src/penchant/config/` (this page is generated: `python
 docs/generate.py`). On the command line a key is a dotted path: `penchant train run.yaml training.learning_rate=1e-6`.
 `data: FILE` is short for `data: {train: FILE}`.
 """

@@ -15,13 +15,13 @@ if TYPE_CHECKING:
     from penchant.config.reading import ReadingConfig as ReadingConfig
     from penchant.config.reward import JudgeConfig as JudgeConfig
     from penchant.config.reward import RewardConfig as RewardConfig
-    from penchant.config.run import CheckpointConfig as CheckpointConfig
-    from penchant.config.run import LoggingConfig as LoggingConfig
-    from penchant.config.run import LoraConfig as LoraConfig
     from penchant.config.run import RunConfig as RunConfig
-    from penchant.config.run import SamplingConfig as SamplingConfig
-    from penchant.config.run import TrainingConfig as TrainingConfig
     from penchant.config.run import parse_config as parse_config
+    from penchant.config.run_sections import CheckpointConfig as CheckpointConfig
+    from penchant.config.run_sections import LoggingConfig as LoggingConfig
+    from penchant.config.run_sections import LoraConfig as LoraConfig
+    from penchant.config.run_sections import SamplingConfig as SamplingConfig
+    from penchant.config.run_sections import TrainingConfig as TrainingConfig
     from penchant.config.section import Section as Section
     from penchant.config.section import validated as validated
     from penchant.data.fields import ReadLog as ReadLog
@@ -67,7 +67,7 @@ if TYPE_CHECKING:
     from penchant.engine.grammars import grammar_library as grammar_library
     from penchant.engine.reference_model import NO_LIMIT as NO_LIMIT
     from penchant.engine.reference_model import FrozenModel as FrozenModel
-    from penchant.engine.scoring import choose_scorer as choose_scorer
+    from penchant.engine.scorer_choice import choose_scorer as choose_scorer
     from penchant.engine.scoring import precision as precision
     from penchant.engine.scoring import score_groups as score_groups
     from penchant.engine.tree import TreeScorer as TreeScorer

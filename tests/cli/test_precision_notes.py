@@ -17,7 +17,7 @@ from penchant.data.reading import read_groups
 from penchant.data.tokenization import tokenize_groups
 from penchant.engine.distributed import World
 from penchant.engine.reference_model import FrozenModel
-from penchant.engine.scoring import choose_scorer, sample_groups
+from penchant.engine.scorer_choice import choose_scorer, sample_groups
 from penchant.models.loading import load_tokenizer
 
 ROUNDS = re.compile(

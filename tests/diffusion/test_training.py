@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch.nn.functional import logsigmoid
 
-from penchant.config.run import CheckpointConfig, LoggingConfig, LoraConfig, TrainingConfig
+from penchant.config.run_sections import CheckpointConfig, LoggingConfig, LoraConfig, TrainingConfig
 from penchant.data.groups import PreferenceGroup
 from penchant.diffusion.batches import DenoiserScorer, DrawnBatches, Draws
 from penchant.diffusion.denoising import Denoiser

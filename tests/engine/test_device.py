@@ -29,7 +29,7 @@ from penchant.engine.device import (
 from penchant.engine.distributed import init_process_group
 from penchant.engine.memory import replace_tensors
 from penchant.engine.padded import PaddedScorer
-from penchant.engine.scoring import HeadedScorer, TreeRewardScorer
+from penchant.engine.reward_scorers import HeadedScorer, TreeRewardScorer
 from penchant.engine.tree import TreeScorer, use_tree
 from penchant.errors import ConfigError
 from penchant.models.preference_head import PreferenceHead

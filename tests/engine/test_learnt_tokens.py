@@ -10,7 +10,7 @@ import torch
 
 from penchant.data.second_reading import add_mismatched
 from penchant.data.trees import pack
-from penchant.engine.scoring import choose_scorer
+from penchant.engine.scorer_choice import choose_scorer
 from penchant.engine.tree import TreeScorer, use_tree
 from penchant.evaluation.choices_scoring import without_end
 from penchant.evaluation.held_out import scored_groups

@@ -12,7 +12,8 @@ import transformers as hf
 from penchant.config.reward import RewardConfig
 from penchant.config.run import load_config
 from penchant.data.trees import pack
-from penchant.engine.scoring import PaddedRewardScorer, TreeRewardScorer, choose_reward_scorer, padded_rewards
+from penchant.engine.reward_scorers import PaddedRewardScorer, TreeRewardScorer, padded_rewards
+from penchant.engine.scorer_choice import choose_reward_scorer
 from penchant.errors import ModelError
 from penchant.evaluation.rewards import open_reward
 from penchant.models.loading import load_tokenizer

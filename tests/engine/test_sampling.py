@@ -13,7 +13,7 @@ from penchant.data.tokenized import TokenizedGroup
 from penchant.data.trees import pack
 from penchant.engine.attention import TREE
 from penchant.engine.sampling import Sampling, choose_tokens, sample
-from penchant.engine.scoring import choose_scorer
+from penchant.engine.scorer_choice import choose_scorer
 
 PROMPTS = [np.array([5, 6, 7, 8, 9, 10, 11, 12, 13]), np.array([4]), np.array([9, 3, 5])]
 

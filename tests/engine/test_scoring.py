@@ -9,7 +9,8 @@ from penchant.data.trees import pack
 from penchant.engine import scoring
 from penchant.engine.distributed import World
 from penchant.engine.padded import PaddedScorer, pad_left
-from penchant.engine.scoring import choose_scorer, precision, score_groups
+from penchant.engine.scorer_choice import choose_scorer
+from penchant.engine.scoring import precision, score_groups
 from penchant.engine.tree import TreeScorer
 from penchant.engine.tree_plan import Tiling
 from penchant.storage.caches import LogProbCache

@@ -16,7 +16,8 @@ from penchant.engine import attention, tree_check
 from penchant.engine import tree_check as rounding
 from penchant.engine.kernels import layer_fusion as lean
 from penchant.engine.padded import PaddedScorer
-from penchant.engine.scoring import choose_scorer, precision, sample_groups
+from penchant.engine.scorer_choice import choose_scorer, sample_groups
+from penchant.engine.scoring import precision
 from penchant.engine.tree import TreeScorer
 from penchant.engine.tree_check import NoFloat32, TreeCheck, Verdict, in_float32, is_half
 from penchant.engine.tree_plan import Tiling, TreePlan

@@ -10,9 +10,8 @@ import transformers as hf
 from torch._dynamo.utils import counters
 
 from penchant.data.trees import pack, with_prompts_first
-from penchant.engine import scoring, whole_layers
 from penchant.engine.kernels import layer_fusion
-from penchant.engine.scoring import compile_scorer
+from penchant.engine.scorer_choice import compile_scorer
 from penchant.engine.tree import TreeScorer, use_tree
 from penchant.engine.whole_layers import compile_layers, decoder_layers
 from penchant.engine.working_weights import WorkingWeights
@@ -71,7 +70,7 @@ def test_50_batches_compile_a_layer_once_and_the_last_once(model, make_groups):
 
 def test_layers_that_do_not_compile_run_as_they_are(model, make_groups, caplog):
     def fail(graph, inputs):
-        raise NotImplementedError("no such card")
+        raise RuntimeError("no such card")
 
     batch = random_batch(make_groups, 0)
     expected, _ = log_probs_and_gradients(model, batch)
@@ -98,8 +97,6 @@ def test_compiled_layers_are_checked_on_the_data(model, make_groups, monkeypatch
     assert (notice is None) == is_same
     assert compiled == [is_same] * 3
     assert is_same or "they give log-probs that differ by" in notice
-    assert scoring.COMPILED_TOLERANCE == 1e-3
-    assert whole_layers.logger.name == "penchant.engine.whole_layers"
 
 
 def test_working_weights_give_autocasts_gradients(model, make_groups):

@@ -14,7 +14,7 @@ from penchant.engine.distributed import World
 from penchant.engine.padded import PaddedScorer
 from penchant.engine.policy import Policy
 from penchant.engine.sampling import Sampling, sample
-from penchant.engine.scoring import choose_scorer
+from penchant.engine.scorer_choice import choose_scorer
 from penchant.engine.tree import TreeScorer
 from penchant.errors import ModelError
 from penchant.models.loading import context_length, load_config, load_model, load_tokenizer

@@ -17,7 +17,8 @@ from penchant.config.run import load_config
 from penchant.data.groups import PreferenceGroup
 from penchant.data.tokenization import tokenize_groups
 from penchant.data.trees import pack
-from penchant.engine.scoring import PaddedRewardScorer, TreeRewardScorer, choose_reward_scorer
+from penchant.engine.reward_scorers import PaddedRewardScorer, TreeRewardScorer
+from penchant.engine.scorer_choice import choose_reward_scorer
 from penchant.errors import ModelError
 from penchant.evaluation.rewards import open_reward
 from penchant.models.loading import load_tokenizer

@@ -12,7 +12,9 @@ from penchant.data.tokenized import TokenizedGroup
 from penchant.data.trees import pack
 from penchant.engine.distributed import World
 from penchant.engine.padded import PaddedScorer
-from penchant.engine.scoring import HeadedScorer, choose_scorer, require_end_tokens, score_with_head
+from penchant.engine.reward_scorers import HeadedScorer, require_end_tokens
+from penchant.engine.scorer_choice import choose_scorer
+from penchant.engine.scoring import score_with_head
 from penchant.errors import DataError, ModelError
 from penchant.models.preference_head import PreferenceHead, load_head, save_head
 

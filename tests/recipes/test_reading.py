@@ -10,7 +10,7 @@ import pytest
 from pydantic import ValidationError
 
 from penchant.cli.recipe import RECIPES
-from penchant.config.run import DataConfig
+from penchant.config.run_sections import DataConfig
 from penchant.data.groups import PreferenceGroup
 from penchant.data.writing import write_groups
 from penchant.errors import DataError

@@ -12,7 +12,8 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from penchant.config.run import SAFE_TOKEN_BUDGET, RunConfig, TrainingConfig, load_config
+from penchant.config.run import RunConfig, load_config
+from penchant.config.run_sections import SAFE_TOKEN_BUDGET, TrainingConfig
 from penchant.engine import device
 from penchant.errors import ConfigError, TrainingError
 from penchant.planning import train as planned_training

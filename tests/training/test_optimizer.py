@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from penchant.config.run import TrainingConfig
+from penchant.config.run_sections import TrainingConfig
 from penchant.training.optimizer import build_optimizer, gradient_norm, learning_rate, scale_and_clip
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from penchant.config.run import TrainingConfig
+from penchant.config.run_sections import TrainingConfig
 from penchant.data.groups import PreferenceGroup
 from penchant.data.trees import split_into_micro_batches
 from penchant.diffusion.denoising import Denoiser, LatentChoice

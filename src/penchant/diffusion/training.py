@@ -16,7 +16,7 @@ from dataclasses import asdict, replace
 import torch
 from torch import Tensor
 
-from penchant.config.run import LoraConfig
+from penchant.config.run_sections import LoraConfig
 from penchant.data.groups import PreferenceGroup
 from penchant.diffusion.batches import DenoiserScorer, DrawnBatches, Draws
 from penchant.diffusion.denoising import Denoiser

@@ -10,7 +10,9 @@ from penchant.data.tokenization import tokenize_groups
 from penchant.data.tokenized import TokenizedGroup
 from penchant.engine.distributed import World, shard
 from penchant.engine.reference_model import FrozenModel, cached_log_probs
-from penchant.engine.scoring import HeadedScorer, choose_scorer, head_scorer_notes, sample_groups, score_with_head
+from penchant.engine.reward_scorers import HeadedScorer
+from penchant.engine.scorer_choice import choose_scorer, head_scorer_notes, sample_groups
+from penchant.engine.scoring import score_with_head
 from penchant.errors import locate_errors
 from penchant.evaluation.choices import Question, ScoredQuestion, chat_group, plain_group
 from penchant.evaluation.held_out import AS_IS, Reading, length_limit

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Literal
 
 import yaml
 
-from penchant.config.run import SAFE_TOKEN_BUDGET, Dtype, RunConfig
+from penchant.config.run import RunConfig
+from penchant.config.run_sections import SAFE_TOKEN_BUDGET, Dtype
 from penchant.config.yaml_files import parse_yaml
 from penchant.data.groups import PreferenceGroup
 from penchant.data.rendering import PLAIN, Rendering

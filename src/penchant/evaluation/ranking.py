@@ -15,14 +15,9 @@ from penchant.data.tokenization import tokenize_groups, tokenize_prompts
 from penchant.data.tokenized import Ids
 from penchant.engine.distributed import World
 from penchant.engine.reference_model import FrozenModel
-from penchant.engine.scoring import (
-    HeadedScorer,
-    choose_scorer,
-    head_scorer_notes,
-    require_end_tokens,
-    sample_groups,
-    score_with_head,
-)
+from penchant.engine.reward_scorers import HeadedScorer, require_end_tokens
+from penchant.engine.scorer_choice import choose_scorer, head_scorer_notes, sample_groups
+from penchant.engine.scoring import score_with_head
 from penchant.evaluation.answering import Answers, Sampling, generate
 from penchant.evaluation.held_out import (
     AS_IS,

@@ -14,7 +14,8 @@ from penchant.data.groups import PreferenceGroup
 from penchant.data.tokenized import TokenizedGroup
 from penchant.engine.distributed import World, shard
 from penchant.engine.reference_model import FrozenModel
-from penchant.engine.scoring import choose_reward_scorer, sample_groups, score_groups
+from penchant.engine.scorer_choice import choose_reward_scorer, sample_groups
+from penchant.engine.scoring import score_groups
 from penchant.errors import ConfigError
 from penchant.evaluation.held_out import Reading, read_held_out, score
 from penchant.evaluation.orders import REWARD, definitions

@@ -20,7 +20,7 @@ from penchant.data.groups import PreferenceGroup, Text
 from penchant.data.rendering import PLAIN
 from penchant.data.tokenization import tokenize_groups
 from penchant.data.tokenized import TokenizationReport, TokenizedGroup
-from penchant.engine.scoring import padded_rewards
+from penchant.engine.reward_scorers import padded_rewards
 from penchant.errors import ConfigError, DataError, PenchantError
 from penchant.evaluation.held_out import AS_IS, Reading
 from penchant.storage.fingerprints import hash_bytes

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import cache
 
-from penchant.config.run import SAFE_TOKEN_BUDGET
+from penchant.config.run_sections import SAFE_TOKEN_BUDGET
 
 CARD_SHARE = 0.85
 """Share of a card's free memory that the planned peak may take: the allocator's blocks take some of the rest."""

@@ -10,13 +10,14 @@ import torch
 import transformers
 
 from penchant.config.objective import code_runs, names_code
-from penchant.config.run import SAFE_TOKEN_BUDGET, RunConfig, parse_config
+from penchant.config.run import RunConfig, parse_config
+from penchant.config.run_sections import SAFE_TOKEN_BUDGET
 from penchant.config.yaml_files import override
 from penchant.data.tokenized import TokenizedGroup
 from penchant.engine.device import local_device, on_device, training_products
 from penchant.engine.memory import available_bytes, process_bytes
 from penchant.engine.reference_model import NO_LIMIT
-from penchant.engine.scoring import sample_groups
+from penchant.engine.scorer_choice import sample_groups
 from penchant.models.loading import adapter_base
 from penchant.planning.budget import CARD_SHARE, largest_budget
 from penchant.planning.memory import Memory, Surroundings, count_memory

@@ -6,7 +6,8 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from penchant.config.run import SAFE_TOKEN_BUDGET, RunConfig
+from penchant.config.run import RunConfig
+from penchant.config.run_sections import SAFE_TOKEN_BUDGET
 from penchant.engine.device import local_device
 from penchant.engine.memory import available_bytes
 from penchant.planning.plan import new_planner

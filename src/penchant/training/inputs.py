@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from penchant.config.objective import code_runs
-from penchant.config.run import DataConfig, RunConfig
+from penchant.config.run import RunConfig
+from penchant.config.run_sections import DataConfig
 from penchant.data.groups import PreferenceGroup, as_text
 from penchant.data.reading import GroupSet, read_groups
 from penchant.data.splitting import split_by_prompt

@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from penchant.config.run import CheckpointConfig, EvaluationConfig, LoggingConfig, TrainingConfig
+from penchant.config.run_sections import CheckpointConfig, EvaluationConfig, LoggingConfig, TrainingConfig
 from penchant.engine.device import exact, sum_device
 from penchant.engine.distributed import World, reshard
 from penchant.engine.scorer import CandidateGroup, Scorer

@@ -18,15 +18,13 @@ from penchant.engine.distributed import World, shard
 from penchant.engine.output_head import lora_rank
 from penchant.engine.padded import PaddedScorer
 from penchant.engine.policy import Policy
+from penchant.engine.reward_scorers import HeadedScorer, TreeRewardScorer, require_end_tokens
 from penchant.engine.scorer import Scorer
-from penchant.engine.scoring import (
-    HeadedScorer,
+from penchant.engine.scorer_choice import (
     LanguageScorer,
-    TreeRewardScorer,
     choose_reward_scorer,
     choose_scorer,
     compile_scorer,
-    require_end_tokens,
     sample_groups,
 )
 from penchant.engine.tree import TreeScorer

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from penchant.config.run import TrainingConfig
+from penchant.config.run_sections import TrainingConfig
 from penchant.engine.distributed import World
 from penchant.engine.scorer import CandidateGroup, Scorer
 from penchant.engine.scoring import score_groups

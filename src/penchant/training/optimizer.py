@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from penchant.config.run import TrainingConfig
+from penchant.config.run_sections import TrainingConfig
 
 
 def build_optimizer(module: nn.Module, config: TrainingConfig, head_decay: float = 0.0) -> torch.optim.AdamW:

@@ -12,7 +12,8 @@ from penchant.data.tokenized import TokenizedGroup
 from penchant.engine.distributed import World
 from penchant.engine.reference_model import FrozenModel
 from penchant.engine.scorer import Scorer
-from penchant.engine.scoring import choose_scorer, sample_groups, score_groups
+from penchant.engine.scorer_choice import choose_scorer, sample_groups
+from penchant.engine.scoring import score_groups
 from penchant.errors import locate_errors
 from penchant.training.model import Trained
 

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from penchant.config.run import SAFE_TOKEN_BUDGET, RunConfig
+from penchant.config.run import RunConfig
+from penchant.config.run_sections import SAFE_TOKEN_BUDGET
 from penchant.data.second_reading import add_mismatched
 from penchant.data.tokenized import TokenizedGroup
 from penchant.engine.device import on_device, training_products

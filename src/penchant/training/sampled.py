@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from penchant.config.run import RunConfig, SamplingConfig
+from penchant.config.run import RunConfig
+from penchant.config.run_sections import SamplingConfig
 from penchant.data.groups import PreferenceGroup, Text, as_text
 from penchant.data.shortening import keep_last_ids
 from penchant.data.special_tokens import SpecialTokens

@@ -15,7 +15,7 @@ import torch
 from pictures import train_denoiser
 from safetensors.torch import load_file, save_file
 
-from penchant.config.run import TrainingConfig
+from penchant.config.run_sections import TrainingConfig
 from penchant.diffusion.denoising import Denoiser
 from penchant.errors import ConfigError, DiskFullError, TrainingError
 
