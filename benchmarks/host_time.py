@@ -20,12 +20,13 @@ from unittest import mock
 
 os.environ.update(HF_HUB_OFFLINE="1", OMP_NUM_THREADS="1")
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT / "src")]
+sys.path[:0] = [str(ROOT / "src"), str(ROOT / "benchmarks" / "speed")]
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 from torch import Tensor  # noqa: E402
-from transformers import LlamaConfig, LlamaForCausalLM  # noqa: E402
+from transformers import LlamaForCausalLM  # noqa: E402
+from workloads import Shape, llama_config  # noqa: E402
 
 from penchant.data.groups import PreferenceGroup  # noqa: E402
 from penchant.data.tokenized import TokenizedGroup  # noqa: E402
@@ -34,16 +35,7 @@ from penchant.engine.kernels import layer_fusion, shared_prompts  # noqa: E402
 from penchant.engine.tree import TreeScorer, use_tree  # noqa: E402
 from penchant.engine.whole_layers import compile_layers  # noqa: E402
 
-SHAPE = LlamaConfig(
-    attention_bias=True,
-    vocab_size=4096,
-    hidden_size=112,
-    intermediate_size=128,
-    num_hidden_layers=24,
-    num_attention_heads=14,
-    num_key_value_heads=2,
-    tie_word_embeddings=True,
-)
+SHAPE = Shape(hidden=112, layers=24, heads=14, kv_heads=2, intermediate=128, vocabulary=4096, biased=True)
 GROUPS, PROMPT, RESPONSE = 4, 6, 4
 
 
@@ -65,7 +57,7 @@ def groups() -> list[TokenizedGroup]:
     draw, pair = np.random.default_rng(0), PreferenceGroup("", ("a", "b"), preferred=0)
 
     def ids(length: int) -> Any:
-        return draw.integers(4, SHAPE.vocab_size, length)
+        return draw.integers(4, SHAPE.vocabulary, length)
 
     return [TokenizedGroup(ids(PROMPT), (ids(RESPONSE), ids(RESPONSE)), pair) for _ in range(GROUPS)]
 
@@ -81,7 +73,7 @@ def ours(model: LlamaForCausalLM) -> Callable[[], None]:
 
 def theirs(model: LlamaForCausalLM) -> Callable[[], None]:
     """Forward and backward of transformers' model on padded rows, with all logits."""
-    ids = torch.randint(4, SHAPE.vocab_size, (2, PROMPT + RESPONSE))
+    ids = torch.randint(4, SHAPE.vocabulary, (2, PROMPT + RESPONSE))
 
     def run() -> None:
         hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state
@@ -97,7 +89,7 @@ def main() -> int:
     repeats = parser.parse_args().repeats
     torch.manual_seed(0)
     torch.set_num_threads(1)
-    model = LlamaForCausalLM(SHAPE)
+    model = LlamaForCausalLM(llama_config(SHAPE))
     kernel = shared_prompts._WrittenOut
     with mock.patch.multiple(kernel, forward=staticmethod(copied), backward=staticmethod(copied_back)):
         sides = {"ours": ours(copy.deepcopy(model)), "transformers": theirs(model)}

@@ -43,7 +43,7 @@ from torch.fx import GraphModule, Interpreter, Node  # noqa: E402
 from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 from torch.utils._pytree import tree_leaves, tree_map_only  # noqa: E402
 from torch.utils.flop_counter import flop_registry  # noqa: E402
-from workloads import WORKLOADS, Shape, Workload  # noqa: E402
+from workloads import WORKLOADS, Workload, llama_config  # noqa: E402
 
 from penchant import parse_config  # noqa: E402
 from penchant.config.run import RunConfig  # noqa: E402
@@ -415,23 +415,6 @@ class Case:
         ]
 
 
-def llama(shape: Shape) -> Any:
-    """The transformers configuration of a workload's shape."""
-    from transformers import LlamaConfig
-
-    return LlamaConfig(
-        vocab_size=shape.vocabulary,
-        hidden_size=shape.hidden,
-        intermediate_size=shape.intermediate,
-        num_hidden_layers=shape.layers,
-        num_attention_heads=shape.heads,
-        num_key_value_heads=shape.kv_heads,
-        tie_word_embeddings=shape.tied,
-        attention_bias=shape.biased,
-        max_position_embeddings=2048,
-    )
-
-
 def cases() -> dict[str, Callable[[], Case]]:
     """The counted steps by name, made when they are asked for."""
     from transformers import Gemma2Config, MistralConfig
@@ -440,7 +423,7 @@ def cases() -> dict[str, Callable[[], Case]]:
         if workload.rank:
             settings = {"lora": {"rank": workload.rank}, **settings}
         sizes = workload.prompt[0], workload.response[0], 1 + workload.negatives[0], workload.batch
-        return lambda: Case(llama(workload.shape), *sizes, settings)
+        return lambda: Case(llama_config(workload.shape), *sizes, settings)
 
     names = ("qwen_0.5b_pairs", "qwen_0.5b_k8", "llama_8b_pairs", "llama_8b_k8")
     return {
@@ -549,8 +532,6 @@ def _count_whole(case: Case, budget: int) -> dict[str, Tally]:
         # On a card layers are compiled, not fused.
         with mock.patch.object(layer_fusion, "_fuse_modules"):
             scorer: Any = ModelSpec(config, case.shape, None).meta_scorer()  # type: ignore[arg-type]
-        stack.enter_context(mock.patch("torch.cuda.amp.common.amp_definitely_not_available", return_value=False))
-        stack.enter_context(mock.patch("torch.cuda.is_bf16_supported", return_value=True))
         # A card takes the norm of all gradients together; torch does not for a subclass of tensors.
         stack.enter_context(mock.patch("torch.nn.utils.clip_grad._has_foreach_support", return_value=True))
         stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))

@@ -119,7 +119,7 @@ def gradient_errors(blocks: int, exact: bool) -> list[tuple[float, float]]:
     rule = replace(CPU_RULE, block_elements=tokens * words // blocks, float32_products=exact)
     layer = OutputLayer(weight, None, None, None, rule)
     _, normalisers, _ = layer.log_probs(hidden, targets, 0)
-    sums = layer.gradient_sums(hidden, targets, normalisers, upstream, [], (True, True, False, False, False))
+    sums = layer.gradients(hidden, targets, normalisers, upstream, [], (True, True, False, False, False))
     rounded, factors = weight.bfloat16(), []
     for block in rule.slices(tokens, words):
         logits = hidden @ rounded[block].T

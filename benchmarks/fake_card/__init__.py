@@ -21,7 +21,10 @@ def has_compiler() -> bool:
 
 
 def load() -> None:
-    """Build the device once for this torch, in the user's cache, and register it with this process's torch."""
+    """Build the device once for this torch, in the user's cache, and register it with this process's torch.
+
+    Autocast acts on it too, in bfloat16.
+    """
     specification = importlib.util.find_spec("torch")
     assert specification is not None
     assert specification.origin is not None
@@ -40,3 +43,7 @@ def load() -> None:
             subprocess.run([COMPILER, *options, SOURCE, "-o", new_library, *linking], check=True)
             new_library.replace(library)
     ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)
+    import torch
+
+    torch.cuda.amp.common.amp_definitely_not_available = lambda: False
+    torch.cuda.is_bf16_supported = lambda including_emulation=True: True

@@ -18,7 +18,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 SPECIAL = ("<pad>", "<s>", "</s>", "<unk>")
 EOS = SPECIAL.index("</s>")
@@ -290,12 +290,11 @@ def _save_tokenizer(vocabulary: int, folder: Path) -> None:
     tokenizer.save_pretrained(folder)
 
 
-def _save_model(workload: Workload, folder: Path, seed: int) -> None:
-    import torch
-    from transformers import AutoModelForCausalLM, LlamaConfig
+def llama_config(shape: Shape) -> Any:
+    """The transformers configuration of a shape."""
+    from transformers import LlamaConfig
 
-    shape = workload.shape
-    config = LlamaConfig(
+    return LlamaConfig(
         attention_bias=shape.biased,
         # Three times the usual spread at this size: losses then move enough in a few steps for their agreement to say
         # something.
@@ -312,6 +311,13 @@ def _save_model(workload: Workload, folder: Path, seed: int) -> None:
         bos_token_id=1,
         eos_token_id=EOS,
     )
+
+
+def _save_model(workload: Workload, folder: Path, seed: int) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    config = llama_config(workload.shape)
     torch.manual_seed(seed)
     # Sixteen gigabytes of random numbers are best drawn where they are fast.
     where = "cuda" if workload.device == "cuda" and torch.cuda.is_available() else "cpu"

@@ -292,20 +292,18 @@ class Loop:
         """
         # A coupled objective's sums are on the host.
         norm = exact(norm).to(next(iter(sums.values())).device)
-        rows = torch.stack([*sums.values(), torch.stack([norm, torch.zeros_like(norm)])])
-        numbers = [signals.signal_number]
+        values = torch.cat([*sums.values(), norm[None]])
+        stop_number = signals.signal_number
         if self.world.size > 1:
-            signal_rows = torch.tensor([[float(signals.signal_number == number), 0.0] for number in STOP_SIGNALS])
-            # The norm is the same on every process.
-            rows[-1] *= float(self.world.is_main)
-            rows = torch.cat([rows, signal_rows.to(rows)])
-            rows = self.world.sum(rows.to(sum_device(self.world.device)))
-        values = rows.tolist()
+            values[-1] *= float(self.world.is_main)  # The norm is the same on every process.
+            flags = torch.tensor([float(signals.signal_number == number) for number in STOP_SIGNALS])
+            values = self.world.sum(torch.cat([values, flags.to(values)]).to(sum_device(self.world.device)))
+        numbers = values.tolist()
         if self.world.size > 1:
-            counts = zip(STOP_SIGNALS, values[len(sums) + 1 :], strict=True)
-            numbers = [number for number, (count, _) in counts if count]
-        totals = {name: (total, count) for name, (total, count) in zip(sums, values, strict=False)}
-        return totals, values[len(sums)][0], next(iter(numbers), None)
+            counts = zip(STOP_SIGNALS, numbers[-len(STOP_SIGNALS) :], strict=True)
+            stop_number = next((number for number, count in counts if count), None)
+        pairs = zip(numbers[::2], numbers[1::2], strict=False)
+        return dict(zip(sums, pairs, strict=False)), numbers[2 * len(sums)], stop_number
 
     def _update_scale(self, scale: LossScale, is_skipped: bool) -> None:
         self.state.loss_scale, self.state.scale_steps = scale.factor, scale.steps

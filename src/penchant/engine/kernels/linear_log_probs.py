@@ -100,11 +100,11 @@ class _LinearLogProbs(torch.autograd.Function):
         for x, x_gradient, words, rows_log_probs in passes(rows, hidden, unit, targets, all_log_probs):
             log_probs, normalisers, block_logits = head.log_probs(x, words, len(rule.slices(len(x), vocabulary)))
             unit_upstream = torch.ones_like(normalisers)
-            gradient = head.gradients(
+            sums = head.gradients(
                 x, words, normalisers, unit_upstream, block_logits, (True, False, False, False, False)
             ).hidden
-            assert gradient is not None
-            x_gradient.copy_(gradient)
+            assert sums is not None
+            x_gradient.copy_(sums)
             rows_log_probs.copy_(log_probs)
         ctx.save_for_backward(unit)
         return all_log_probs
@@ -118,7 +118,8 @@ class _LinearLogProbs(torch.autograd.Function):
         # The logits become their gradient in place: a second backward computes them anew.
         block_logits, ctx.kept_logits = ctx.kept_logits, []
         head = OutputLayer(weight, bias, ctx.softcap, _low_rank(low, up), ctx.rule)
-        gradients = head.gradients(hidden, targets, normalisers, upstream, block_logits, ctx.needs_input_grad[:5])
+        sums = head.gradients(hidden, targets, normalisers, upstream, block_logits, ctx.needs_input_grad[:5])
+        gradients = sums.rounded(hidden.dtype)
         if ctx.shared is not None:
             ctx.shared.gradient = gradients.weight
         return *gradients, *(None,) * 4

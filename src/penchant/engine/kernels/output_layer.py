@@ -115,6 +115,11 @@ class Gradients(NamedTuple):
     low: Tensor | None = None
     up: Tensor | None = None
 
+    def rounded(self, dtype: torch.dtype) -> Gradients:
+        """The same with those by hidden states and by low, which are of one dtype, in it."""
+        hidden, low = (None if sums is None else sums.to(dtype) for sums in (self.hidden, self.low))
+        return self._replace(hidden=hidden, low=low)
+
 
 @dataclass(frozen=True)
 class OutputLayer:
@@ -161,22 +166,10 @@ class OutputLayer:
             hidden: [N, D]; `targets`, `normalisers` and `upstream` are [N].
             kept_logits: the first blocks' logits; consumed and freed one by one.
             needs: which of the five are needed.
-        """
-        sums = self.gradient_sums(hidden, targets, normalisers, upstream, kept_logits, needs)
-        hidden_gradient = None if sums.hidden is None else sums.hidden.to(hidden.dtype)
-        low_gradient = None if sums.low is None or self.adapter is None else sums.low.to(self.adapter.low.dtype)
-        return sums._replace(hidden=hidden_gradient, low=low_gradient)
 
-    def gradient_sums(
-        self,
-        hidden: Tensor,
-        targets: Tensor,
-        normalisers: Tensor,
-        upstream: Tensor,
-        kept_logits: list[Tensor],
-        needs: NeededGradients,
-    ) -> Gradients:
-        """What `gradients` rounds: those by hidden states and by low are in float32 where they are sums over blocks."""
+        Returns:
+            those by hidden states and by low in float32 where they are sums over blocks; see `Gradients.rounded`.
+        """
         sums = self._empty_gradients(hidden, needs)
         kept_logits.reverse()
         for block in self._blocks(hidden, len(kept_logits)):
