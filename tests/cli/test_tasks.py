@@ -12,6 +12,7 @@ import torch
 
 from penchant.cli.main import app
 from penchant.cli.tasks import named_files
+from penchant.engine.scorer import PackedScorer
 from penchant.errors import ConfigError, DataError
 from penchant.evaluation import choices_scoring
 
@@ -115,7 +116,7 @@ def test_bad_files_are_refused_by_line(typed, tiny_model, files):
     assert error.value.where == "two.jsonl, line 3"
 
 
-class FirstTokenHead(torch.nn.Module):
+class FirstTokenHead(PackedScorer):
     """A stub: the reward of an option is its first token's id."""
 
     def __init__(self, scorer: torch.nn.Module, head: torch.nn.Module) -> None:

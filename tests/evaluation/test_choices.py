@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from penchant.data.groups import PreferenceGroup
 from penchant.data.tokenized import TokenizedGroup
 from penchant.engine.distributed import World
+from penchant.engine.scorer import PackedScorer
 from penchant.engine.scoring import score_with_head
 from penchant.errors import ConfigError, DataError, ModelError
 from penchant.evaluation.choices import (
@@ -228,7 +229,7 @@ class TestScoreOptions:
         assert score_options([], OptionScorer(minus_sum)) == []
 
 
-class FirstTokenHead(torch.nn.Module):
+class FirstTokenHead(PackedScorer):
     """A stub in the place of a headed scorer: the reward is the candidate's first token."""
 
     def cost(self, group):

@@ -16,6 +16,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from penchant.engine.scorer import PackedScorer
 from penchant.errors import ConfigError, DataError
 from penchant.evaluation import choices_scoring
 from penchant.evaluation.harness import head_lm, local_tasks, log_prob_lm
@@ -253,7 +254,7 @@ def test_chat_template_is_the_tokenizers(harness, tiny_model, tmp_path):
     assert lm.tokenizer_name == str(tiny_model)
 
 
-class LengthHead(torch.nn.Module):
+class LengthHead(PackedScorer):
     """A stub: the reward of a candidate is its number of tokens."""
 
     def __init__(self, scorer: torch.nn.Module, head: torch.nn.Module) -> None:

@@ -21,6 +21,7 @@ from penchant.errors import ModelError
 from penchant.models.loading import load_tokenizer
 from penchant.planning import memory as plan_layers
 from penchant.planning import plan as planning
+from penchant.planning import time as planning_time
 from penchant.planning.memory import Depths, Memory, PeakBatches, Surroundings, count_memory, pattern_depths
 from penchant.planning.model import ModelSpec, read_shape, shallow
 from penchant.planning.plan import Plan, apply_changes
@@ -269,6 +270,28 @@ class TestTime:
         expected = StepCosts(0.02, 0.005, 0.03, 0.01, 1.0, 1e-9, 1e9)
         for name, value in vars(expected).items():
             assert getattr(costs, name) == pytest.approx(value), name
+
+    def test_a_pass_too_slow_to_time_costs_its_products(self, planned, config, monkeypatch):
+        rate = 1e6
+        monkeypatch.setattr(planning_time, "_matrix_rate", lambda size, dtype, device: rate)
+        plan = planned(config, "lora.rank=4")
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(read_shape(config.model))
+        layer = sum(p.numel() for p in model.model.layers[0].parameters())
+        head = model.lm_head.weight.numel()
+        norm = model.config.hidden_size
+        linears = [m for m in model.model.layers[0].modules() if isinstance(m, torch.nn.Linear)]
+        adapters = sum(4 * (m.in_features + m.out_features) for m in linears)
+        layers = model.config.num_hidden_layers
+        forward = 2 * (layers * (layer + adapters) + head + norm)
+        inputs, _, limit = read_run(config, 1)
+        workload = plan_batches(config, inputs, limit, lambda group: group.length)
+        reading = workload.reading()
+        assert plan.forecast.seconds["reference_pass"] == pytest.approx(reading["reference_pass"] * forward / rate)
+        # The update is timed, and is nothing beside such products.
+        expected = workload.tokens * (2 * forward + 2 * layers * adapters) / rate
+        assert plan.forecast.step_seconds == pytest.approx(expected, rel=1e-3)
+        assert "0.0 GFLOP/s in float32" in " ".join(plan.notes)
 
     def test_counts_of_work(self, config):
         inputs, _, limit = read_run(config, 1)

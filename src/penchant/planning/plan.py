@@ -170,6 +170,8 @@ class Planner:
             if (note := f"time is not predicted: {error.what}") not in self.notes:
                 self.notes.append(note)
             return Forecast(tuple(changes), memory, {}, None, self.available), None
+        if costs.note is not None and costs.note not in self.notes:
+            self.notes.append(costs.note)
         phases, step = self._seconds(config, workload, costs)
         return Forecast(tuple(changes), memory, phases, step, self.available), costs
 

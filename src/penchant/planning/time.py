@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
+from torch.nn.functional import linear
 
 from penchant.data.tokenized import TokenizedGroup
 from penchant.engine.memory import available_bytes
@@ -36,6 +38,12 @@ LEAST_TOKENS = 128
 SHORTEST = 8
 """Minimum tokens of a prompt or response that is cut."""
 
+PRODUCT_SECONDS = 0.02
+"""Seconds that two matrix products take at least, for their rate."""
+
+SLOWEST = 4.0
+"""A pass is not timed that would take so many times the seconds of the timing; its costs are those of its products."""
+
 EMBEDDING_ELEMENTS = 1 << 26
 """Maximum elements of the embedding in a timed model; a larger one is cut, and its time scaled."""
 
@@ -54,6 +62,7 @@ class StepCosts:
         fixed: seconds per micro-batch, independent of its length.
         update: seconds of the optimizer's update per trained parameter.
         rate: floating-point operations per second of the model's matrix products.
+        note: why passes could not be timed, where they were not: the costs are then those of their matrix products.
     """
 
     layer: float
@@ -63,6 +72,7 @@ class StepCosts:
     fixed: float
     update: float
     rate: float
+    note: str | None = None
 
 
 @dataclass(frozen=True)
@@ -104,6 +114,9 @@ def measure_step_costs(
     thin, deep = (_real(spec, layers, vocabulary, device) for layers in (1, 2))
     groups = _clip_to_vocabulary(typical, vocabulary)
     shortest = min(groups, key=lambda group: group.length)
+    operations = 6 * sum(p.numel() for p in deep.parameters()) * min(shortest.length, LEAST_TOKENS)
+    if operations / rate > SLOWEST * seconds:
+        return _costs_of_products(spec, thin, deep, rate)
     # A group of which one pass would take too long is cut.
     max_tokens = int(seconds * rate / (6 * sum(p.numel() for p in deep.parameters())))
     if shortest.length > max(max_tokens, LEAST_TOKENS):
@@ -120,6 +133,34 @@ def measure_step_costs(
     sizes = _Sizes(sum(group.length for group in groups), shortest.length)
     scale = spec.vocabulary / vocabulary
     return _step_costs(run_seconds, sizes, scale, _update_seconds(spec, thin), rate)
+
+
+def _costs_of_products(spec: ModelSpec, thin: Scorer, deep: Scorer, rate: float) -> StepCosts:
+    """The costs of a model's matrix products alone: 2 operations a weight forward, 2 to 4 backward."""
+
+    def weights(scorer: Any, trained: bool) -> int:
+        embedding = scorer.model.get_input_embeddings().weight
+        head = scorer.model.get_output_embeddings()
+        is_multiplied = head is not None and head.weight is embedding
+        counted = (p for p in scorer.parameters() if p.requires_grad or not trained)
+        return sum(p.numel() for p in counted if is_multiplied or p is not embedding)
+
+    layer, layer_trained = (weights(deep, trained) - weights(thin, trained) for trained in (False, True))
+    non_layer, non_layer_trained = weights(thin, False) - layer, weights(thin, True) - layer_trained
+    scale = spec.vocabulary / _vocabulary(spec) / rate
+    dtype, device = spec.config.training.resolved_dtype, next(thin.parameters()).device
+    rates = {dtype: rate, "float32": _matrix_rate(int(text_config(spec.shape).hidden_size), "float32", device)}
+    rate_list = ", ".join(f"{value / 1e9:,.1f} GFLOP/s in {name}" for name, value in rates.items())
+    return StepCosts(
+        layer=(4 * layer + 2 * layer_trained) / rate,
+        layer_forward=2 * layer / rate,
+        non_layer=(4 * non_layer + 2 * non_layer_trained) * scale,
+        non_layer_forward=2 * non_layer * scale,
+        fixed=0.0,
+        update=_update_seconds(spec, thin),
+        rate=rate,
+        note=f"time is that of matrix products alone, since a pass takes too long to be timed: {rate_list}",
+    )
 
 
 def _affordable(
@@ -197,13 +238,15 @@ def _read(scorer: Scorer, groups: Sequence[TokenizedGroup], device: torch.device
 
 
 def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
 
 
 def _update_seconds(spec: ModelSpec, scorer: Scorer) -> float:
     """Seconds of an optimizer's update per trained parameter: gradients scaled, clipped and applied."""
-    trained = [p for p in scorer.parameters() if p.grad is not None]
+    trained = [p for p in scorer.parameters() if p.requires_grad]
+    for parameter in trained:
+        parameter.grad = torch.zeros_like(parameter)
     optimizer = build_optimizer(scorer, spec.config.training)
     update_seconds = []
     for _ in range(3):
@@ -268,14 +311,24 @@ def _check_room(spec: ModelSpec, vocabulary: int, device: torch.device) -> None:
 
 
 def _matrix_rate(size: int, dtype: str, device: torch.device) -> float:
-    """Floating-point operations per second, in matrix products of the size of the model's layers."""
-    rows = 512 if device.type == "cuda" else max(16, min(512, CHECKED_OPERATIONS // (40 * size * size)))
-    activations = torch.rand(rows, size, dtype=getattr(torch, dtype), device=device)
-    weights = torch.rand(size, 4 * size, dtype=getattr(torch, dtype), device=device)
-    seconds = []
-    for _ in range(4):
-        start_time = time.perf_counter()
-        activations @ weights
-        _wait(device)
-        seconds.append(time.perf_counter() - start_time)
-    return 2 * rows * size * 4 * size / min(seconds)
+    """Floating-point operations per second of a linear layer's products: its outputs, and its inputs' gradient.
+
+    On a CPU the rows grow until both take `PRODUCT_SECONDS`: without AVX-512 the second is a hundred times slower in
+    bfloat16 than in float32.
+    """
+    most = 512 if device.type == "cuda" else max(16, min(512, CHECKED_OPERATIONS // (40 * size * size)))
+    weights = torch.rand(4 * size, size, dtype=getattr(torch, dtype), device=device)
+    rows, seconds = most if device.type == "cuda" else 1, 0.0
+    while True:
+        inputs = torch.rand(rows, size, dtype=weights.dtype, device=device)
+        seconds = min(_product_seconds(inputs, weights) for _ in range(4))
+        if rows >= most or seconds > PRODUCT_SECONDS:
+            return 2 * 2 * rows * size * 4 * size / seconds
+        rows = min(4 * rows, most)
+
+
+def _product_seconds(inputs: Tensor, weights: Tensor) -> float:
+    start_time = time.perf_counter()
+    linear(inputs, weights) @ weights
+    _wait(inputs.device)
+    return time.perf_counter() - start_time
