@@ -2,12 +2,13 @@
 
 Operations on elements and reductions of the last dimension that hang together, without a matrix product or another
 whole kernel between them, become one kernel; so do a reduction and what is computed of its result. A reduction of
-another dimension (a weight's gradient over tokens) is two kernels. Views are none.
+another dimension (a weight's gradient over tokens) is two kernels, or one more of a part that reads the same. Views are
+none.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,7 +47,6 @@ class Kernel:
     Attributes:
         size: bytes read and written.
         flops: floating-point operations of a matrix product.
-        calls: for one of our operators the node that calls it; its kernels are counted when it runs.
     """
 
     name: str
@@ -68,6 +68,7 @@ def graph_kernels(graph: GraphModule) -> list[Kernel]:
     members: dict[Node, list[Node]] = {}
     for node in cluster:
         members.setdefault(_root(cluster, node), []).append(node)
+    part_of = {node: set(part) for part in members.values() for node in part}
     kernels = [_fused_kernel(part) for part in members.values() if not _is_epilogue(part)]
     for node in nodes:
         if _kind(node) == "whole":
@@ -77,8 +78,7 @@ def graph_kernels(graph: GraphModule) -> list[Kernel]:
             size = sum(_size(value) for part in (node, *node.all_input_nodes) for value in tensors_of(part))
             kernels.append(Kernel(_name(node), 1, size, flops))
         elif _kind(node) == "across":
-            size = sum(_size(value) for part in (node, *node.all_input_nodes) for value in tensors_of(part))
-            kernels.append(Kernel("sum", 2, size))
+            kernels.append(_reduction_kernel(node, part_of))
     return kernels
 
 
@@ -162,10 +162,54 @@ def _source(node: Node) -> Node:
 
 def _fused_kernel(part: Sequence[Node]) -> Kernel:
     inside = set(part)
-    read = {source for node in part for source in map(_source, node.all_input_nodes) if source not in inside}
-    outputs = [node for node in part if any(user not in inside for user in _users(node))]
+    read = {piece for node in part for piece in _read_pieces(node, inside)}
+    outputs = [node for node in part if _is_output(node, inside)]
     size = sum(_size(value) for node in (*read, *outputs) for value in tensors_of(node))
     return Kernel("fused", 1, size)
+
+
+def _reduction_kernel(node: Node, part_of: Mapping[Node, set[Node]]) -> Kernel:
+    """The kernels of a reduction over rows.
+
+    Where a part reduces the last dimension of the same tensors, both are one kernel, which reads them once, and a small
+    one that adds up its sums: `mix_order_reduction` of torch 2.11 and later, without its least sizes.
+    """
+    read = {*_read_by_reduction(node, part_of)}
+    elements = tensors_of(node.all_input_nodes[0])[0].numel()
+    for part in part_of.values():
+        pieces = {piece for member in part for piece in _read_pieces(member, part)}
+        shared = {piece for piece in pieces & read if tensors_of(piece)[0].numel() == elements}
+        if shared and any(_name(member) in ("sum", "mean") for member in part):
+            return Kernel(
+                "sum", 1, sum(_size(value) for piece in {node, *read - shared} for value in tensors_of(piece))
+            )
+    return Kernel("sum", 2, sum(_size(value) for piece in {node, *read} for value in tensors_of(piece)))
+
+
+def _read_by_reduction(node: Node, part_of: Mapping[Node, set[Node]]) -> Iterator[Node]:
+    """What a reduction over rows reads: the inputs of the operations on elements that lead to it and are not kept."""
+    for source in map(_source, node.all_input_nodes):
+        part = part_of.get(source)
+        if part is None or _name(source) in ("sum", "mean") or _is_output(source, part):
+            yield source
+        else:
+            yield from _read_by_reduction(source, part_of)
+
+
+def _is_output(node: Node, part: set[Node]) -> bool:
+    """Whether a part's kernel writes a node's result: only a reduction over rows computes it anew as it reads."""
+    return any(user not in part and _kind(user) != "across" for user in _users(node))
+
+
+def _read_pieces(node: Node, inside: set[Node]) -> Iterator[Node]:
+    """What a node reads of results of other kernels: of one that was split only the pieces that it reads."""
+    for source in node.all_input_nodes:
+        while source not in inside and source.op == "call_function" and _kind(source) == "view":
+            if _name(source) == "getitem" and _name(source.all_input_nodes[0]).startswith("split"):
+                break
+            source = source.all_input_nodes[0]
+        if source not in inside and _source(source) not in inside:
+            yield source
 
 
 def _users(node: Node) -> Iterator[Node]:

@@ -135,7 +135,8 @@ class Tally:
 
     Attributes:
         operations: operations that Python or autograd dispatched, views included: the host's work.
-        waits: copies between host and card that block the host, either way, and values read.
+        launches: kernels that the host launches.
+        copies_in: copies to the card that block the host; `reads`: values read from it, which do too.
         casts: of a weight to another dtype.
         milliseconds: the modelled time of the card.
     """
@@ -360,6 +361,8 @@ def _bytes(name: str, args: Any, inputs: Sequence[Tensor], outputs: Sequence[Ten
         return 2 * _size(outputs[0])
     if name == "index_add_":
         return 3 * _size(args[3])
+    if name == "index_put_":
+        return 3 * _size(args[2])
     if name == "_fused_adamw_":  # reads weight, gradient and two moments, writes all but the gradient
         return 7 * sum(map(_size, args[0]))
     replaced_tensors = tree_leaves(args[0]) if name.endswith("_") and name not in WRITTEN_ONLY else []

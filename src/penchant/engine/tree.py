@@ -110,5 +110,5 @@ def last_hidden(model: PreTrainedModel, batch: TreeBatch, shared: SharedGradient
         position_ids=filled.positions[None],
         use_cache=False,
         tree=TreePlan(filled, multiple),
-    ).last_hidden_state[0]
+    ).last_hidden_state.squeeze(0)
     return hidden

@@ -85,6 +85,9 @@ class _LinearLogProbs(torch.autograd.Function):
         needs_hidden, *needs_layer = (with_gradients and needs_gradient for needs_gradient in ctx.needs_input_grad[:5])
         ctx.softcap, ctx.shared, ctx.layer_trained = softcap, shared, any(needs_layer)
         rule, vocabulary = block_rule(hidden.device, hidden.dtype), len(weight)
+        ctx.weight_dtype = weight.dtype
+        if ctx.layer_trained and weight.is_cuda:
+            weight = weight.to(hidden.dtype)  # Once for both passes; a CPU casts a block while its caches hold it.
         head = OutputLayer(weight, bias, softcap, _low_rank(low, up), rule)
         if ctx.layer_trained:
             keep = rule.blocks_to_keep(len(targets), vocabulary)
@@ -117,7 +120,7 @@ class _LinearLogProbs(torch.autograd.Function):
         hidden, weight, bias, low, up, targets, normalisers = ctx.saved_tensors
         # The logits become their gradient in place: a second backward computes them anew.
         block_logits, ctx.kept_logits = ctx.kept_logits, []
-        head = OutputLayer(weight, bias, ctx.softcap, _low_rank(low, up), ctx.rule)
+        head = OutputLayer(weight, bias, ctx.softcap, _low_rank(low, up), ctx.rule, ctx.weight_dtype)
         sums = head.gradients(hidden, targets, normalisers, upstream, block_logits, ctx.needs_input_grad[:5])
         gradients = sums.rounded(hidden.dtype)
         if ctx.shared is not None:

@@ -123,13 +123,18 @@ class Gradients(NamedTuple):
 
 @dataclass(frozen=True)
 class OutputLayer:
-    """The output layer: weight [V, D], bias [V] or None, the logits' cap or None, an adapter's logits or None."""
+    """The output layer: weight [V, D], bias [V] or None, the logits' cap or None, an adapter's logits or None.
+
+    Attributes:
+        gradient_dtype: dtype of the weight's gradient; None is the weight's own.
+    """
 
     weight: Tensor
     bias: Tensor | None
     softcap: float | None
     adapter: LowRank | None
     rule: BlockRule
+    gradient_dtype: torch.dtype | None = None
 
     @staticmethod
     def sum_dtype(hidden: Tensor) -> torch.dtype:
@@ -200,7 +205,7 @@ class OutputLayer:
         adapter = self.adapter
         return Gradients(
             torch.empty_like(hidden, dtype=dtype) if needs_hidden else None,
-            torch.empty_like(self.weight) if needs_weight else None,
+            torch.empty_like(self.weight, dtype=self.gradient_dtype) if needs_weight else None,
             torch.empty_like(self.bias) if needs_bias and self.bias is not None else None,
             torch.empty_like(adapter.low, dtype=dtype) if needs_low and adapter is not None else None,
             torch.empty_like(adapter.up) if needs_up and adapter is not None else None,
