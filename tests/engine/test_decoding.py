@@ -18,7 +18,7 @@ from transformers import (
     Qwen3NextConfig,
 )
 
-from penchant.engine.sampling import CachedRows, UncachedRows, joinable_cache, next_logits, read_joinable
+from penchant.engine.decoding import CachedRows, UncachedRows, joinable_cache, next_logits, read_joinable
 
 SMALL = {"vocab_size": 50, "hidden_size": 32, "num_hidden_layers": 2, "pad_token_id": 0}
 ATTENTION = {**SMALL, "intermediate_size": 48, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8}
