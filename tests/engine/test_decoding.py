@@ -81,7 +81,7 @@ def test_rows_that_join_and_leave_read_as_each_alone(model) -> None:
             state.join(newcomers)
         for _ in range(4):
             for row, logits in zip(rows, state.logits, strict=True):
-                torch.testing.assert_close(logits, next_logits(model, row), rtol=1e-4, atol=1e-4)
+                torch.testing.assert_close(logits, next_logits(model, torch.tensor(row)), rtol=1e-4, atol=1e-4)
             tokens = ids(generator, len(rows)).tolist()
             state.feed(tokens)
             for row, token in zip(rows, tokens, strict=True):
@@ -97,7 +97,7 @@ def test_rows_that_join_and_leave_read_as_each_alone(model) -> None:
                 assert state.mask.shape[1] == max(map(len, rows))
     assert len(rows) == 3
     for row, logits in zip(rows, state.logits, strict=True):
-        torch.testing.assert_close(logits, next_logits(model, row), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(logits, next_logits(model, torch.tensor(row)), rtol=1e-4, atol=1e-4)
 
 
 @torch.no_grad()

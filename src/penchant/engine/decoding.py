@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import lru_cache
 from inspect import signature
@@ -30,6 +31,7 @@ class CachedRows:
 
     Attributes:
         mask: [N, L], 0 where a column holds no token of the row.
+        padding: of every row the columns on the left that hold no token of it.
         positions: [N] of the latest token.
         logits: [N, V] of the next token.
     """
@@ -37,27 +39,34 @@ class CachedRows:
     model: PreTrainedModel
     cache: Any
     mask: Tensor
+    padding: list[int]
     positions: Tensor
     logits: Tensor
 
-    def feed(self, tokens: Sequence[int]) -> None:
-        """Append one token to each row and compute the logits of the next."""
+    def feed(self, tokens: Sequence[int] | Tensor) -> None:
+        """Append one token to each row and compute the logits of the next.
+
+        Args:
+            tokens: [N] ids; nothing waits for a tensor on the model's device.
+        """
         device = self.mask.device
         self.mask = torch.cat([self.mask, torch.ones(len(tokens), 1, dtype=self.mask.dtype, device=device)], 1)
         self.positions = self.positions + 1
-        out = self.model(
-            input_ids=torch.tensor(tokens, device=device)[:, None],
-            attention_mask=self.mask,
-            past_key_values=self.cache,
-            use_cache=True,
-            **accepted_arguments(self.model, position_ids=self.positions[:, None]),
-        )
+        with mask_of_padding(any(self.padding)):
+            out = self.model(
+                input_ids=torch.as_tensor(tokens, device=device)[:, None],
+                attention_mask=self.mask,
+                past_key_values=self.cache,
+                use_cache=True,
+                **accepted_arguments(self.model, position_ids=self.positions[:, None]),
+            )
         self.cache, self.logits = out.past_key_values, out.logits[:, -1]
 
     def keep(self, rows: Sequence[int]) -> None:
         """Keep these rows only; a row may come several times."""
         index = torch.tensor(rows, device=self.mask.device)
         _select_rows(self.cache, index)
+        self.padding = [self.padding[row] for row in rows]
         self.mask, self.positions, self.logits = self.mask[index], self.positions[index], self.logits[index]
 
     def join(self, newcomers: CachedRows) -> None:
@@ -65,18 +74,21 @@ class CachedRows:
         width = max(self.mask.shape[1], newcomers.mask.shape[1])
         for layer, addition in zip(self.cache.layers, newcomers.cache.layers, strict=True):
             _join_layers(layer, addition, width)
-        self.mask = torch.cat([pad_left(mask, width) for mask in (self.mask, newcomers.mask)])
+        both = (self, newcomers)
+        self.padding = [width - rows.mask.shape[1] + columns for rows in both for columns in rows.padding]
+        self.mask = torch.cat([pad_left(rows.mask, width) for rows in both])
         self.positions = torch.cat([self.positions, newcomers.positions])
         self.logits = torch.cat([self.logits, newcomers.logits])
 
     def trim(self) -> None:
         """Drop columns on the left that no row uses any more; the cache is of `joinable_cache`."""
-        width = int(self.mask.sum(1).max())
-        if width < self.mask.shape[1]:
+        unused = min(self.padding)
+        if unused:
             for layer in self.cache.layers:
                 if getattr(layer, "keys", None) is not None:
-                    layer.keys, layer.values = layer.keys[..., -width:, :], layer.values[..., -width:, :]
-            self.mask = self.mask[:, -width:]
+                    layer.keys, layer.values = layer.keys[..., unused:, :], layer.values[..., unused:, :]
+            self.padding = [columns - unused for columns in self.padding]
+            self.mask = self.mask[:, unused:]
 
 
 @dataclass
@@ -84,29 +96,29 @@ class UncachedRows:
     """`CachedRows` for a model whose cache cannot be shared (Mamba): every token reads every row anew, unpadded.
 
     Attributes:
-        rows: the tokens of every row.
+        rows: the tokens of every row, each [T] on the model's device.
         logits: [N, V] of the next token.
     """
 
     model: PreTrainedModel
-    rows: list[list[int]]
+    rows: list[Tensor]
     logits: Tensor
 
     @classmethod
     def from_prompts(cls, model: PreTrainedModel, prompts: Sequence[Ids]) -> UncachedRows:
         """One row for each prompt."""
-        rows = [prompt.tolist() for prompt in prompts]
+        rows = [torch.from_numpy(prompt).to(model.device) for prompt in prompts]
         return cls(model, rows, torch.stack([next_logits(model, row) for row in rows]))
 
-    def feed(self, tokens: Sequence[int]) -> None:
-        """Append one token to each row and compute the logits of the next."""
-        for row, token in zip(self.rows, tokens, strict=True):
-            row.append(token)
+    def feed(self, tokens: Sequence[int] | Tensor) -> None:
+        """Append one of the tokens [N] to each row and compute the logits of the next."""
+        new_ids = torch.as_tensor(tokens, device=self.logits.device)[:, None]
+        self.rows = [torch.cat([row, token]) for row, token in zip(self.rows, new_ids, strict=True)]
         self.logits = torch.stack([next_logits(self.model, row) for row in self.rows])
 
     def keep(self, rows: Sequence[int]) -> None:
         """Keep these rows only; a row may come several times."""
-        self.rows, self.logits = [list(self.rows[i]) for i in rows], self.logits[list(rows)]
+        self.rows, self.logits = [self.rows[row] for row in rows], self.logits[list(rows)]
 
     def join(self, newcomers: UncachedRows) -> None:
         """Append other rows of the same model."""
@@ -117,10 +129,9 @@ class UncachedRows:
         """Do nothing: there is no cache."""
 
 
-def next_logits(model: PreTrainedModel, row: Sequence[int]) -> Tensor:
-    """Logits [V] of the token after one row, computed from the whole row."""
-    ids = torch.tensor([row], device=model.device)
-    last: Tensor = model(input_ids=ids, use_cache=False).logits[0, -1]
+def next_logits(model: PreTrainedModel, row: Tensor) -> Tensor:
+    """Logits [V] of the token after one row of ids [T] on the model's device, computed from the whole row."""
+    last: Tensor = model(input_ids=row[None], use_cache=False).logits[0, -1]
     return last
 
 
@@ -145,7 +156,8 @@ def read_prompts(model: PreTrainedModel, prompts: Sequence[Ids], cache: Any = No
     filled = getattr(out, "past_key_values", None)
     if filled is None or not hasattr(filled, "batch_repeat_interleave"):
         return UncachedRows.from_prompts(model, prompts)
-    return CachedRows(model, filled, mask, positions[:, -1], out.logits[:, -1])
+    padding = [width - len(prompt) for prompt in prompts]
+    return CachedRows(model, filled, mask, padding, positions[:, -1], out.logits[:, -1])
 
 
 def read_joinable(model: PreTrainedModel, prompts: Sequence[Ids]) -> CachedRows | UncachedRows:
@@ -215,6 +227,42 @@ def _join_layers(layer: Any, addition: Any, width: int) -> None:
         for index, state in states.items():
             if state is not None:
                 states[index] = torch.cat([state, getattr(addition, name)[index]])
+
+
+_IS_PADDED: ContextVar[bool | None] = ContextVar("is_padded", default=None)
+"""Whether a row of the mask that transformers is given is padded; None where only the mask itself says it."""
+
+
+@contextmanager
+def mask_of_padding(is_padded: bool) -> Iterator[None]:
+    """Tell transformers whether a row is padded; it would read the mask, for which the host waits at every token."""
+    _register_mask()
+    token = _IS_PADDED.set(is_padded)
+    try:
+        yield
+    finally:
+        _IS_PADDED.reset(token)
+
+
+@lru_cache(maxsize=1)
+def _register_mask() -> None:
+    """Put a mask that knows `_IS_PADDED` in front of transformers' own, which it equals."""
+    from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+
+    def mask(
+        *args: Any, attention_mask: Tensor | None = None, allow_is_causal_skip: bool = True, **options: Any
+    ) -> Tensor | None:
+        is_padded = _IS_PADDED.get()
+        if is_padded is not None:
+            # transformers reads a mask to learn whether it can do without: not where there is none, or it must keep it.
+            attention_mask = attention_mask if is_padded else None
+            allow_is_causal_skip = allow_is_causal_skip and not is_padded
+        built: Tensor | None = sdpa_mask(
+            *args, attention_mask=attention_mask, allow_is_causal_skip=allow_is_causal_skip, **options
+        )
+        return built
+
+    AttentionMaskInterface.register("sdpa", mask)
 
 
 @contextmanager

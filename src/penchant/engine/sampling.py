@@ -6,7 +6,7 @@ Shapes: P prompts at a time, K samples of each, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -15,10 +15,14 @@ from torch import Tensor
 
 from penchant.data.tokenized import Ids
 from penchant.engine.decoding import own_attention, read_prompts
-from penchant.engine.device import exact
+from penchant.engine.device import exact, sum_device
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+TOKENS_PER_READ = 8
+"""Tokens of every row between two looks at a card for rows that have ended: each look waits for the card, and rows are
+computed on until the next."""
 
 
 @dataclass(frozen=True)
@@ -109,6 +113,33 @@ def sample(
     return responses
 
 
+@dataclass
+class _Response:
+    """A response while its tokens are drawn.
+
+    Attributes:
+        guide: the rule for its tokens, if there is one.
+        ids: its tokens so far.
+        has_ended: whether the last of them is an end token.
+    """
+
+    guide: Guide | None
+    ids: list[int] = field(default_factory=list)
+    has_ended: bool = False
+
+    def allowed_tokens(self) -> Ids | None:
+        """The tokens that may come next; None: any, as for a response that has ended, whose tokens are dropped."""
+        return None if self.guide is None or self.has_ended else self.guide.allowed_tokens(self.ids)
+
+    def extend(self, tokens: Sequence[int], ends: frozenset[int]) -> None:
+        """Add tokens up to the first that ends the response."""
+        for token in tokens:
+            if self.has_ended:
+                break
+            self.ids.append(token)
+            self.has_ended = token in ends
+
+
 def _respond(
     model: PreTrainedModel,
     prompts: Sequence[Ids],
@@ -122,38 +153,39 @@ def _respond(
     Args:
         chances: [P K, max_new_tokens] uniform numbers, one for each token.
     """
-    state = read_prompts(model, prompts)
-    state.keep([prompt for prompt in range(len(prompts)) for _ in range(draw.samples)])
-    responses: list[list[int]] = [[] for _ in range(len(chances))]
-    has_ended = [False] * len(chances)
-    alive_rows = list(range(len(chances)))
+    rows = read_prompts(model, prompts)
+    rows.keep([prompt for prompt in range(len(prompts)) for _ in range(draw.samples)])
+    device = rows.logits.device
+    # A guide needs each token before the next is drawn.
+    tokens_per_read = 1 if guides is not None or draws_on_host(device) else TOKENS_PER_READ
+    chances_by_step = chances.T.to(sum_device(device))
+    responses = [_Response(None if guides is None else guides[row]) for row in range(len(chances))]
+    alive_responses, new_tokens = responses, list[Tensor]()
     for step in range(draw.max_new_tokens):
-        logits = state.logits
+        logits = rows.logits
         if guides is not None:
-            # A row that has ended is drawn for like the others until it is taken out, and what is drawn is dropped.
-            allowed_tokens = [
-                None if has_ended[row] else guides[row].allowed_tokens(responses[row]) for row in alive_rows
-            ]
-            logits = limit_logits(logits, allowed_tokens)
-        tokens = choose_tokens(logits, draw.temperature, draw.top_p, chances[alive_rows, step]).tolist()
-        for row, token in zip(alive_rows, tokens, strict=True):
-            if not has_ended[row]:
-                responses[row].append(token)
-                has_ended[row] = token in ends
-        alive_indices = [index for index, row in enumerate(alive_rows) if not has_ended[row]]
-        if not alive_indices or step + 1 == draw.max_new_tokens:
-            break
-        if 2 * len(alive_indices) <= len(alive_rows):
-            state.keep(alive_indices)
-            alive_rows, tokens = (
-                [alive_rows[index] for index in alive_indices],
-                [tokens[index] for index in alive_indices],
-            )
-        state.feed(tokens)
-    return [
-        SampledResponse(np.array(ids, dtype=np.int64), row_ended)
-        for ids, row_ended in zip(responses, has_ended, strict=True)
-    ]
+            logits = limit_logits(logits, [response.allowed_tokens() for response in alive_responses])
+        tokens = choose_tokens(logits, draw.temperature, draw.top_p, chances_by_step[step])
+        new_tokens.append(tokens)
+        is_last = step + 1 == draw.max_new_tokens
+        if is_last or len(new_tokens) == tokens_per_read:
+            for response, ids in zip(alive_responses, torch.stack(new_tokens, 1).tolist(), strict=True):
+                response.extend(ids, ends)
+            new_tokens.clear()
+            alive_indices = [index for index, response in enumerate(alive_responses) if not response.has_ended]
+            if is_last or not alive_indices:
+                break
+            if 2 * len(alive_indices) <= len(alive_responses):
+                rows.keep(alive_indices)
+                tokens, chances_by_step = tokens[alive_indices], chances_by_step[:, alive_indices]
+                alive_responses = [alive_responses[index] for index in alive_indices]
+        rows.feed(tokens)
+    return [SampledResponse(np.array(response.ids, dtype=np.int64), response.has_ended) for response in responses]
+
+
+def draws_on_host(device: torch.device) -> bool:
+    """Whether tokens of logits on a device are chosen by the CPU, which has nothing to wait for."""
+    return sum_device(device).type == "cpu"
 
 
 def limit_logits(logits: Tensor, allowed_tokens: Sequence[Ids | None]) -> Tensor:
@@ -175,14 +207,26 @@ def choose_tokens(logits: Tensor, temperature: float, top_p: float, chances: Ten
     """
     if temperature < 1e-6:
         return logits.argmax(-1)
-    probabilities, tokens = (exact(logits) / temperature).softmax(-1).sort(-1, descending=True)
+    probabilities = (exact(logits) / temperature).softmax(-1)
+    tokens = likeliest_first(logits, probabilities)
+    probabilities = probabilities.gather(-1, tokens)
     cumulated = probabilities.cumsum(-1)
     if top_p < 1:
         in_top_p = (cumulated - probabilities) < top_p
-        cumulated = torch.where(in_top_p, cumulated, torch.inf)
-        total = torch.where(in_top_p, probabilities, 0.0).sum(-1)
+        sizes, total = in_top_p.sum(-1), torch.where(in_top_p, probabilities, 0.0).sum(-1)
     else:
         total = cumulated[:, -1]
-    places = torch.searchsorted(cumulated, (chances.to(total) * total)[:, None], right=True)[:, 0]
-    last = torch.isfinite(cumulated).sum(-1) - 1
-    return tokens.gather(-1, torch.minimum(places, last)[:, None])[:, 0].to(logits.device)
+        sizes = (total > 0) * cumulated.shape[-1]
+    indices = torch.searchsorted(cumulated, (chances.to(total) * total)[:, None], right=True)[:, 0]
+    return tokens.gather(-1, torch.minimum(indices, sizes - 1)[:, None])[:, 0].to(logits.device)
+
+
+def likeliest_first(logits: Tensor, probabilities: Tensor) -> Tensor:
+    """Token ids [N, V] from the likeliest down.
+
+    A card sorts the logits, which have 2 or 4 bytes where probabilities have 8: a pass over all of them less for each
+    byte. Of equal ones the lower id comes first there; a CPU leaves them in an order of its own.
+    """
+    if draws_on_host(logits.device):
+        return probabilities.sort(-1, descending=True).indices
+    return logits.sort(dim=-1, descending=True, stable=True).indices
