@@ -465,7 +465,7 @@ def cases() -> dict[str, Callable[[], Case | SamplingCase]]:
 
     def of_sampling(prompts: tuple[int, ...], top_p: float, tiny: bool = False) -> Callable[[], SamplingCase]:
         workload = WORKLOADS["qwen_0.5b_pairs"]
-        shape = (workload.tiny() if tiny else workload).shape
+        shape = replace(workload.tiny().shape, vocabulary=workload.shape.vocabulary) if tiny else workload.shape
         return lambda: SamplingCase(llama_config(shape), prompts, samples=4, top_p=top_p)
 
     names = ("qwen_0.5b_pairs", "qwen_0.5b_k8", "llama_8b_pairs", "llama_8b_k8")

@@ -18,13 +18,16 @@ CEILINGS = {
     "tiny_coupled": (2, 213, 88, 0, 2, 2, 1),
 }
 """Steps in one micro-batch: of Qwen2.5-0.5B's shape, and of a tiny model by an objective of the whole batch."""
+SAMPLING = "tiny_sampling"
+SAMPLING_CEILINGS = {"launches": 1_122, "copies_in": 0, "reads": 1, "gigabytes": 4.8}
+"""Eight tokens of 16 rows with uneven prompts, drawn by `top_p` from 152k, of a tiny model."""
 
 
 @pytest.fixture(scope="module")
 def counts() -> dict[str, Any]:
     if shutil.which("g++") is None:
         pytest.skip("no C++ compiler (g++), which builds the device that computes nothing")
-    command = [sys.executable, "-W", "ignore", str(SCRIPT), *CEILINGS, "--json"]
+    command = [sys.executable, "-W", "ignore", str(SCRIPT), *CEILINGS, SAMPLING, "--json"]
     return dict(json.loads(subprocess.run(command, capture_output=True, check=True, text=True).stdout))
 
 
@@ -39,3 +42,12 @@ def test_a_step_asks_no_more_of_a_card(counts: dict[str, Any], case: str) -> Non
     # A counter that saw nothing would pass too.
     assert step["launches"] > 100
     assert step["teraflops"] > 0
+
+
+@pytest.mark.slow
+def test_tokens_are_sampled_without_waiting_for_a_card(counts: dict[str, Any]) -> None:
+    step = counts[SAMPLING]["total"]
+    assert {name: step[name] for name in SAMPLING_CEILINGS if step[name] > SAMPLING_CEILINGS[name]} == {}
+    # Eight tokens go through two layers and are drawn.
+    assert step["launches"] > 8 * 2 * 10
+    assert step["gigabytes"] > 8 * 16 * 151_936 * 8 / 1e9

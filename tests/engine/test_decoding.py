@@ -95,6 +95,8 @@ def test_rows_that_join_and_leave_read_as_each_alone(model) -> None:
             state.trim()
             if isinstance(state, CachedRows):
                 assert state.mask.shape[1] == max(map(len, rows))
+                assert state.padding == [state.mask.shape[1] - len(row) for row in rows]
+                assert state.padding == (state.mask == 0).sum(1).tolist()
     assert len(rows) == 3
     for row, logits in zip(rows, state.logits, strict=True):
         torch.testing.assert_close(logits, next_logits(model, torch.tensor(row)), rtol=1e-4, atol=1e-4)

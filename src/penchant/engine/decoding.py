@@ -257,10 +257,10 @@ def _register_mask() -> None:
             # transformers reads a mask to learn whether it can do without: not where there is none, or it must keep it.
             attention_mask = attention_mask if is_padded else None
             allow_is_causal_skip = allow_is_causal_skip and not is_padded
-        built: Tensor | None = sdpa_mask(
+        library_mask: Tensor | None = sdpa_mask(
             *args, attention_mask=attention_mask, allow_is_causal_skip=allow_is_causal_skip, **options
         )
-        return built
+        return library_mask
 
     AttentionMaskInterface.register("sdpa", mask)
 
