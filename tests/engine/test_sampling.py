@@ -22,6 +22,7 @@ from penchant.engine.attention import TREE
 from penchant.engine.decoding import UncachedRows, mask_of_padding
 from penchant.engine.sampling import TOKENS_PER_READ, Sampling, choose_tokens, sample
 from penchant.engine.scorer_choice import choose_scorer
+from penchant.engine.whole_layers import compile_layers
 
 PROMPTS = [np.array([5, 6, 7, 8, 9, 10, 11, 12, 13]), np.array([4]), np.array([9, 3, 5])]
 
@@ -81,6 +82,23 @@ def test_a_model_that_a_scorer_has_changed(build):
     assert model.training
     ids = [[[r.ids.tolist() for r in responses] for responses in samples] for samples in (plain, scored_model_samples)]
     assert ids[0] == ids[1]
+
+
+def test_a_model_with_compiled_layers(build):
+    """Its layers run uncompiled while tokens are generated, and compiled again afterwards."""
+    model, draw, graphs = build("llama"), Sampling(samples=2, max_new_tokens=6, seed=1), []
+    model.set_attn_implementation("sdpa")
+    plain = sample(model, PROMPTS, draw, ends=[])
+
+    def backend(graph: torch.fx.GraphModule, inputs: Sequence[Any]) -> torch.fx.GraphModule:
+        graphs.append(graph)
+        return graph
+
+    compile_layers(model, backend)
+    assert ids_of(sample(model, PROMPTS, draw, ends=[])) == ids_of(plain)
+    assert graphs == []
+    model(torch.tensor([[5, 6, 7]]), use_cache=False)
+    assert len(graphs) == 1
 
 
 def test_each_prompt_is_read_once(build):

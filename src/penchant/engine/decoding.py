@@ -6,7 +6,7 @@ Shapes: N rows, L columns of the cache, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import lru_cache
@@ -19,6 +19,7 @@ from torch import Tensor
 from penchant.data.tokenized import Ids
 from penchant.engine.attention import TREE
 from penchant.engine.padded import pad_left
+from penchant.engine.whole_layers import decoder_layers
 from penchant.models.multimodal import set_attention
 
 if TYPE_CHECKING:
@@ -266,13 +267,20 @@ def _register_mask() -> None:
 
 
 @contextmanager
-def own_attention(model: PreTrainedModel) -> Iterator[None]:
-    """Use the library's attention while tokens are generated: the tree computes whole rows only."""
+def plain_layers(model: PreTrainedModel) -> Iterator[None]:
+    """Use the library's attention and uncompiled layers while tokens are generated.
+
+    The tree computes whole rows only. Of layers that a run compiled the compiler would make graphs anew, one for each
+    layer's part of the cache, until it gives up.
+    """
     implementation = model.config._attn_implementation
     if implementation == TREE:
         set_attention(model, "sdpa" if model._supports_sdpa else "eager")
-    try:
-        yield
-    finally:
-        if implementation == TREE:
-            set_attention(model, implementation)
+    is_compiled = any(layer._compiled_call_impl is not None for layer in decoder_layers(model))
+    # Where nothing is compiled, the compiler, which takes seconds to import, stays away.
+    with torch.compiler.set_stance("force_eager") if is_compiled else nullcontext():
+        try:
+            yield
+        finally:
+            if implementation == TREE:
+                set_attention(model, implementation)

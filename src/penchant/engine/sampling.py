@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from penchant.data.tokenized import Ids
-from penchant.engine.decoding import own_attention, read_prompts
+from penchant.engine.decoding import plain_layers, read_prompts
 from penchant.engine.device import exact, sum_device
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ def sample(
     model.eval()
     numbers = range(len(prompts)) if numbers is None else numbers
     responses: list[list[SampledResponse]] = []
-    with own_attention(model):
+    with plain_layers(model):
         for start in range(0, len(prompts), draw.batch_size):
             part = prompts[start : start + draw.batch_size]
             # Each prompt's numbers are its own: what else is in the batch does not change them.
