@@ -2,7 +2,8 @@
 
 The real loop runs one step on tensors without data of a CUDA device that computes nothing (`fake_card`), so the code
 paths of a card are the ones that run. Counted are kernel launches, copies to the card that block the host, values read
-back from it, bytes that the kernels read and write, and casts of weights, by part of the step.
+back from it, bytes that the kernels read and write, and casts of weights, by part of the step. The cases of sampling
+count some tokens of every row instead, the prompts already read.
 
 A launch count is of kernels as this torch's CUDA build launches them: 1 an operation, other numbers in `KERNELS`. The
 milliseconds are a model, no measurement: for every operation the largest of its bytes over the card's memory rate, its
@@ -49,12 +50,13 @@ from penchant import parse_config  # noqa: E402
 from penchant.config.run import RunConfig  # noqa: E402
 from penchant.data.groups import PreferenceGroup  # noqa: E402
 from penchant.data.tokenized import TokenizedGroup  # noqa: E402
+from penchant.engine import sampling as sampling_module  # noqa: E402
 from penchant.engine import tree as tree_module  # noqa: E402
 from penchant.engine.distributed import World  # noqa: E402
 from penchant.engine.kernels import compiled, layer_fusion, linear_log_probs, output_layer  # noqa: E402
 from penchant.engine.memory import replace_tensors  # noqa: E402
 from penchant.engine.whole_layers import compile_layers  # noqa: E402
-from penchant.planning.model import ModelSpec, shallow  # noqa: E402
+from penchant.planning.model import ModelSpec, blank_model, shallow  # noqa: E402
 from penchant.training import backward as backward_module  # noqa: E402
 from penchant.training import loop as loop_module  # noqa: E402
 from penchant.training.batches import FixedDataset, Order, Split  # noqa: E402
@@ -263,7 +265,7 @@ class CardCounter(TorchDispatchMode):
     def read_list(self, tensor: Tensor) -> Any:
         """A list that stands for a tensor's values, which one copy reads."""
         self._read(tensor)
-        return np.ones(tensor.shape).tolist()
+        return np.ones(tensor.shape, float if tensor.is_floating_point() else int).tolist()
 
     def _count(self, func: Any, name: str, args: Any, kwargs: Any, result: Any) -> None:
         inputs = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
@@ -357,6 +359,11 @@ def _size(tensor: Tensor) -> int:
 
 def _bytes(name: str, args: Any, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> float:
     """Bytes that an operation reads and writes."""
+    if name == "sort" and _sorts_rows(inputs[0]):
+        # 8 bytes of row and column go along with each key. All rows are sorted as one, a byte of the keys a pass, after
+        # a look at all keys; then by row, in one pass; the columns and the keys are written last.
+        key = inputs[0].element_size()
+        return inputs[0].numel() * (8 + key + 2 * key * (key + 8) + 3 * 8 + 8 + 8 + 2 * key)
     if name in ("embedding", "index_select", "gather"):
         return 2 * _size(outputs[0])
     if name == "index_add_":
@@ -370,8 +377,16 @@ def _bytes(name: str, args: Any, inputs: Sequence[Tensor], outputs: Sequence[Ten
     return sum(map(_size, tensors.values())) + sum(_size(x) for x in replaced_tensors if isinstance(x, Tensor))
 
 
+def _sorts_rows(keys: Tensor) -> bool:
+    """Whether torch sorts some long rows as one (`segmented_sort_pairs_by_full_sort` in its SortStable.cu)."""
+    rows = keys.numel() // max(1, keys.shape[-1])
+    return 1 < rows < 128 and keys.shape[-1] > 4096
+
+
 def _launches(name: str, args: Any) -> float:
     """Launches of one operation; of one on a list of tensors the share of a launch that its blocks or tensors fill."""
+    if name == "sort" and _sorts_rows(args[0]):
+        return 7 + args[0].element_size()  # As `_bytes` has it: two sorts have two launches each beside their passes.
     if not name.startswith(("_foreach", "_fused_adam")):
         return KERNELS.get(name, 1)
     tensors = tree_leaves(args[0])
@@ -418,7 +433,24 @@ class Case:
         ]
 
 
-def cases() -> dict[str, Callable[[], Case]]:
+@dataclass(frozen=True)
+class SamplingCase:
+    """Sampled tokens to count.
+
+    Attributes:
+        shape: transformers configuration of the model.
+        prompts: tokens of every prompt.
+        samples: responses to each prompt.
+        top_p: probability of the set of tokens to draw from.
+    """
+
+    shape: Any
+    prompts: tuple[int, ...]
+    samples: int
+    top_p: float = 1.0
+
+
+def cases() -> dict[str, Callable[[], Case | SamplingCase]]:
     """The counted steps by name, made when they are asked for."""
     from transformers import Gemma2Config, MistralConfig
 
@@ -434,12 +466,20 @@ def cases() -> dict[str, Callable[[], Case]]:
 
         return case
 
+    def of_sampling(prompts: tuple[int, ...], top_p: float, tiny: bool = False) -> Callable[[], SamplingCase]:
+        workload = WORKLOADS["qwen_0.5b_pairs"]
+        shape = replace(workload.tiny().shape, vocabulary=workload.shape.vocabulary) if tiny else workload.shape
+        return lambda: SamplingCase(llama_config(shape), prompts, samples=4, top_p=top_p)
+
     names = ("qwen_0.5b_pairs", "qwen_0.5b_k8", "llama_8b_pairs", "llama_8b_k8")
     return {
         **{name: of_workload(WORKLOADS[name]) for name in names},
         "coupled": of_workload(WORKLOADS["qwen_0.5b_pairs"], objective={"name": "beta_dpo"}),
         "tiny_coupled": of_workload(WORKLOADS["qwen_0.5b_pairs"].tiny(), objective={"name": "beta_dpo"}),
         "gemma2_2b_pairs": lambda: Case(Gemma2Config(num_hidden_layers=26), 256, 256, 2, 16),
+        "sampling": of_sampling((512, 512, 512, 512), 1.0),
+        "sampling_padded": of_sampling((512, 384, 256, 128), 0.9),
+        "tiny_sampling": of_sampling((16, 12, 8, 4), 0.9, tiny=True),
         "mistral_7b_pairs": lambda: Case(MistralConfig(sliding_window=1024), 1280, 256, 2, 8, {"lora": {"rank": 16}}),
     }
 
@@ -473,31 +513,39 @@ PARTS: Sequence[tuple[Any, str, str]] = (
 """Functions and the part of the step that they are; the objective and the layers' forward are added to them."""
 
 
+def in_part(counter: CardCounter, function: Callable[..., Any], part: str) -> Callable[..., Any]:
+    """The function, whose operations are counted under a part."""
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        with counter.inside(part):
+            return function(*args, **kwargs)
+
+    return call
+
+
 @contextmanager
 def named_parts(counter: CardCounter, loop: Loop) -> Iterator[None]:
     """Name the parts of a step in the counter."""
-
-    def in_part(function: Callable[..., Any], part: str) -> Callable[..., Any]:
-        @functools.wraps(function)
-        def call(*args: Any, **kwargs: Any) -> Any:
-            with counter.inside(part):
-                return function(*args, **kwargs)
-
-        return call
-
     layers_of = tree_module.language_model
     objective = loop.objective
+
+    def named_layers(model: Any) -> Callable[..., Any]:
+        return in_part(counter, layers_of(model), "layers forward")
+
     with ExitStack() as stack:
         for owner, name, part in PARTS:
             function = getattr(owner, name)
-            wrapped = in_part(function, part)
+            wrapped = in_part(counter, function, part)
             is_static = isinstance(vars(owner).get(name), staticmethod)
             stack.enter_context(mock.patch.object(owner, name, staticmethod(wrapped) if is_static else wrapped))
         stack.enter_context(
-            mock.patch.object(tree_module, "language_model", lambda model: in_part(layers_of(model), "layers forward"))
+            mock.patch.object(
+                tree_module, "language_model", lambda model: in_part(counter, layers_of(model), "layers forward")
+            )
         )
         stack.enter_context(
-            mock.patch.object(type(objective), "__call__", in_part(type(objective).__call__, "objective"))
+            mock.patch.object(type(objective), "__call__", in_part(counter, type(objective).__call__, "objective"))
         )
         # Where memory is counted a few passes of the head stand for all; here all are counted.
         stack.enter_context(mock.patch.object(output_layer, "FakeTensor", ()))
@@ -525,13 +573,66 @@ def count_step(case: Case, budget: int) -> dict[str, Tally]:
     Args:
         budget: tokens of a micro-batch.
     """
-    depth, vocabulary = case.shape.get_text_config().num_hidden_layers, case.shape.get_text_config().vocab_size
-    depths = _depths(case.shape)
-    small, large = (
-        _count_whole(replace(case, shape=shallow(case.shape, layers, vocabulary)), budget) for layers in depths
-    )
+    return _at_full_depth(case.shape, lambda shape: _count_whole(replace(case, shape=shape), budget))
+
+
+def _at_full_depth(shape: Any, count: Callable[[Any], dict[str, Tally]]) -> dict[str, Tally]:
+    """The counts of a model by part, from those of two shallow ones of its shape."""
+    depth, vocabulary = shape.get_text_config().num_hidden_layers, shape.get_text_config().vocab_size
+    depths = _depths(shape)
+    small, large = (count(shallow(shape, layers, vocabulary)) for layers in depths)
     repetitions = (depth - depths[1]) // (depths[1] - depths[0])
     return {part: tally + repetitions * (tally - small.get(part, Tally())) for part, tally in large.items()}
+
+
+SAMPLED_TOKENS = 8
+"""Tokens of every row whose sampling is counted, after as many that are not."""
+
+
+def count_sampling(case: SamplingCase) -> dict[str, Tally]:
+    """What `SAMPLED_TOKENS` tokens of every row ask of the card, by part, prompts not counted."""
+
+    def count(shape: Any) -> dict[str, Tally]:
+        # A longer response less a shorter one: its last tokens.
+        shorter, longer = (_count_samples(replace(case, shape=shape), n * SAMPLED_TOKENS) for n in (1, 2))
+        return {part: tally - shorter.get(part, Tally()) for part, tally in longer.items()}
+
+    return _at_full_depth(case.shape, count)
+
+
+def _count_samples(case: SamplingCase, tokens: int) -> dict[str, Tally]:
+    from transformers import masking_utils
+
+    counter, draw = CardCounter(), np.random.default_rng(0)
+    vocabulary = case.shape.get_text_config().vocab_size
+    prompts = [draw.integers(4, vocabulary, length) for length in case.prompts]
+    with torch.device("meta"):
+        model = blank_model(case.shape, False, torch.bfloat16).eval()
+    with ExitStack() as stack:
+        stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
+        replace_tensors(model, CARD)
+        stack.enter_context(mock.patch.object(FakeTensor, "tolist", lambda x: counter.read_list(x)))
+        # Of tensors without data transformers does not ask whether a row is padded; of a card's it does.
+        stack.enter_context(mock.patch.object(masking_utils, "is_tracing", return_value=False))
+        # A card's attention is one kernel.
+        attend = torch.nn.functional.scaled_dot_product_attention
+
+        def attention(*tensors: Tensor, attn_mask: Tensor | None = None, **options: Any) -> Tensor:
+            return counter.formula("attention", functools.partial(attend, **options), *tensors, attn_mask)
+
+        stack.enter_context(mock.patch.object(torch.nn.functional, "scaled_dot_product_attention", attention))
+        is_even = len(set(case.prompts)) == 1
+        stack.enter_context(mock.patch.object(masking_utils, "fast_all", lambda mask: bool(mask.sum() > 0) and is_even))
+        for owner, name, part in (
+            (sampling_module, "choose_tokens", "choosing tokens"),
+            (model.get_decoder(), "forward", "layers"),
+            (model.get_output_embeddings(), "forward", "output layer"),
+        ):
+            stack.enter_context(mock.patch.object(owner, name, in_part(counter, getattr(owner, name), part)))
+        with counter:
+            sampling = sampling_module.Sampling(case.samples, tokens, top_p=case.top_p)
+            sampling_module.sample(model, prompts, sampling, ends=[])
+    return counter.tallies
 
 
 def _count_whole(case: Case, budget: int) -> dict[str, Tally]:
@@ -620,12 +721,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     document = {}
     for name in options.cases or all_cases:
         case = all_cases[name]()
-        budget = options.budget or case.tokens
-        tallies = count_step(case, budget)
+        if isinstance(case, SamplingCase):
+            tallies = count_sampling(case)
+            title = f"{name}, {SAMPLED_TOKENS} tokens of each of {len(case.prompts) * case.samples} rows"
+        else:
+            budget = options.budget or case.tokens
+            tallies = count_step(case, budget)
+            title = f"{name}, {case.tokens} tokens a step, micro-batches of {budget}"
         document[name] = {part: vars(tally) for part, tally in {**tallies, "total": total(tallies)}.items()}
         if options.json:
             continue
-        print(f"{name}, {case.tokens} tokens a step, micro-batches of {budget}\n{table(tallies)}\n", flush=True)
+        print(f"{title}\n{table(tallies)}\n", flush=True)
         for part, tally in tallies.items() if options.operations else ():
             top_operations = ", ".join(f"{op} {n:.0f}" for op, n in tally.by_operation.most_common(options.operations))
             print(f"  {part}: {top_operations}")

@@ -18,7 +18,7 @@ from transformers import (
     Qwen3NextConfig,
 )
 
-from penchant.engine.sampling import CachedRows, UncachedRows, joinable_cache, next_logits, read_joinable
+from penchant.engine.decoding import CachedRows, UncachedRows, joinable_cache, next_logits, read_joinable
 
 SMALL = {"vocab_size": 50, "hidden_size": 32, "num_hidden_layers": 2, "pad_token_id": 0}
 ATTENTION = {**SMALL, "intermediate_size": 48, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8}
@@ -81,7 +81,7 @@ def test_rows_that_join_and_leave_read_as_each_alone(model) -> None:
             state.join(newcomers)
         for _ in range(4):
             for row, logits in zip(rows, state.logits, strict=True):
-                torch.testing.assert_close(logits, next_logits(model, row), rtol=1e-4, atol=1e-4)
+                torch.testing.assert_close(logits, next_logits(model, torch.tensor(row)), rtol=1e-4, atol=1e-4)
             tokens = ids(generator, len(rows)).tolist()
             state.feed(tokens)
             for row, token in zip(rows, tokens, strict=True):
@@ -95,9 +95,11 @@ def test_rows_that_join_and_leave_read_as_each_alone(model) -> None:
             state.trim()
             if isinstance(state, CachedRows):
                 assert state.mask.shape[1] == max(map(len, rows))
+                assert state.padding == [state.mask.shape[1] - len(row) for row in rows]
+                assert state.padding == (state.mask == 0).sum(1).tolist()
     assert len(rows) == 3
     for row, logits in zip(rows, state.logits, strict=True):
-        torch.testing.assert_close(logits, next_logits(model, row), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(logits, next_logits(model, torch.tensor(row)), rtol=1e-4, atol=1e-4)
 
 
 @torch.no_grad()

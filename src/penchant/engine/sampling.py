@@ -5,218 +5,24 @@ Shapes: P prompts at a time, K samples of each, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import lru_cache
-from inspect import signature
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from penchant.data.tokenized import Ids
-from penchant.engine.attention import TREE
-from penchant.engine.device import exact
-from penchant.engine.padded import pad_left
-from penchant.models.multimodal import set_attention
+from penchant.engine.decoding import plain_layers, read_prompts
+from penchant.engine.device import exact, sum_device
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-
-@dataclass
-class CachedRows:
-    """N rows that share one key-value cache.
-
-    Attributes:
-        mask: [N, L], 0 where a column holds no token of the row.
-        positions: [N] of the latest token.
-        logits: [N, V] of the next token.
-    """
-
-    model: PreTrainedModel
-    cache: Any
-    mask: Tensor
-    positions: Tensor
-    logits: Tensor
-
-    def feed(self, tokens: Sequence[int]) -> None:
-        """Append one token to each row and compute the logits of the next."""
-        device = self.mask.device
-        self.mask = torch.cat([self.mask, torch.ones(len(tokens), 1, dtype=self.mask.dtype, device=device)], 1)
-        self.positions = self.positions + 1
-        out = self.model(
-            input_ids=torch.tensor(tokens, device=device)[:, None],
-            attention_mask=self.mask,
-            past_key_values=self.cache,
-            use_cache=True,
-            **accepted_arguments(self.model, position_ids=self.positions[:, None]),
-        )
-        self.cache, self.logits = out.past_key_values, out.logits[:, -1]
-
-    def keep(self, rows: Sequence[int]) -> None:
-        """Keep these rows only; a row may come several times."""
-        index = torch.tensor(rows, device=self.mask.device)
-        _select_rows(self.cache, index)
-        self.mask, self.positions, self.logits = self.mask[index], self.positions[index], self.logits[index]
-
-    def join(self, newcomers: CachedRows) -> None:
-        """Append other rows of the same model; both caches are of `joinable_cache`."""
-        width = max(self.mask.shape[1], newcomers.mask.shape[1])
-        for layer, addition in zip(self.cache.layers, newcomers.cache.layers, strict=True):
-            _join_layers(layer, addition, width)
-        self.mask = torch.cat([pad_left(mask, width) for mask in (self.mask, newcomers.mask)])
-        self.positions = torch.cat([self.positions, newcomers.positions])
-        self.logits = torch.cat([self.logits, newcomers.logits])
-
-    def trim(self) -> None:
-        """Drop columns on the left that no row uses any more; the cache is of `joinable_cache`."""
-        width = int(self.mask.sum(1).max())
-        if width < self.mask.shape[1]:
-            for layer in self.cache.layers:
-                if getattr(layer, "keys", None) is not None:
-                    layer.keys, layer.values = layer.keys[..., -width:, :], layer.values[..., -width:, :]
-            self.mask = self.mask[:, -width:]
-
-
-@dataclass
-class UncachedRows:
-    """`CachedRows` for a model whose cache cannot be shared (Mamba): every token reads every row anew, unpadded.
-
-    Attributes:
-        rows: the tokens of every row.
-        logits: [N, V] of the next token.
-    """
-
-    model: PreTrainedModel
-    rows: list[list[int]]
-    logits: Tensor
-
-    @classmethod
-    def from_prompts(cls, model: PreTrainedModel, prompts: Sequence[Ids]) -> UncachedRows:
-        """One row for each prompt."""
-        rows = [prompt.tolist() for prompt in prompts]
-        return cls(model, rows, torch.stack([next_logits(model, row) for row in rows]))
-
-    def feed(self, tokens: Sequence[int]) -> None:
-        """Append one token to each row and compute the logits of the next."""
-        for row, token in zip(self.rows, tokens, strict=True):
-            row.append(token)
-        self.logits = torch.stack([next_logits(self.model, row) for row in self.rows])
-
-    def keep(self, rows: Sequence[int]) -> None:
-        """Keep these rows only; a row may come several times."""
-        self.rows, self.logits = [list(self.rows[i]) for i in rows], self.logits[list(rows)]
-
-    def join(self, newcomers: UncachedRows) -> None:
-        """Append other rows of the same model."""
-        self.rows = [*self.rows, *newcomers.rows]
-        self.logits = torch.cat([self.logits, newcomers.logits])
-
-    def trim(self) -> None:
-        """Do nothing: there is no cache."""
-
-
-def next_logits(model: PreTrainedModel, row: Sequence[int]) -> Tensor:
-    """Logits [V] of the token after one row, computed from the whole row."""
-    ids = torch.tensor([row], device=model.device)
-    last: Tensor = model(input_ids=ids, use_cache=False).logits[0, -1]
-    return last
-
-
-def read_prompts(model: PreTrainedModel, prompts: Sequence[Ids], cache: Any = None) -> CachedRows | UncachedRows:
-    """One row for each prompt, all read in one padded batch.
-
-    Args:
-        cache: the cache to fill; by default the one that the model makes.
-    """
-    width = max(map(len, prompts))
-    rows = [torch.from_numpy(prompt) for prompt in prompts]
-    ids = torch.stack([pad_left(row, width) for row in rows]).to(model.device)
-    mask = torch.stack([pad_left(torch.ones_like(row), width) for row in rows]).to(model.device)
-    positions = (mask.cumsum(1) - 1).clamp(min=0)
-    out = model(
-        input_ids=ids,
-        attention_mask=mask,
-        use_cache=True,
-        **({} if cache is None else {"past_key_values": cache}),
-        **accepted_arguments(model, position_ids=positions, logits_to_keep=1),
-    )
-    filled = getattr(out, "past_key_values", None)
-    if filled is None or not hasattr(filled, "batch_repeat_interleave"):
-        return UncachedRows.from_prompts(model, prompts)
-    return CachedRows(model, filled, mask, positions[:, -1], out.logits[:, -1])
-
-
-def read_joinable(model: PreTrainedModel, prompts: Sequence[Ids]) -> CachedRows | UncachedRows:
-    """`read_prompts` for rows that `join` others."""
-    cache = joinable_cache(model)
-    return UncachedRows.from_prompts(model, prompts) if cache is None else read_prompts(model, prompts, cache)
-
-
-def joinable_cache(model: PreTrainedModel) -> Any:
-    """An empty cache whose rows may be of different lengths; None where the model has no such cache.
-
-    Layers with a sliding window hold the whole row: the attention mask has the window.
-    """
-    from transformers.cache_utils import (
-        DynamicCache,
-        DynamicLayer,
-        DynamicSlidingWindowLayer,
-        LinearAttentionAndFullAttentionLayer,
-        LinearAttentionLayer,
-    )
-
-    if "past_key_values" not in _argument_names(model):
-        return None
-    try:
-        cache = DynamicCache(config=model.config)
-    except (KeyError, AttributeError, ValueError):  # Layers of a kind that the library has no cache for.
-        return None
-    cache.layers = [DynamicLayer() if type(layer) is DynamicSlidingWindowLayer else layer for layer in cache.layers]
-    joinable = {DynamicLayer, LinearAttentionLayer, LinearAttentionAndFullAttentionLayer}
-    return cache if {type(layer) for layer in cache.layers} <= joinable else None
-
-
-def accepted_arguments(model: PreTrainedModel, **arguments: Any) -> dict[str, Any]:
-    """The arguments that this model's forward accepts; some models compute positions from the mask themselves."""
-    names = _argument_names(model)
-    return {name: value for name, value in arguments.items() if name in names}
-
-
-def _argument_names(model: Any) -> frozenset[str]:
-    """Argument names of a model's forward; for an adapter, which passes all on, of its base model's."""
-    forward = model.get_base_model().forward if hasattr(model, "get_base_model") else model.forward
-    return _names_of(getattr(forward, "__func__", forward))
-
-
-@lru_cache(maxsize=16)
-def _names_of(function: Callable[..., Any]) -> frozenset[str]:
-    """A function's argument names, cached because every token needs them."""
-    return frozenset(signature(function).parameters)
-
-
-def _select_rows(cache: Any, index: Tensor) -> None:
-    """Keep these rows of the cache only; a row may come several times."""
-    if all(hasattr(layer, "batch_select_indices") for layer in cache.layers):
-        cache.batch_select_indices(index)
-    else:  # Layers of linear attention hold states, which only beam search's way of selecting knows.
-        cache.reorder_cache(index)
-
-
-def _join_layers(layer: Any, addition: Any, width: int) -> None:
-    """Append another layer's rows to a layer: keys and values padded to `width` columns, states unchanged."""
-    if getattr(layer, "keys", None) is not None:
-        for name in ("keys", "values"):
-            tensors = (getattr(part, name) for part in (layer, addition))
-            setattr(layer, name, torch.cat([pad_left(tensor, width, dim=-2) for tensor in tensors]))
-    for name in ("conv_states", "recurrent_states"):
-        states = getattr(layer, name, {})
-        for index, state in states.items():
-            if state is not None:
-                states[index] = torch.cat([state, getattr(addition, name)[index]])
+TOKENS_PER_READ = 8
+"""Tokens of every row between two looks at a card for rows that have ended: each look waits for the card, and rows are
+computed on until the next."""
 
 
 @dataclass(frozen=True)
@@ -290,7 +96,7 @@ def sample(
     model.eval()
     numbers = range(len(prompts)) if numbers is None else numbers
     responses: list[list[SampledResponse]] = []
-    with _own_attention(model):
+    with plain_layers(model):
         for start in range(0, len(prompts), draw.batch_size):
             part = prompts[start : start + draw.batch_size]
             # Each prompt's numbers are its own: what else is in the batch does not change them.
@@ -307,17 +113,31 @@ def sample(
     return responses
 
 
-@contextmanager
-def _own_attention(model: PreTrainedModel) -> Iterator[None]:
-    """Use the library's attention while tokens are generated: the tree computes whole rows only."""
-    implementation = model.config._attn_implementation
-    if implementation == TREE:
-        set_attention(model, "sdpa" if model._supports_sdpa else "eager")
-    try:
-        yield
-    finally:
-        if implementation == TREE:
-            set_attention(model, implementation)
+@dataclass
+class _Response:
+    """A response while its tokens are drawn.
+
+    Attributes:
+        guide: the rule for its tokens, if there is one.
+        ids: its tokens so far.
+        has_ended: whether the last of them is an end token.
+    """
+
+    guide: Guide | None
+    ids: list[int] = field(default_factory=list)
+    has_ended: bool = False
+
+    def allowed_tokens(self) -> Ids | None:
+        """The tokens that may come next; None: any, as for a response that has ended, whose tokens are dropped."""
+        return None if self.guide is None or self.has_ended else self.guide.allowed_tokens(self.ids)
+
+    def extend(self, tokens: Sequence[int], ends: frozenset[int]) -> None:
+        """Add tokens up to the first that ends the response."""
+        for token in tokens:
+            if self.has_ended:
+                break
+            self.ids.append(token)
+            self.has_ended = token in ends
 
 
 def _respond(
@@ -333,38 +153,39 @@ def _respond(
     Args:
         chances: [P K, max_new_tokens] uniform numbers, one for each token.
     """
-    state = read_prompts(model, prompts)
-    state.keep([prompt for prompt in range(len(prompts)) for _ in range(draw.samples)])
-    responses: list[list[int]] = [[] for _ in range(len(chances))]
-    has_ended = [False] * len(chances)
-    alive_rows = list(range(len(chances)))
+    rows = read_prompts(model, prompts)
+    rows.keep([prompt for prompt in range(len(prompts)) for _ in range(draw.samples)])
+    device = rows.logits.device
+    # A guide needs each token before the next is drawn.
+    tokens_per_read = 1 if guides is not None or draws_on_host(device) else TOKENS_PER_READ
+    chances_by_step = chances.T.to(sum_device(device))
+    responses = [_Response(None if guides is None else guides[row]) for row in range(len(chances))]
+    alive_responses, new_tokens = responses, list[Tensor]()
     for step in range(draw.max_new_tokens):
-        logits = state.logits
+        logits = rows.logits
         if guides is not None:
-            # A row that has ended is drawn for like the others until it is taken out, and what is drawn is dropped.
-            allowed_tokens = [
-                None if has_ended[row] else guides[row].allowed_tokens(responses[row]) for row in alive_rows
-            ]
-            logits = limit_logits(logits, allowed_tokens)
-        tokens = choose_tokens(logits, draw.temperature, draw.top_p, chances[alive_rows, step]).tolist()
-        for row, token in zip(alive_rows, tokens, strict=True):
-            if not has_ended[row]:
-                responses[row].append(token)
-                has_ended[row] = token in ends
-        alive_indices = [index for index, row in enumerate(alive_rows) if not has_ended[row]]
-        if not alive_indices or step + 1 == draw.max_new_tokens:
-            break
-        if 2 * len(alive_indices) <= len(alive_rows):
-            state.keep(alive_indices)
-            alive_rows, tokens = (
-                [alive_rows[index] for index in alive_indices],
-                [tokens[index] for index in alive_indices],
-            )
-        state.feed(tokens)
-    return [
-        SampledResponse(np.array(ids, dtype=np.int64), row_ended)
-        for ids, row_ended in zip(responses, has_ended, strict=True)
-    ]
+            logits = limit_logits(logits, [response.allowed_tokens() for response in alive_responses])
+        tokens = choose_tokens(logits, draw.temperature, draw.top_p, chances_by_step[step])
+        new_tokens.append(tokens)
+        is_last = step + 1 == draw.max_new_tokens
+        if is_last or len(new_tokens) == tokens_per_read:
+            for response, ids in zip(alive_responses, torch.stack(new_tokens, 1).tolist(), strict=True):
+                response.extend(ids, ends)
+            new_tokens.clear()
+            alive_indices = [index for index, response in enumerate(alive_responses) if not response.has_ended]
+            if is_last or not alive_indices:
+                break
+            if 2 * len(alive_indices) <= len(alive_responses):
+                rows.keep(alive_indices)
+                tokens, chances_by_step = tokens[alive_indices], chances_by_step[:, alive_indices]
+                alive_responses = [alive_responses[index] for index in alive_indices]
+        rows.feed(tokens)
+    return [SampledResponse(np.array(response.ids, dtype=np.int64), response.has_ended) for response in responses]
+
+
+def draws_on_host(device: torch.device) -> bool:
+    """Whether tokens of logits on a device are chosen by the CPU, which has nothing to wait for."""
+    return sum_device(device).type == "cpu"
 
 
 def limit_logits(logits: Tensor, allowed_tokens: Sequence[Ids | None]) -> Tensor:
@@ -386,14 +207,26 @@ def choose_tokens(logits: Tensor, temperature: float, top_p: float, chances: Ten
     """
     if temperature < 1e-6:
         return logits.argmax(-1)
-    probabilities, tokens = (exact(logits) / temperature).softmax(-1).sort(-1, descending=True)
+    probabilities = (exact(logits) / temperature).softmax(-1)
+    tokens = likeliest_first(logits, probabilities)
+    probabilities = probabilities.gather(-1, tokens)
     cumulated = probabilities.cumsum(-1)
     if top_p < 1:
         in_top_p = (cumulated - probabilities) < top_p
-        cumulated = torch.where(in_top_p, cumulated, torch.inf)
-        total = torch.where(in_top_p, probabilities, 0.0).sum(-1)
+        sizes, total = in_top_p.sum(-1), torch.where(in_top_p, probabilities, 0.0).sum(-1)
     else:
         total = cumulated[:, -1]
-    places = torch.searchsorted(cumulated, (chances.to(total) * total)[:, None], right=True)[:, 0]
-    last = torch.isfinite(cumulated).sum(-1) - 1
-    return tokens.gather(-1, torch.minimum(places, last)[:, None])[:, 0].to(logits.device)
+        sizes = (total > 0) * cumulated.shape[-1]
+    indices = torch.searchsorted(cumulated, (chances.to(total) * total)[:, None], right=True)[:, 0]
+    return tokens.gather(-1, torch.minimum(indices, sizes - 1)[:, None])[:, 0].to(logits.device)
+
+
+def likeliest_first(logits: Tensor, probabilities: Tensor) -> Tensor:
+    """Token ids [N, V] from the likeliest down.
+
+    A card sorts the logits, which have 2 or 4 bytes where probabilities have 8: a pass over all of them less for each
+    byte. Of equal ones the lower id comes first there; a CPU leaves them in an order of its own.
+    """
+    if draws_on_host(logits.device):
+        return probabilities.sort(-1, descending=True).indices
+    return logits.sort(dim=-1, descending=True, stable=True).indices

@@ -40,14 +40,14 @@ def decoder_layers(model: nn.Module) -> list[nn.Module]:
 def _compiled_modules(model: nn.Module) -> list[nn.Module]:
     """The decoder layers, and the norms beside their list, as the one after the last layer."""
     layers = set(decoder_layers(model))
-    beside = [
+    norms = [
         child
         for module in model.modules()
         if any(isinstance(part, nn.ModuleList) and layers & {*part} for part in module.children())
         for child in module.children()
         if "Norm" in type(child).__name__
     ]
-    return [*layers, *beside]
+    return [*layers, *norms]
 
 
 def _has_attention(layer: nn.Module) -> bool:

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from penchant.data.tokenized import Ids
+from penchant.engine.decoding import CachedRows, UncachedRows, read_joinable
 from penchant.engine.device import exact
-from penchant.engine.sampling import CachedRows, UncachedRows, choose_tokens, limit_logits, read_joinable
+from penchant.engine.sampling import choose_tokens, limit_logits
 from penchant.serving.experts import Expert
 from penchant.serving.jobs import End, Failure, Job, Outcomes, Piece, TokenLogProb
 from penchant.serving.texts import StopFilter
