@@ -33,7 +33,7 @@ def compile_layers(model: nn.Module, backend: str | Callable[..., Any] = "induct
         backend: torch's name of a compiler, or a function of a graph and its example inputs.
     """
     # The compiler keeps a few graphs for a function, and those of an earlier model count among them.
-    torch._dynamo.reset()
+    torch.compiler.reset()
     layers = [*decoder_layers(model)]
     for layer in layers:
         layer.compile(dynamic=True, backend=backend)
