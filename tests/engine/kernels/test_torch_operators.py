@@ -269,6 +269,20 @@ def test_the_installed_flash_attention_takes_tensors_without_data(batch):
         assert [len(gradient) for gradient in gradients] == [rows, len(k[call.keys]), len(k[call.keys])]
 
 
+@pytest.mark.parametrize("window", [None, 5])
+def test_the_installed_varlen_attn_takes_tensors_without_data(batch, window):
+    """With fewer heads of keys than of queries, which versions from 2.12 on refuse unless they are told."""
+    tokens, plan = len(batch.input_ids), TreePlan(batch)
+    plan.segments = (*(x.to("meta") for x in plan.segments[:3]), *plan.segments[3:])
+    q, k, v = (
+        torch.empty(1, h, tokens, 64, dtype=torch.bfloat16, device="meta", requires_grad=True) for h in (4, 2, 2)
+    )
+    out = attention._variable_length(q, k, v, plan, window, SCALE)
+    assert out.shape == (1, tokens, 4, 64)
+    out.sum().backward()
+    assert [x.grad.shape for x in (q, k, v)] == [x.shape for x in (q, k, v)]
+
+
 def test_the_cpus_attention_is_called_by_these_names(batch, monkeypatch):
     operators = [getattr(torch.ops.aten, call.operator) for call in cpu_attention.CPU_CALLS]
     recorders = [
