@@ -1,4 +1,4 @@
-"""Private operators of torch: the calls that are made of them fit torch 2.11 to 2.13, and each can be done without."""
+"""Private operators of torch: the calls that are made of them fit torch 2.11 to 2.14, and each can be done without."""
 
 from __future__ import annotations
 
@@ -56,19 +56,13 @@ aten::_standard_gamma(Tensor self, Generator? generator=None) -> Tensor
 """
 """The same in all versions."""
 
-SCHEMAS = {
-    "2.11": FLASH_FORWARD.format("") + OTHERS,
-    "2.12": FLASH_FORWARD.format(", Tensor? block_table=None, int? num_splits=None") + OTHERS,
-    "2.13": FLASH_FORWARD.format(", Tensor? block_table=None, int? num_splits=None") + OTHERS,
-}
-"""`torch.ops.aten.NAME.OVERLOAD._schema` of torch 2.11.0, 2.12.1 and 2.13.0."""
+NEWER = FLASH_FORWARD.format(", Tensor? block_table=None, int? num_splits=None") + OTHERS
+SCHEMAS = {"2.11": FLASH_FORWARD.format("") + OTHERS, "2.12": NEWER, "2.13": NEWER, "2.14": NEWER}
+"""`torch.ops.aten.NAME.OVERLOAD._schema` of torch 2.11.0, 2.12.1, 2.13.0 and 2.14.1."""
 
 VARLEN = "query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, return_aux=None, scale=None, window_size=(-1, -1)"
-VARLEN_PARAMETERS = {
-    "2.11": VARLEN,
-    "2.12": f"{VARLEN}, enable_gqa=False, seqused_k=None, block_table=None, num_splits=None",
-    "2.13": f"{VARLEN}, enable_gqa=False, seqused_k=None, block_table=None, num_splits=None",
-}
+NEWER_VARLEN = f"{VARLEN}, enable_gqa=False, seqused_k=None, block_table=None, num_splits=None"
+VARLEN_PARAMETERS = {"2.11": VARLEN, "2.12": NEWER_VARLEN, "2.13": NEWER_VARLEN, "2.14": NEWER_VARLEN}
 """Of `torch.nn.attention.varlen.varlen_attn`."""
 
 REPLACED_CALLS = (*shared_prompts.FLASH_CALLS, *cpu_attention.CPU_CALLS, *output_layer.FLOAT32_CALLS)
@@ -151,12 +145,12 @@ def test_varlen_attn_takes_what_is_passed():
     """In the recorded versions, and in this one; queries with more heads than keys are announced where they must be."""
     from torch.nn.attention.varlen import varlen_attn
 
-    functions = [eval(f"lambda {re.sub(', [*],', ', *,', text)}: None") for text in VARLEN_PARAMETERS.values()]
+    functions = [eval(f"lambda {text}: None") for text in VARLEN_PARAMETERS.values()]
     for function in (*functions, varlen_attn):
         names = {"scale", "window_size"} | ({"enable_gqa"} & set(inspect.signature(function).parameters))
         assert torch_operators.has_keyword(function, "enable_gqa") == ("enable_gqa" in names)
         inspect.signature(function).bind(*range(7), **dict.fromkeys(names))
-    assert [torch_operators.has_keyword(function, "enable_gqa") for function in functions] == [False, True, True]
+    assert [torch_operators.has_keyword(function, "enable_gqa") for function in functions] == [False, True, True, True]
 
 
 def test_no_other_private_operator_is_called():
@@ -360,7 +354,10 @@ def test_a_gpus_row_by_group_is_the_dense_softmax(batch, monkeypatch, caplog, ha
     assert all("no torch.nn.attention.varlen.varlen_attn" in message for message in caplog.messages)
     monkeypatch.setattr(attention, "has_cpu_operators", lambda: False)  # The branch of other devices.
     monkeypatch.setattr(attention, "_has_variable_length", lambda query, value, tree: has_varlen)
+    by_tile, over_tiles = [], attention._over_tiles
+    monkeypatch.setattr(attention, "_over_tiles", lambda *arguments: by_tile.append(1) or over_tiles(*arguments))
     assert_dense(batch, plan)
+    assert len(by_tile) == (0 if has_varlen else 1)
 
 
 def test_without_the_cpus_operators_attention_is_the_same(batch, remove, caplog):
