@@ -101,13 +101,13 @@ def remove(monkeypatch):
     look_up = namespace.__getattr__
 
     def remove(name: str) -> None:
-        def without(self: Any, operator: str) -> Any:
+        def look_up_others(self: Any, operator: str) -> Any:
             if operator == name:
                 raise AttributeError(operator)
             return look_up(self, operator)
 
         monkeypatch.delitem(vars(torch.ops.aten), name, raising=False)
-        monkeypatch.setattr(namespace, "__getattr__", without)
+        monkeypatch.setattr(namespace, "__getattr__", look_up_others)
 
     return remove
 
@@ -131,8 +131,8 @@ def test_the_installed_torch_takes_the_calls(call):
     name, _, overload = call.operator.partition(".")
     live = getattr(getattr(torch.ops.aten, name), overload or "default")._schema
     recorded = schema_of(call.operator, "2.13")
-    passed = call.arguments.split()
-    kinds = [{a.name: str(a.type) for a in schema.arguments if a.name in passed} for schema in (live, recorded)]
+    names = call.arguments.split()
+    kinds = [{a.name: str(a.type) for a in schema.arguments if a.name in names} for schema in (live, recorded)]
     assert kinds[0] == kinds[1]
     returned = [[str(result.type) for result in schema.returns] for schema in (live, recorded)]
     assert returned[0][: len(returned[1])] == returned[1]
@@ -156,11 +156,11 @@ def test_varlen_attn_takes_what_is_passed():
 def test_no_other_private_operator_is_called():
     """An operator that the package calls has its schema recorded here for every version."""
     sources = "\n".join(path.read_text() for path in Path(penchant.__file__).parent.rglob("*.py"))
-    called = set(re.findall(r"torch\.ops\.aten\.(\w+)", sources))
-    called |= set(re.findall(r"\btorch\.(_[a-z]\w*)\(", sources))
-    called |= set(re.findall(r"torch\.ops\.aten, \"(\w+)\"", sources))
-    called |= {"mm", "addmm"}  # Public, but for the dtype of their result.
-    assert called == {name.partition(".")[0] for name in NAMES}
+    operators = set(re.findall(r"torch\.ops\.aten\.(\w+)", sources))
+    operators |= set(re.findall(r"\btorch\.(_[a-z]\w*)\(", sources))
+    operators |= set(re.findall(r"torch\.ops\.aten, \"(\w+)\"", sources))
+    operators |= {"mm", "addmm"}  # Public, but for the dtype of their result.
+    assert operators == {name.partition(".")[0] for name in NAMES}
 
 
 @pytest.mark.parametrize(
@@ -216,11 +216,11 @@ def test_flash_attention_is_called_by_these_names(batch, monkeypatch):
     """Which rows ask which keys, three calls forward and three back; the kernels' stead is attention written out."""
     layout = with_prompts_first(batch).prompts_first
     segments = shared_prompts.Segments(layout.prompts, layout.groups, layout.candidates, layout.tokens, *layout.longest)
-    everything = slice(None)
+    all_rows = slice(None)
 
     def call_of(options: dict[str, Any]) -> Any:
         ends, longest = ((options[f"{name}_q"], options[f"{name}_k"]) for name in ("cum_seq", "max"))
-        return shared_prompts._Call(everything, everything, ends, longest, options["is_causal"])
+        return shared_prompts._Call(all_rows, all_rows, ends, longest, options["is_causal"])
 
     def forward(*, query, key, value, scale, dropout_p, return_debug_mask, **options):
         assert (dropout_p, return_debug_mask) == (0.0, False)
