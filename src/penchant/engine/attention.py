@@ -27,7 +27,7 @@ from penchant.engine.kernels.shared_prompts import (
     shared_prompt_attention,
 )
 from penchant.engine.kernels.torch_operators import has_keyword, warn_missing
-from penchant.engine.tree_plan import Span, Tiling, TreePlan
+from penchant.engine.tree_plan import GatheredSegments, Span, Tiling, TreePlan
 
 TREE = "penchant_tree"
 
@@ -86,11 +86,11 @@ def tree_attention(
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
     layout = tree.prompts_first
     if layout is not None:
-        q, k, v = (x.squeeze(0).transpose(0, 1).to(compute_dtype(x)) for x in (query, key, value))
-        plain = softcap is None and s_aux is None and not tree.narrows(sliding_window)
-        if plain and has_shared_prompt_kernel(q, v):
-            segments = Segments(layout.prompts, layout.groups, layout.candidates, layout.tokens, *layout.longest)
-            return shared_prompt_attention(q, k, v, segments, scale)[None], None
+        if softcap is None and s_aux is None and not tree.narrows(sliding_window):
+            q, k, v = (x.squeeze(0).transpose(0, 1).to(compute_dtype(x)) for x in (query, key, value))
+            if has_shared_prompt_kernel(q, v, tree.has_flash):
+                segments = Segments(layout.prompts, layout.groups, layout.candidates, layout.tokens, *layout.longest)
+                return shared_prompt_attention(q, k, v, segments, scale)[None], None
         # What that kernel lacks is computed on a row that lies group after group.
         query, key, value = (x.index_select(2, layout.restored) for x in (query, key, value))
     out = _group_by_group(query, key, value, tree, sliding_window, scale, softcap, s_aux)
@@ -114,8 +114,8 @@ def _group_by_group(
         return _on_cpu(query, key, value, tree, sliding_window, scale)
     # Under autocast rotations and norms return float32, which the fast kernels do not take.
     query, key, value = (x.to(compute_dtype(x)) for x in (query, key, value))
-    if _has_variable_length(query, value, tree):
-        return _variable_length(query, key, value, tree, sliding_window, scale)
+    if tree.segments is not None and is_flash_size(query, value) and _varlen_attn() is not None:
+        return _variable_length(query, key, value, tree.segments, sliding_window, scale)
     return _masked(query, key, value, tree, sliding_window, scale)
 
 
@@ -201,13 +201,8 @@ def _varlen_attn() -> Callable[..., Any] | None:
     return varlen_attn
 
 
-def _has_variable_length(query: Tensor, value: Tensor, tree: TreePlan) -> bool:
-    """Whether `_variable_length` takes a row of queries [1, H, T, D] and values [1, H_kv, T, D]."""
-    return query.is_cuda and is_flash_size(query, value) and not tree.forked and _varlen_attn() is not None
-
-
 def _variable_length(
-    query: Tensor, key: Tensor, value: Tensor, tree: TreePlan, window: int | None, scale: float
+    query: Tensor, key: Tensor, value: Tensor, segments: GatheredSegments, window: int | None, scale: float
 ) -> Tensor:
     """Flash attention over variable lengths: each candidate's keys are its prompt's and its own, gathered.
 
@@ -217,11 +212,10 @@ def _variable_length(
     """
     kernel = _varlen_attn()
     assert kernel is not None
-    key_indices, query_ends, key_ends, longest_query, longest_key = tree.segments
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
-    k, v = k.index_select(0, key_indices), v.index_select(0, key_indices)
+    k, v = k.index_select(0, segments.keys), v.index_select(0, segments.keys)
     options: dict[str, object] = {"window_size": (-1 if window is None else window - 1, 0), "scale": scale}
     if has_keyword(kernel, "enable_gqa"):
         options["enable_gqa"] = q.shape[1] != k.shape[1]
-    attended = kernel(q.contiguous(), k, v, query_ends, key_ends, longest_query, longest_key, **options)
+    attended = kernel(q.contiguous(), k, v, *segments.ends, *segments.longest, **options)
     return attended[None]

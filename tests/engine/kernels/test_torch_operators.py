@@ -17,11 +17,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import penchant
 from penchant.data.trees import pack, with_prompts_first
-from penchant.engine import attention
+from penchant.engine import attention, tree
 from penchant.engine.kernels import cpu_attention, output_layer, shared_prompts, torch_operators
 from penchant.engine.kernels.torch_operators import OperatorCall, has_operator, has_operators, takes
 from penchant.engine.tree import arranged
-from penchant.engine.tree_plan import TreePlan
+from penchant.engine.tree_plan import GatheredSegments, TreePlan
 
 FLASH_FORWARD = """
 aten::_flash_attention_forward(
@@ -266,12 +266,11 @@ def test_the_installed_flash_attention_takes_tensors_without_data(batch):
 @pytest.mark.parametrize("window", [None, 5])
 def test_the_installed_varlen_attn_takes_tensors_without_data(batch, window):
     """With fewer heads of keys than of queries, which versions from 2.12 on refuse unless they are told."""
-    tokens, plan = len(batch.input_ids), TreePlan(batch)
-    plan.segments = (*(x.to("meta") for x in plan.segments[:3]), *plan.segments[3:])
+    tokens, segments = len(batch.input_ids), GatheredSegments.of_row(batch.branches, torch.device("meta"))
     q, k, v = (
         torch.empty(1, h, tokens, 64, dtype=torch.bfloat16, device="meta", requires_grad=True) for h in (4, 2, 2)
     )
-    out = attention._variable_length(q, k, v, plan, window, SCALE)
+    out = attention._variable_length(q, k, v, segments, window, SCALE)
     assert out.shape == (1, tokens, 4, 64)
     out.sum().backward()
     assert [x.grad.shape for x in (q, k, v)] == [x.shape for x in (q, k, v)]
@@ -315,8 +314,9 @@ def test_products_in_float32_are_called_by_these_names(monkeypatch, overwrite, c
 
 
 @pytest.mark.parametrize("call", shared_prompts.FLASH_CALLS, ids=lambda call: call.operator)
-def test_without_flash_attention_keys_are_gathered(batch, config_of, remove, caplog, call):
+def test_without_flash_attention_keys_are_gathered(batch, config_of, remove, caplog, monkeypatch, call):
     """A GPU's row then lies group after group; one warning says so, however often it is asked."""
+    monkeypatch.setattr(tree, "has_flash_attention", lambda device: True)
     model: Any = SimpleNamespace(config=config_of("llama"), device=torch.device("cuda"))
     assert arranged(batch, model).prompts_first is not None
     has_operators.cache_clear()
@@ -343,21 +343,21 @@ def flash_of_variable_lengths(q, k, v, ends_q, ends_k, longest_q, longest_k, *, 
 def test_a_gpus_row_by_group_is_the_dense_softmax(batch, monkeypatch, caplog, has_varlen):
     """By gathered keys; where torch has no kernel for them tile by tile, and one warning says so."""
     plan = TreePlan(batch)
+    plan.segments = GatheredSegments.of_row(batch.branches, torch.device("cpu"))
+    monkeypatch.setattr(attention, "has_cpu_operators", lambda: False)  # The branch of other devices.
+    monkeypatch.setattr(attention, "is_flash_size", lambda query, value: True)
     if has_varlen:
         monkeypatch.setattr(attention, "_varlen_attn", lambda: flash_of_variable_lengths)
     else:
         monkeypatch.setitem(sys.modules, "torch.nn.attention.varlen", None)
-    on_card: Any = SimpleNamespace(is_cuda=True, dtype=torch.bfloat16, shape=(1, 4, len(batch.input_ids), 64))
-    with caplog.at_level(logging.WARNING):
-        assert [attention._has_variable_length(on_card, on_card, plan) for _ in range(3)] == [has_varlen] * 3
-    assert len(caplog.messages) == (0 if has_varlen else 1)
-    assert all("no torch.nn.attention.varlen.varlen_attn" in message for message in caplog.messages)
-    monkeypatch.setattr(attention, "has_cpu_operators", lambda: False)  # The branch of other devices.
-    monkeypatch.setattr(attention, "_has_variable_length", lambda query, value, tree: has_varlen)
     by_tile, over_tiles = [], attention._over_tiles
     monkeypatch.setattr(attention, "_over_tiles", lambda *arguments: by_tile.append(1) or over_tiles(*arguments))
-    assert_dense(batch, plan)
-    assert len(by_tile) == (0 if has_varlen else 1)
+    with caplog.at_level(logging.WARNING):
+        for _ in range(3):
+            assert_dense(batch, plan)
+    assert len(by_tile) == (0 if has_varlen else 3)
+    assert len(caplog.messages) == (0 if has_varlen else 1)
+    assert all("no torch.nn.attention.varlen.varlen_attn" in message for message in caplog.messages)
 
 
 def test_without_the_cpus_operators_attention_is_the_same(batch, remove, caplog):
