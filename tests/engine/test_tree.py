@@ -15,7 +15,7 @@ from penchant.data.trees import pack, with_prompts_first
 from penchant.engine.attention import TREE, UnsupportedAttention, tree_attention
 from penchant.engine.kernels.shared_prompts import is_flash_size
 from penchant.engine.tree import TreeScorer, use_tree
-from penchant.engine.tree_plan import TreePlan
+from penchant.engine.tree_plan import GatheredSegments, TreePlan
 from penchant.recipes.recommend.catalogue import pack_trie
 
 SHAPES = {
@@ -201,7 +201,8 @@ def test_variable_length_path_equals_masked_path(make_groups, monkeypatch, kerne
     q = torch.randn(1, 4, tokens, 8, dtype=torch.float64)
     k, v = (torch.randn(1, 2, tokens, 8, dtype=torch.float64) for _ in range(2))
     masked = attention._masked(q, k, v, plan, window, 0.3)
-    variable = attention._variable_length(q, k, v, plan, window, 0.3)
+    segments = GatheredSegments.of_row(batch.branches, torch.device("cpu"))
+    variable = attention._variable_length(q, k, v, segments, window, 0.3)
     torch.testing.assert_close(variable, masked, rtol=1e-10, atol=1e-12)
 
 

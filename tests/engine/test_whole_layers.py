@@ -56,7 +56,7 @@ def log_probs_and_gradients(model, batch):
 
 
 def test_50_batches_compile_a_layer_once_and_the_last_once(model, make_groups):
-    """In one graph without a break, whatever the sizes; the last layer reads fewer rows, and the last norm is one too."""
+    """In one graph without a break, whatever the sizes; the last layer reads fewer rows, the last norm is alone."""
     counters.clear()
     expected = [log_probs_and_gradients(model, random_batch(make_groups, seed)) for seed in range(3)]
     compile_layers(model, "aot_eager")

@@ -10,8 +10,7 @@ Shapes: H heads, D head size, T tokens of the row, n tokens of one tile.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import lru_cache
-from inspect import signature
+from functools import cache
 from itertools import pairwise
 from typing import Any
 
@@ -19,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from penchant.engine.kernels.cpu_attention import tiled_attention
+from penchant.engine.kernels.cpu_attention import has_cpu_operators, tiled_attention
 from penchant.engine.kernels.linear_log_probs import compute_dtype
 from penchant.engine.kernels.shared_prompts import (
     Segments,
@@ -27,6 +26,7 @@ from penchant.engine.kernels.shared_prompts import (
     is_flash_size,
     shared_prompt_attention,
 )
+from penchant.engine.kernels.torch_operators import has_keyword, warn_missing
 from penchant.engine.tree_plan import GatheredSegments, Span, Tiling, TreePlan
 
 TREE = "penchant_tree"
@@ -110,11 +110,11 @@ def _group_by_group(
     """Attention output [1, T, H, D] of a row that lies group after group."""
     if softcap is not None or s_aux is not None:
         return _explicit(query, key, value, tree, sliding_window, scale, softcap, s_aux)
-    if query.device.type == "cpu" and query.shape[3] == value.shape[3]:
+    if query.device.type == "cpu" and query.shape[3] == value.shape[3] and has_cpu_operators():
         return _on_cpu(query, key, value, tree, sliding_window, scale)
     # Under autocast rotations and norms return float32, which the fast kernels do not take.
     query, key, value = (x.to(compute_dtype(x)) for x in (query, key, value))
-    if tree.segments is not None and is_flash_size(query, value):
+    if tree.segments is not None and is_flash_size(query, value) and _varlen_attn() is not None:
         return _variable_length(query, key, value, tree.segments, sliding_window, scale)
     return _masked(query, key, value, tree, sliding_window, scale)
 
@@ -190,10 +190,14 @@ def _over_tiles(query: Tensor, key: Tensor, value: Tensor, tiling: Tiling, atten
     return torch.cat(parts, dim=2).transpose(1, 2)
 
 
-@lru_cache(maxsize=1)
-def _varlen_attn() -> Callable[..., Any]:
-    from torch.nn.attention.varlen import varlen_attn
-
+@cache
+def _varlen_attn() -> Callable[..., Any] | None:
+    """torch's attention over variable lengths; None, with a warning, where it has none."""
+    try:
+        from torch.nn.attention.varlen import varlen_attn
+    except ImportError:
+        warn_missing("torch.nn.attention.varlen.varlen_attn", "attention on a GPU goes tile by tile, which costs time")
+        return None
     return varlen_attn
 
 
@@ -207,10 +211,11 @@ def _variable_length(
     later ones need `enable_gqa`.
     """
     kernel = _varlen_attn()
+    assert kernel is not None
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
     k, v = k.index_select(0, segments.keys), v.index_select(0, segments.keys)
     options: dict[str, object] = {"window_size": (-1 if window is None else window - 1, 0), "scale": scale}
-    if "enable_gqa" in signature(kernel).parameters:
+    if has_keyword(kernel, "enable_gqa"):
         options["enable_gqa"] = q.shape[1] != k.shape[1]
     attended = kernel(q.contiguous(), k, v, *segments.ends, *segments.longest, **options)
     return attended[None]

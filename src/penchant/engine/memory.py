@@ -20,7 +20,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 _DEVICE = torch.ops.prim.device.default
-_GROUPED_PRODUCT = torch.ops.aten._grouped_mm.default
+# None where a version of torch has no such operator.
+_GROUPED_PRODUCT: Any = getattr(getattr(torch.ops.aten, "_grouped_mm", None), "default", None)
 
 UNKNOWN_BYTES = 1 << 62
 """Memory of a machine that does not say how much it has."""

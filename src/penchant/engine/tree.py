@@ -14,6 +14,7 @@ from penchant.engine.attention import TREE, tree_attention
 from penchant.engine.device import exact, has_flash_attention
 from penchant.engine.kernels.layer_fusion import fuse_layers
 from penchant.engine.kernels.linear_log_probs import compute_dtype, row_multiple
+from penchant.engine.kernels.shared_prompts import has_flash_operators
 from penchant.engine.kernels.tied_embedding import SharedGradient, embed, is_tied
 from penchant.engine.output_head import head_log_probs
 from penchant.engine.scorer import PackedScorer
@@ -82,13 +83,14 @@ def arranged(batch: TreeBatch, model: PreTrainedModel) -> TreeBatch:
     """The batch in the order of tokens that this model's attention computes fastest.
 
     Where there is flash attention all prompts come first, unless a soft-cap or a window narrower than the longest
-    sequence needs a row that lies group after group.
+    sequence needs a row that lies group after group, or torch lacks the operators of the other row.
     """
     config = text_config(model.config)
     window = getattr(config, "sliding_window", None)
     longest = max(branch.prompt + max(branch.responses, default=0) for branch in batch.branches)
     plain = getattr(config, "attn_logit_softcapping", None) is None and (window is None or window >= longest)
-    return with_prompts_first(batch) if plain and has_flash_attention(model.device) else batch
+    has_kernel = has_flash_attention(model.device) and has_flash_operators()
+    return with_prompts_first(batch) if plain and has_kernel else batch
 
 
 def last_hidden(model: PreTrainedModel, batch: TreeBatch, shared: SharedGradient | None = None) -> Tensor:

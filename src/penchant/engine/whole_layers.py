@@ -63,7 +63,7 @@ def compile_layers(model: nn.Module, backend: str | Callable[..., Any] = "induct
         backend: torch's name of a compiler, or a function of a graph and its example inputs.
     """
     # The compiler keeps a few graphs for a function, and those of an earlier model count among them.
-    torch._dynamo.reset()
+    torch.compiler.reset()
     options = INDUCTOR_OPTIONS if backend == "inductor" else None
     for layer in _compiled_modules(model):
         layer.compile(dynamic=True, backend=backend, options=options)

@@ -1,21 +1,16 @@
-"""Attention with all prompts first in the row, against a dense mask in float64, and the kernels of a GPU."""
+"""Attention with all prompts first in the row, against a dense mask in float64."""
 
 from __future__ import annotations
 
-import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 from penchant.data.trees import pack, with_prompts_first
-from penchant.engine.kernels import shared_prompts
 from penchant.engine.kernels.shared_prompts import Segments, shared_prompt_attention
 
 HEADS, KEY_HEADS, SIZE, SCALE = 6, 2, 8, 0.3
-GRADIENT_ARGUMENTS = (
-    "grad_out query key value out logsumexp cum_seq_q cum_seq_k max_q max_k dropout_p is_causal rng_state unused scale"
-)
 
 
 def segments_of(layout) -> Segments:
@@ -77,45 +72,3 @@ def test_a_compiled_function_takes_it_whole(make_groups):
         whole = compiled(*inputs, *segments_of(batch.prompts_first))
         torch.testing.assert_close(whole, dense(*inputs, batch).sin(), rtol=1e-12, atol=1e-13)
     assert len(graphs) == 1
-
-
-@pytest.mark.parametrize(
-    ("operator", "arguments"),
-    [
-        (
-            "_flash_attention_forward",
-            "query key value cum_seq_q cum_seq_k max_q max_k dropout_p is_causal return_debug_mask scale",
-        ),
-        (
-            "_flash_attention_backward",
-            GRADIENT_ARGUMENTS,
-        ),
-    ],
-)
-def test_torchs_kernels_take_these_arguments_in_this_order(operator, arguments):
-    """What is passed by position; later versions add others at the end, with defaults."""
-    schema = getattr(torch.ops.aten, operator).default._schema
-    names = [argument.name for argument in schema.arguments]
-    assert names[: len(arguments.split()) - 1] == arguments.split()[:-1]
-    assert all(argument.has_default_value() for argument in schema.arguments if argument.name not in arguments.split())
-
-
-def test_a_gpu_runs_three_calls_of_it(make_groups, monkeypatch):
-    """Which rows ask which keys, by the kernel of a GPU replaced by the attention written out."""
-    batch, calls = with_prompts_first(pack(make_groups([(4, (2, 3)), (6, (5,))], 0))), []
-    segments = segments_of(batch.prompts_first)
-
-    def flash(q, k, v, ends_q, ends_k, longest_q, longest_k, dropout, causal, debug, *, scale):
-        calls.append((len(q), len(k), longest_q, longest_k, causal))
-        assert dropout == 0.0
-        assert scale == SCALE
-        assert (q.shape[0], k.shape[0]) == (ends_q[-1], ends_k[-1])
-        call = shared_prompts._Call(slice(None), slice(None), (ends_q, ends_k), (longest_q, longest_k), causal)
-        return *shared_prompts._WrittenOut.forward(q, k, v, call, scale), None, None, None
-
-    inputs, _ = random_heads(len(batch.input_ids))
-    expected, *_ = shared_prompts.forward(shared_prompts._WrittenOut, *inputs, segments, SCALE)
-    monkeypatch.setattr(torch.ops.aten, "_flash_attention_forward", flash)
-    actual, *_ = shared_prompts.forward(shared_prompts._Flash, *inputs, segments, SCALE)
-    torch.testing.assert_close(actual, expected, rtol=0, atol=0)
-    assert calls == [(10, 10, 6, 6, True), (10, 10, 5, 6, False), (10, 10, 5, 5, True)]

@@ -16,11 +16,22 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd.function import once_differentiable
 
+from penchant.engine.kernels.torch_operators import OperatorCall, has_operators
 from penchant.engine.padded import pad_left
 from penchant.engine.tree_plan import Span, Tiling, span_length
 
-_FORWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-_BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+CPU_CALLS = (
+    OperatorCall("_scaled_dot_product_flash_attention_for_cpu", "query key value dropout_p is_causal attn_mask scale"),
+    OperatorCall(
+        "_scaled_dot_product_flash_attention_for_cpu_backward",
+        "grad_out query key value out logsumexp dropout_p is_causal attn_mask scale",
+    ),
+)
+
+
+def has_cpu_operators() -> bool:
+    """Whether torch has the fused attention of `tiled_attention`."""
+    return has_operators(CPU_CALLS, "attention on the CPU keeps a copy of the prompts' keys for every tile")
 
 
 def tiled_attention(query: Tensor, key: Tensor, value: Tensor, tiling: Tiling, scale: float) -> Tensor:
@@ -46,7 +57,9 @@ class _TiledAttention(torch.autograd.Function):
                 continue
             bias = None if tile.causal else tiling.bias(number, query.dtype)
             q, k, v = _gather(query, tile.queries), _gather(key, tile.keys), _gather(value, tile.keys)
-            attended, normaliser = _FORWARD(q, k, v, 0.0, tile.causal, attn_mask=bias, scale=scale)
+            attended, normaliser = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+                query=q, key=k, value=v, dropout_p=0.0, is_causal=tile.causal, attn_mask=bias, scale=scale
+            )
             by_head[:, :, start:end] = attended[:, :, start - end :]
             normalisers.append(normaliser)
         ctx.tiling, ctx.scale = tiling, scale
@@ -72,7 +85,18 @@ class _TiledAttention(torch.autograd.Function):
             q, k, v = _gather(query, tile.queries), _gather(key, tile.keys), _gather(value, tile.keys)
             # Outputs that are not the tile's own have no gradient, and are not kept.
             dy, y = (pad_left(tensor[:, :, start:end], q.shape[2], dim=-2) for tensor in (upstream, out))
-            gradients = _BACKWARD(dy, q, k, v, y, normaliser, 0.0, tile.causal, attn_mask=bias, scale=ctx.scale)
+            gradients = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
+                grad_out=dy,
+                query=q,
+                key=k,
+                value=v,
+                out=y,
+                logsumexp=normaliser,
+                dropout_p=0.0,
+                is_causal=tile.causal,
+                attn_mask=bias,
+                scale=ctx.scale,
+            )
             for total, gradient, spans in zip(totals, gradients, (tile.queries, tile.keys, tile.keys), strict=True):
                 parts = gradient.split([b - a for a, b in spans], 2)
                 for (a, b), part in zip(spans, parts, strict=True):

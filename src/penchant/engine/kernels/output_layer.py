@@ -16,6 +16,12 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
 from penchant.engine.kernels import compiled
+from penchant.engine.kernels.torch_operators import OperatorCall, has_operators
+
+FLOAT32_CALLS = (
+    OperatorCall("mm.dtype_out", "self mat2 out_dtype out"),
+    OperatorCall("addmm.dtype_out", "self mat1 mat2 out_dtype out"),
+)
 
 MIN_BLOCK = 512
 """Least number of words in a block: a matrix product of fewer columns is slow."""
@@ -260,7 +266,8 @@ def _add_float32_product(out: Tensor, a: Tensor, b: Tensor, *, overwrite: bool) 
     """``out (+)= a @ b`` in float32 for factors in half precision."""
     if not _has_float32_kernel(a):
         out.addmm_(a.to(out.dtype), b.to(out.dtype), beta=float(not overwrite))
-    elif overwrite:
+    elif overwrite or isinstance(out, FakeTensor):
+        # Without data the sum takes what the product takes, whose shape all versions of torch know.
         torch.mm(a, b, out_dtype=out.dtype, out=out)
     else:
         torch.addmm(out, a, b, out_dtype=out.dtype, out=out)
@@ -268,7 +275,11 @@ def _add_float32_product(out: Tensor, a: Tensor, b: Tensor, *, overwrite: bool) 
 
 def _has_float32_kernel(factor: Tensor) -> bool:
     """Whether the device multiplies factors in half precision into float32: CUDA does, ROCm and CPUs do not."""
-    return factor.is_cuda and torch.version.hip is None
+    return (
+        factor.is_cuda
+        and torch.version.hip is None
+        and has_operators(FLOAT32_CALLS, "the output layer multiplies float32 copies of its factors, which costs time")
+    )
 
 
 def passes(rows: int, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:

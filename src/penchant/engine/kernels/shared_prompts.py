@@ -22,6 +22,19 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from penchant.engine.kernels import compiled
+from penchant.engine.kernels.torch_operators import OperatorCall, has_operators
+
+FLASH_CALLS = (
+    OperatorCall(
+        "_flash_attention_forward",
+        "query key value cum_seq_q cum_seq_k max_q max_k dropout_p is_causal return_debug_mask scale",
+    ),
+    OperatorCall(
+        "_flash_attention_backward",
+        "grad_out query key value out logsumexp cum_seq_q cum_seq_k max_q max_k dropout_p is_causal rng_state unused "
+        "scale",
+    ),
+)
 
 
 class Segments(NamedTuple):
@@ -62,6 +75,14 @@ def has_shared_prompt_kernel(q: Tensor, v: Tensor, has_flash: bool) -> bool:
         has_flash: whether their device has torch's flash attention; on the CPU nothing needs it.
     """
     return (has_flash and is_flash_size(q, v)) if q.is_cuda else q.shape[-1] == v.shape[-1]
+
+
+def has_flash_operators() -> bool:
+    """Whether torch has the flash attention that a GPU computes `shared_prompt_attention` with."""
+    return has_operators(
+        FLASH_CALLS,
+        "attention on a GPU takes keys and values gathered for every candidate, which costs time and memory",
+    )
 
 
 def is_flash_size(q: Tensor, v: Tensor) -> bool:
@@ -121,7 +142,7 @@ class _Flash:
     def forward(q: Tensor, k: Tensor, v: Tensor, call: _Call, scale: float) -> tuple[Tensor, Tensor]:
         """Output [N, H, D] and log-sum-exps [H, N] of a call's N rows."""
         out, sums, *_ = torch.ops.aten._flash_attention_forward(
-            q[call.rows], k[call.keys], v[call.keys], *call.ends, *call.longest, 0.0, call.causal, False, scale=scale
+            query=q[call.rows], key=k[call.keys], value=v[call.keys], return_debug_mask=False, **_options(call, scale)
         )
         return out, sums
 
@@ -132,12 +153,33 @@ class _Flash:
         """Gradients by a call's queries, keys and values, with the output and log-sum-exps of the whole softmax."""
         # Without dropout the kernel reads no random numbers.
         state, unused = (torch.empty(n, dtype=torch.uint64, device=q.device) for n in (2, 0))
-        tensors = (upstream[call.rows], q[call.rows], k[call.keys], v[call.keys], out[call.rows], sums)
         with _in_fixed_order():
             gradients: tuple[Tensor, Tensor, Tensor] = torch.ops.aten._flash_attention_backward(
-                *tensors, *call.ends, *call.longest, 0.0, call.causal, state, unused, scale=scale
+                grad_out=upstream[call.rows],
+                query=q[call.rows],
+                key=k[call.keys],
+                value=v[call.keys],
+                out=out[call.rows],
+                logsumexp=sums,
+                rng_state=state,
+                unused=unused,
+                **_options(call, scale),
             )
         return gradients
+
+
+def _options(call: _Call, scale: float) -> dict[str, Any]:
+    """The arguments that both operators of flash attention take."""
+    (cum_seq_q, cum_seq_k), (max_q, max_k) = call.ends, call.longest
+    return {
+        "cum_seq_q": cum_seq_q,
+        "cum_seq_k": cum_seq_k,
+        "max_q": max_q,
+        "max_k": max_k,
+        "dropout_p": 0.0,
+        "is_causal": call.causal,
+        "scale": scale,
+    }
 
 
 @contextmanager
