@@ -86,6 +86,7 @@ SIDES = {
     "trl_lora": _trl("dpo, lora", needs="peft"),
     "trl_liger": _trl(needs="liger_kernel"),
     "trl_flash_pref": _trl(needs="flash_pref"),
+    "trl_unsloth": _trl(needs="unsloth"),
 }
 BETA = {"dpo": 0.1, "dpo, lora": 0.1, "s_dpo": 1.0}
 OURS = {side.work: name for name, side in SIDES.items() if name.startswith("penchant")}
