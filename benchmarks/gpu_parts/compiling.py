@@ -6,6 +6,8 @@ import os
 import time
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -14,15 +16,18 @@ from workloads import Workload, make_model
 from gpu_parts.setting import Figures, Item, Setting
 from gpu_parts.training import GROUPS, PAIRS
 
+if TYPE_CHECKING:
+    from penchant.data.tokenized import TokenizedGroup
+
 LENGTHS = 8
 """Number of micro-batches of other lengths after the first, for which nothing should be compiled."""
 
 
 def compile_items(setting: Setting) -> Mapping[str, Item]:
     """Two layers of the shape of Qwen2.5-0.5B: all layers share their graphs."""
-    names = {"cold": GROUPS, "warm": GROUPS} if setting.tiny else {"cold": GROUPS, "warm": GROUPS, "cold, pairs": PAIRS}
+    names = {"cold": GROUPS} if setting.tiny else {"cold": GROUPS, "warm": GROUPS, "cold, pairs": PAIRS}
     return {
-        item: lambda item=item, name=name: compile_shallow(setting, name, "pairs" if "pairs" in item else "groups")
+        item: partial(compile_shallow, setting, name, "pairs" if "pairs" in item else "groups")
         for item, name in names.items()
     }
 
@@ -48,7 +53,7 @@ def compile_shallow(setting: Setting, name: str, cache: str) -> Figures:
     notice = compile_scorer(scorer, groups[:2], workload.dtype, choice.rounding, backend)
     figures: Figures = {"compile_seconds": time.perf_counter() - start, "notice": notice}
 
-    def passes(members: list[object]) -> float:
+    def passes(members: list[TokenizedGroup]) -> float:
         start = time.perf_counter()
         with precision(torch.device(setting.device), workload.dtype):
             scorer(scorer.collate(members, 1.0).to(model.device)).sum().backward()
@@ -70,7 +75,7 @@ def graph_count() -> int:
     return int(torch._dynamo.utils.counters["stats"]["unique_graphs"])
 
 
-def group(workload: Workload, draw: np.random.Generator, cut: int) -> object:
+def group(workload: Workload, draw: np.random.Generator, cut: int) -> TokenizedGroup:
     """A group of random ids, its responses shorter by `cut` tokens."""
     from penchant.data.groups import PreferenceGroup
     from penchant.data.tokenized import TokenizedGroup

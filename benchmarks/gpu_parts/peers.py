@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
-import statistics
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
+from statistics import median
 
 from run import SIDES, TOLERANCE, Disagreement, check_losses, check_tokens, run_side
 
@@ -28,15 +29,13 @@ def peer_items(setting: Setting) -> Mapping[str, Item]:
     """TRL at all numbers of parts, then the others at TRL's best."""
     parts = {PAIRS: (1, 2), GROUPS: (2,)} if setting.tiny else PARTS
     items: dict[str, Item] = {
-        f"{name}, TRL in {number}": lambda name=name, number=number: run_peer(setting, name, "trl_best", number)
+        f"{name}, TRL in {number}": partial(run_peer, setting, name, "trl_best", number)
         for name, numbers in parts.items()
         for number in numbers
     }
     for name in (PAIRS, GROUPS):
         for side in RELATIVES:
-            items[f"{name}, {side}"] = lambda name=name, side=side: run_peer(
-                setting, name, side, best_parts(setting, name)
-            )
+            items[f"{name}, {side}"] = partial(run_peer, setting, name, side)
     return items
 
 
@@ -50,8 +49,11 @@ def best_parts(setting: Setting, name: str) -> int:
     return min(measured, key=lambda parts: measured[parts]) if measured else setting.workload(name).parts
 
 
-def run_peer(setting: Setting, name: str, side: str, parts: int) -> Figures:
+def run_peer(setting: Setting, name: str, side: str, parts: int | None = None) -> Figures:
     """Time and memory of a peer's step, and how many times as fast ours is.
+
+    Args:
+        parts: that a step is cut into; None: as many as were best for TRL.
 
     Raises:
         Missing: a package is not installed.
@@ -61,12 +63,12 @@ def run_peer(setting: Setting, name: str, side: str, parts: int) -> Figures:
         if importlib.util.find_spec(package) is None:
             raise Missing(f"{package} is not installed: {sys.executable} -m pip install {package.replace('_', '-')}")
     workload = setting.workload(name)
-    folder = setting.built(workload)
+    folder, parts = setting.built(workload), parts or best_parts(setting, name)
     report = run_side(SIDES[side].script, sys.executable, replace(setting.task(side, workload, folder), parts=parts))
     check_tokens(side, report, setting.drawn_steps(folder))
     seconds = [step["seconds"] for step in report["steps"][setting.warmup :]]
     figures: Figures = {
-        "milliseconds": 1e3 * statistics.median(seconds),
+        "milliseconds": 1e3 * median(seconds),
         "least_milliseconds": 1e3 * min(seconds),
         "peak_mb": report["peak_mb"],
         "parts": parts,

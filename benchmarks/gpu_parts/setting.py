@@ -93,7 +93,7 @@ class Setting:
             beta=BETA,
             dtype=workload.dtype,
             device=workload.device,
-            threads=len(os.sched_getaffinity(0)),
+            threads=1 if self.tiny else len(os.sched_getaffinity(0)),
             rank=workload.rank,
         )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import replace
+from functools import partial
 from typing import Any
 from unittest import mock
 
@@ -22,12 +23,10 @@ EARLIER_BUDGET = 8192
 
 def switch_items(setting: Setting) -> Mapping[str, Item]:
     """Groups of eight, then pairs, without one thing each."""
-    return {
-        f"{name}, {switch}": lambda name=name, switch=switch: run_without(setting, name, switch)
-        for name in (GROUPS, PAIRS)
-        for switch in SWITCHES
-        if not setting.tiny or name == GROUPS
-    }
+    runs = [(name, switch) for name in (GROUPS, PAIRS) for switch in SWITCHES]
+    if setting.tiny:
+        runs = [(GROUPS, "all on"), (GROUPS, "G1: small token budget")]
+    return {f"{name}, {switch}": partial(run_without, setting, name, switch) for name, switch in runs}
 
 
 def run_without(setting: Setting, name: str, switch: str) -> Figures:
@@ -54,8 +53,14 @@ def small_blocks() -> AbstractContextManager[Any]:
     rule = output_layer.block_rule
 
     def earlier(device: torch.device, dtype: torch.dtype) -> output_layer.BlockRule:
-        sizes = {"block_elements": EARLIER_BLOCK, "kept_elements": EARLIER_KEPT, "frozen_elements": EARLIER_BLOCK}
-        return replace(rule(device, dtype), **sizes) if device.type == "cuda" else rule(device, dtype)
+        if device.type != "cuda":
+            return rule(device, dtype)
+        return replace(
+            rule(device, dtype),
+            block_elements=EARLIER_BLOCK,
+            kept_elements=EARLIER_KEPT,
+            frozen_elements=EARLIER_BLOCK,
+        )
 
     return mock.patch.object(linear_log_probs, "block_rule", earlier)
 

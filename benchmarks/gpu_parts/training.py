@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import statistics
 import time
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from statistics import median
 from typing import Any, Literal
 from unittest import mock
 
@@ -16,6 +18,7 @@ import torch
 from bound import step_flops
 from measuring import Recorder, Task
 from penchant_side import train_and_record
+from torch.autograd.profiler_util import DeviceType
 from workloads import Workload, make_model, save_tokenizer, tokens_by_candidate, write_data
 
 from gpu_parts.setting import Figures, Item, Setting
@@ -31,12 +34,11 @@ TOP_KERNELS = 12
 
 def budget_items(setting: Setting) -> Mapping[str, Item]:
     """Pairs and groups of eight at three token budgets."""
-    budgets: tuple[Budget, ...] = ("auto", 8, 16) if setting.tiny else ("auto", 8192, 16384)
-    return {
-        f"{name}, token budget {budget}": lambda name=name, budget=budget: run_by_budget(setting, name, budget)
-        for budget in budgets
-        for name in (PAIRS, GROUPS)
-    }
+    budgets: tuple[Budget, ...] = ("auto", 8192, 16384)
+    runs = [(name, budget) for budget in budgets for name in (PAIRS, GROUPS)]
+    if setting.tiny:
+        runs = [(PAIRS, 8), (GROUPS, "auto")]
+    return {f"{name}, token budget {budget}": partial(run_by_budget, setting, name, budget) for name, budget in runs}
 
 
 def run_by_budget(setting: Setting, name: str, budget: Budget) -> Figures:
@@ -48,7 +50,8 @@ def run_by_budget(setting: Setting, name: str, budget: Budget) -> Figures:
 
 def large_items(setting: Setting) -> Mapping[str, Item]:
     """LoRA of the shape of Llama-3.1-8B, whose weights are made on the card and never written."""
-    return {f"{name}, LoRA": lambda name=name: run_large(setting, name) for name in LARGE}
+    names = LARGE[:1] if setting.tiny else LARGE
+    return {f"{name}, LoRA": partial(run_large, setting, name) for name in names}
 
 
 def run_large(setting: Setting, name: str) -> Figures:
@@ -88,9 +91,9 @@ def run(setting: Setting, workload: Workload, task: Task, *further_steps: Any) -
     tokens = sum(map(tokens_by_candidate, steps))
     flops = sum(step_flops(workload.shape, step, task.rank) for step in steps)
     figures: Figures = {
-        "milliseconds": 1e3 * statistics.median(seconds),
+        "milliseconds": 1e3 * median(seconds),
         "least_milliseconds": 1e3 * min(seconds),
-        "host_milliseconds": 1e3 * statistics.median(step["cpu_seconds"] for step in counted),
+        "host_milliseconds": 1e3 * median(step["cpu_seconds"] for step in counted),
         "tokens_per_second": tokens / sum(seconds),
         "teraflops": flops / sum(seconds) / 1e12,
         "peak_mb": recorder.peak,
@@ -156,22 +159,24 @@ def profiled(figures: Figures, setting: Setting) -> Iterator[None]:
         yield
         if setting.device == "cuda":
             torch.cuda.synchronize()
-    kind = torch.autograd.DeviceType.CUDA if setting.device == "cuda" else torch.autograd.DeviceType.CPU
+    kind = DeviceType.CUDA if setting.device == "cuda" else DeviceType.CPU
     events = [
         event
         for event in profile.events()
         if event.device_type == kind and not getattr(event, "is_user_annotation", False)
     ]
-    milliseconds: dict[str, float] = {}
+    milliseconds: Counter[str] = Counter()
     for event in events:
-        spent = event.self_device_time_total if setting.device == "cuda" else event.self_cpu_time_total
-        milliseconds[event.name] = milliseconds.get(event.name, 0.0) + spent / 1e3
-    copies = sum(event.name.startswith(("Memcpy", "Memset")) for event in events)
-    counts = {name: sum(event.name == name for event in events) for name in milliseconds}
-    longest = sorted(milliseconds, key=lambda name: -milliseconds[name])[:TOP_KERNELS]
+        milliseconds[event.name] += (
+            event.time_range.elapsed_us() if setting.device == "cuda" else event.self_cpu_time_total
+        ) / 1e3
+    counts = Counter(event.name for event in events)
+    copies = sum(count for name, count in counts.items() if name.startswith(("Memcpy", "Memset")))
     figures |= {
         "launches": len(events) - copies,
         "copies": copies,
         "busy_milliseconds": sum(milliseconds.values()),
-        "top_kernels": {name[:90]: [counts[name], round(milliseconds[name], 3)] for name in longest},
+        "top_kernels": {
+            name[:90]: f"{counts[name]} times, {spent:.3f} ms" for name, spent in milliseconds.most_common(TOP_KERNELS)
+        },
     }
