@@ -262,13 +262,18 @@ def main() -> int:
     device, start = torch.device(parser.parse_args().device), time.perf_counter()
     calls, rows = counted_kernels(), list[Row]()
     with tempfile.TemporaryDirectory() as folder:
-        for part, argument in ((attention_rows, calls), (model_rows, calls), (run_rows, Path(folder))):
+        parts = {
+            "attention": attention_rows(device, calls),
+            "models": model_rows(device, calls),
+            "runs": run_rows(device, Path(folder)),
+        }
+        for part, part_rows in parts.items():
             try:
-                for row in part(device, argument):  # type: ignore[operator]
+                for row in part_rows:
                     rows.append(row)
             except Exception:
                 traceback.print_exc()
-                rows.append((f"{part.__name__} failed", NAN, 0.0))
+                rows.append((f"{part} failed", NAN, 0.0))
     width = max(len(name) for name, _, _ in rows)
     for name, difference, tolerance in rows:
         print(f"{name:{width}}  {difference:8.1e}  {tolerance:8.1e}  {'ok' if difference <= tolerance else 'FAILED'}")

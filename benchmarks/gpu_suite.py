@@ -83,7 +83,7 @@ ITEM_SECONDS = 100
 LEAST_SECONDS = 8
 """Time, of nine minutes, with less of which no item starts."""
 
-LOG_LINES = 6
+LOG_LINES = 12
 """Last lines of a failed item's output that are printed."""
 
 TABLE_LINES = 4
@@ -226,9 +226,9 @@ def in_own_process(item: Item, limit: float, log: Path) -> Outcome:
 
 def _run_and_send(item: Item, sender: Connection, log: Path) -> None:
     os.setsid()
-    with log.open("w") as stream:
-        for descriptor in (1, 2):
-            os.dup2(stream.fileno(), descriptor)
+    sys.stdout = sys.stderr = log.open("w", buffering=1)
+    for descriptor in (1, 2):
+        os.dup2(sys.stdout.fileno(), descriptor)
     try:
         outcome = Outcome("done", 0.0, item())
     except Missing as missing:
@@ -238,7 +238,6 @@ def _run_and_send(item: Item, sender: Connection, log: Path) -> None:
         figures = error.figures if isinstance(error, WrongNumbers) else {}
         outcome = Outcome("failed", 0.0, figures, f"{type(error).__name__}: {error}"[:300])
     sys.stdout.flush()
-    sys.stderr.flush()
     sender.send(outcome)
     sender.close()
     os._exit(0)

@@ -18,7 +18,6 @@ import torch
 from bound import step_flops
 from measuring import Recorder, Task
 from penchant_side import train_and_record
-from torch.autograd.profiler_util import DeviceType
 from workloads import Workload, make_model, save_tokenizer, tokens_by_candidate, write_data
 
 from gpu_parts.setting import Figures, Item, Setting
@@ -159,11 +158,10 @@ def profiled(figures: Figures, setting: Setting) -> Iterator[None]:
         yield
         if setting.device == "cuda":
             torch.cuda.synchronize()
-    kind = DeviceType.CUDA if setting.device == "cuda" else DeviceType.CPU
     events = [
         event
         for event in profile.events()
-        if event.device_type == kind and not getattr(event, "is_user_annotation", False)
+        if event.device_type.name == setting.device.upper() and not getattr(event, "is_user_annotation", False)
     ]
     milliseconds: Counter[str] = Counter()
     for event in events:
