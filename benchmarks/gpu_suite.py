@@ -176,6 +176,11 @@ class Suite:
         pairs = ((part, name, outcome) for part, items in self.outcomes.items() for name, outcome in items.items())
         return [f"{part}: {name}" for part, name, outcome in pairs if outcome.status == status]
 
+    def missing_packages(self) -> list[str]:
+        """Why peers are missing, each reason once."""
+        outcomes = (outcome for items in self.outcomes.values() for outcome in items.values())
+        return list(dict.fromkeys(outcome.reason for outcome in outcomes if outcome.status == "missing"))
+
     def document(self) -> dict[str, Any]:
         """Everything that was measured, as JSON."""
         return {
@@ -325,7 +330,9 @@ def main(arguments: Sequence[str] | None = None, parts: Sequence[Part] = PARTS) 
     suite.run(parts)
     document = suite.document()
     print(*(f"{name}: {json.dumps(sides)}" for name, sides in document["best"].items()), sep="\n")
-    for status in ("missing", "failed", "cut"):
+    for reason in suite.missing_packages():
+        print(f"missing: {reason}")
+    for status in ("failed", "cut"):
         for name in document[status]:
             print(f"{status}: {name}")
     print(f"{suite.seconds:.0f} s; written to {options.output}")

@@ -75,12 +75,12 @@ def matrix_rates(setting: Setting) -> Figures:
 
 def least_seconds(run: Callable[[], object], setting: Setting, repeats: int = 10) -> float:
     """The least time of several runs, after two that are not counted."""
-    least = float("inf")
+    smallest = float("inf")
     for repeat in range(repeats + 2):
         start = time.perf_counter()
         run()
         if setting.device == "cuda":
             torch.cuda.synchronize()
         if repeat >= 2:
-            least = min(least, time.perf_counter() - start)
-    return least
+            smallest = min(smallest, time.perf_counter() - start)
+    return smallest

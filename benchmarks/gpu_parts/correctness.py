@@ -34,12 +34,12 @@ class WrongNumbers(Exception):
 
 def correctness_items(setting: Setting) -> Mapping[str, Item]:
     """Attention against float64, models in float32 and bfloat16, equal bits of two runs, runs against the CPU's."""
-    device, most, families = torch.device(setting.device), None, None
+    device, row_limit, families = torch.device(setting.device), None, None
     if setting.tiny:
-        most, families = 3, {"llama-tied"}
+        row_limit, families = 3, {"llama-tied"}
     items: dict[str, Item] = {
         "attention against float64": lambda: judged(
-            islice(gpu_checks.attention_rows(device, gpu_checks.counted_kernels()), most)
+            islice(gpu_checks.attention_rows(device, gpu_checks.counted_kernels()), row_limit)
         ),
         "models": lambda: judged(gpu_checks.model_rows(device, gpu_checks.counted_kernels(), families)),
         "same bits, pairs": lambda: same_bits(setting, PAIRS),
@@ -58,14 +58,18 @@ def judged(checked: Iterable[gpu_checks.Row]) -> Figures:
     """
     rows = [*checked]
     # `not <=`: what is not a number is no agreement.
-    wrong = [f"{name}: {difference:.1e} of {allowed:.0e}" for name, difference, allowed in rows
-             if not difference <= allowed]  # fmt: skip
-    name, difference, allowed = max(rows, key=lambda row: row[1] / row[2] if row[2] else row[1])
-    nearest = f"{name}: {difference:.1e} of {allowed:.0e}"
-    figures: Figures = {"rows": len(rows), "wrong": wrong, "nearest_to_its_limit": nearest}
+    wrong = [row_text(row) for row in rows if not row[1] <= row[2]]
+    nearest = max(rows, key=lambda row: row[1] / row[2] if row[2] else row[1])
+    figures: Figures = {"rows": len(rows), "wrong": wrong, "nearest_to_its_limit": row_text(nearest)}
     if wrong:
         raise WrongNumbers(figures)
     return figures
+
+
+def row_text(row: gpu_checks.Row) -> str:
+    """What was compared, how far apart it is, and what is allowed."""
+    name, difference, limit = row
+    return f"{name}: {difference:.1e} of {limit:.0e}"
 
 
 def same_bits(setting: Setting, name: str) -> Figures:
@@ -77,7 +81,7 @@ def same_bits(setting: Setting, name: str) -> Figures:
     short = replace(setting, warmup=1, steps=2, further_steps=0)
     workload = short.workload(name)
     workload = replace(workload, name=f"{name}-shallow", shape=replace(workload.shape, layers=2))
-    folder = short.built(workload)
+    folder = short.workload_folder(workload)
     tokens = workload.batch * (workload.prompt[0] + (1 + workload.negatives[0]) * workload.response[0])
     task = replace(short.task("penchant", workload, folder), token_budget=tokens // 2)
     runs = [bits_of_run(replace(task, work=f"{task.work}/{number}")) for number in range(2)]

@@ -27,7 +27,7 @@ class Missing(Exception):
 
 def peer_items(setting: Setting) -> Mapping[str, Item]:
     """TRL at all numbers of parts, then the others at TRL's best."""
-    parts = {PAIRS: (1, 2), GROUPS: (2,)} if setting.tiny else PARTS
+    parts = {PAIRS: (1,), GROUPS: (2,)} if setting.tiny else PARTS
     items: dict[str, Item] = {
         f"{name}, TRL in {number}": partial(run_peer, setting, name, "trl_best", number)
         for name, numbers in parts.items()
@@ -41,12 +41,12 @@ def peer_items(setting: Setting) -> Mapping[str, Item]:
 
 def best_parts(setting: Setting, name: str) -> int:
     """The number of parts at which TRL took the least time; the workload's own where TRL did not run."""
-    measured = {
+    milliseconds = {
         figures["parts"]: figures["milliseconds"]
         for item, figures in setting.figures.get("peers", {}).items()
         if item.startswith(f"{name}, TRL in ") and "milliseconds" in figures
     }
-    return min(measured, key=lambda parts: measured[parts]) if measured else setting.workload(name).parts
+    return min(milliseconds, key=lambda parts: milliseconds[parts]) if milliseconds else setting.workload(name).parts
 
 
 def run_peer(setting: Setting, name: str, side: str, parts: int | None = None) -> Figures:
@@ -63,7 +63,7 @@ def run_peer(setting: Setting, name: str, side: str, parts: int | None = None) -
         if importlib.util.find_spec(package) is None:
             raise Missing(f"{package} is not installed: {sys.executable} -m pip install {package.replace('_', '-')}")
     workload = setting.workload(name)
-    folder, parts = setting.built(workload), parts or best_parts(setting, name)
+    folder, parts = setting.workload_folder(workload), parts or best_parts(setting, name)
     report = run_side(SIDES[side].script, sys.executable, replace(setting.task(side, workload, folder), parts=parts))
     check_tokens(side, report, setting.drawn_steps(folder))
     seconds = [step["seconds"] for step in report["steps"][setting.warmup :]]
@@ -79,10 +79,12 @@ def run_peer(setting: Setting, name: str, side: str, parts: int | None = None) -
 
 
 def beside_ours(setting: Setting, name: str, report: Figures, figures: Figures) -> Figures:
-    """Our time and memory over the peer's, and the largest difference of losses; nothing where ours did not run."""
-    ours = setting.figures.get("ours", {}).get(f"{name}, token budget auto", {})
-    if "milliseconds" not in ours:
+    """Our fastest run beside the peer, and how far the losses differ; nothing where ours did not run."""
+    items = setting.figures.get("ours", {}).items()
+    runs = [run for item, run in items if item.startswith(f"{name}, ") and "milliseconds" in run]
+    if not runs:
         return {}
+    ours = min(runs, key=lambda run: run["milliseconds"])
     reports = {"penchant": {"steps": [{"loss": loss} for loss in ours["losses"]]}, report["side"]: report}
     comparison: Figures = {
         "times_as_fast": figures["milliseconds"] / ours["milliseconds"],

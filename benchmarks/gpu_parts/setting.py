@@ -61,7 +61,7 @@ class Setting:
         workload = WORKLOADS[name].tiny() if self.tiny else WORKLOADS[name]
         return replace(workload, device=self.device)
 
-    def built(self, workload: Workload) -> Path:
+    def workload_folder(self, workload: Workload) -> Path:
         """The folder of a workload's model and data, made by the first item that needs it; the model on the device."""
         folder = self.work / workload.name
         if not folder.exists():

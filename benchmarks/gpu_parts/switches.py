@@ -35,7 +35,7 @@ def run_without(setting: Setting, name: str, switch: str) -> Figures:
     workload = short.workload(name)
     tokens = workload.batch * (workload.prompt[0] + (1 + workload.negatives[0]) * workload.response[0])
     budget = min(EARLIER_BUDGET, tokens // 2) if switch == "G1: small token budget" else tokens
-    task = replace(short.task("penchant", workload, short.built(workload)), token_budget=budget)
+    task = replace(short.task("penchant", workload, short.workload_folder(workload)), token_budget=budget)
     with SWITCHES[switch]():
         figures = run(short, workload, task)
     whole = setting.figures.get("switches", {}).get(f"{name}, all on", {})
@@ -66,7 +66,7 @@ def small_blocks() -> AbstractContextManager[Any]:
 
 
 @contextmanager
-def blocking() -> Iterator[None]:
+def blocking_copies() -> Iterator[None]:
     """Each tensor of a micro-batch sent by itself, waited for; a step's numbers read one by one."""
     from penchant.data import trees
     from penchant.training import backward
@@ -90,7 +90,7 @@ def blocking() -> Iterator[None]:
         yield
 
 
-def gathered() -> AbstractContextManager[Any]:
+def gathered_attention() -> AbstractContextManager[Any]:
     """Rows that lie group after group: attention gathers each candidate's keys."""
     from penchant.engine import reward_scorers, tree, tree_check
 
@@ -124,11 +124,11 @@ def eager_layers() -> AbstractContextManager[Any]:
 
 SWITCHES: dict[str, Callable[[], AbstractContextManager[Any]]] = {
     "all on": nullcontext,
-    "G3: gathered attention": gathered,
+    "G3: gathered attention": gathered_attention,
     "G5: eager layers": eager_layers,
     "G1: small token budget": nullcontext,
     "G4: casts in layers": cast_in_layers,
     "G1: small blocks of logits": small_blocks,
-    "G2: blocking copies": blocking,
+    "G2: blocking copies": blocking_copies,
 }
 """What is switched off -> its context, those with the largest doubts first."""

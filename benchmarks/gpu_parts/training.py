@@ -11,16 +11,19 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from statistics import median
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 from unittest import mock
 
 import torch
 from bound import step_flops
 from measuring import Recorder, Task
 from penchant_side import train_and_record
-from workloads import Workload, make_model, save_tokenizer, tokens_by_candidate, write_data
+from workloads import Workload, llama_config, make_model, save_tokenizer, tokens_by_candidate, write_data
 
 from gpu_parts.setting import Figures, Item, Setting
+
+if TYPE_CHECKING:
+    from penchant.training.loop import Loop
 
 Budget = int | Literal["auto"]
 
@@ -43,7 +46,7 @@ def budget_items(setting: Setting) -> Mapping[str, Item]:
 def run_by_budget(setting: Setting, name: str, budget: Budget) -> Figures:
     """A run of all weights, with a step that is watched for waits and one that is profiled."""
     workload = setting.workload(name)
-    task = setting.task("penchant", workload, setting.built(workload))
+    task = setting.task("penchant", workload, setting.workload_folder(workload))
     return profiled_run(setting, workload, replace(task, token_budget=budget))
 
 
@@ -61,10 +64,12 @@ def run_large(setting: Setting, name: str) -> Figures:
     write_data(workload, folder, short.warmup + short.steps + short.further_steps)
     model_folder = folder / "model"
     save_tokenizer(workload.shape.vocabulary, model_folder)
-    model = make_model(workload)
-    model.config.save_pretrained(model_folder)
+    config = llama_config(workload.shape)
+    config.architectures = ["LlamaForCausalLM"]
+    config.save_pretrained(model_folder)
     (model_folder / "model.safetensors").touch()  # A folder without weights is refused.
-    with mock.patch("penchant.training.model.load_model", lambda source, dtype: model.to(dtype).eval()):
+    # Made where a run reads its weights: its plan of the memory comes before.
+    with mock.patch("penchant.training.model.load_model", lambda source, dtype: make_model(workload).to(dtype).eval()):
         return profiled_run(short, workload, short.task("penchant_lora", workload, folder))
 
 
@@ -79,24 +84,25 @@ def profiled_run(setting: Setting, workload: Workload, task: Task) -> Figures:
 def run(setting: Setting, workload: Workload, task: Task, *further_steps: Any) -> Figures:
     """Times, memory and losses of a run's counted steps, and of its start."""
     recorder, compilation = Recorder(task), list[float]()
-    budgets: list[int] = []
+    loops: list[Loop] = []
     with compilation_timed(compilation):
         start = time.perf_counter()
-        train_and_record(task, recorder, further_steps, lambda loop: budgets.append(loop.budget))
+        train_and_record(task, recorder, further_steps, loops.append)
         whole = time.perf_counter() - start
-    counted = recorder.steps[task.warmup :]
-    seconds = [step["seconds"] for step in counted]
+    counted_steps = recorder.steps[task.warmup :]
+    seconds = [step["seconds"] for step in counted_steps]
     steps = setting.drawn_steps(Path(task.folder))[task.warmup :]
     tokens = sum(map(tokens_by_candidate, steps))
     flops = sum(step_flops(workload.shape, step, task.rank) for step in steps)
     figures: Figures = {
         "milliseconds": 1e3 * median(seconds),
         "least_milliseconds": 1e3 * min(seconds),
-        "host_milliseconds": 1e3 * median(step["cpu_seconds"] for step in counted),
+        "host_milliseconds": 1e3 * median(step["cpu_seconds"] for step in counted_steps),
         "tokens_per_second": tokens / sum(seconds),
         "teraflops": flops / sum(seconds) / 1e12,
         "peak_mb": recorder.peak,
-        "token_budget": budgets[0],
+        "token_budget": loops[0].budget,
+        "compiled": is_compiled(loops[0].scorer),
         "first_step_seconds": recorder.steps[0]["seconds"],
         "run_seconds": whole,
         "losses": [step["loss"] for step in recorder.steps],
@@ -110,6 +116,13 @@ def run(setting: Setting, workload: Workload, task: Task, *further_steps: Any) -
     if setting.device == "cuda":
         figures["reserved_mb"] = torch.cuda.max_memory_reserved() / 2**20
     return figures
+
+
+def is_compiled(scorer: torch.nn.Module) -> bool:
+    """Whether a scorer's layers run compiled; a run goes on without where they cannot."""
+    from penchant.engine.whole_layers import decoder_layers
+
+    return all(layer._compiled_call_impl is not None for layer in decoder_layers(scorer))
 
 
 @contextmanager
@@ -175,6 +188,7 @@ def profiled(figures: Figures, setting: Setting) -> Iterator[None]:
         "copies": copies,
         "busy_milliseconds": sum(milliseconds.values()),
         "top_kernels": {
-            name[:90]: f"{counts[name]} times, {spent:.3f} ms" for name, spent in milliseconds.most_common(TOP_KERNELS)
+            name[:90]: f"{counts[name]} times, {duration:.3f} ms"
+            for name, duration in milliseconds.most_common(TOP_KERNELS)
         },
     }

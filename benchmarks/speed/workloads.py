@@ -248,10 +248,10 @@ def build(workload: Workload, folder: Path, steps: int, seed: int = 0, models: P
             return all_steps
         model = model_folder
     save_tokenizer(workload.shape.vocabulary, model)
-    made = make_model(workload, seed)
+    new_model = make_model(workload, seed)
     # pairs_bf16 trains float32 masters, which need not start from bfloat16 numbers; large shapes save half the disk.
-    made.save_pretrained(model)
-    del made
+    new_model.save_pretrained(model)
+    del new_model
     if workload.device == "cuda":
         # The sides need the card's memory.
         empty_card()
