@@ -271,9 +271,13 @@ def test_each_switch_changes_what_a_card_would_run(suite: ModuleType) -> None:
     with switches["G5: eager layers"]():
         assert model.compile_scorer is not compile_scorer
         assert model.compile_scorer() is None
-    linear = torch.nn.Linear(2, 2)
-    with switches["G4: casts in layers"](), loop.WorkingWeights(linear, half).in_place():
-        assert linear.weight.dtype == torch.float32
+    layer = torch.nn.ModuleDict({"self_attn": torch.nn.Linear(2, 2)})
+    layer.self_attn = layer["self_attn"]
+    layers = torch.nn.ModuleDict({"layers": torch.nn.ModuleList([layer])})
+    with loop.WorkingWeights(layers, half).in_place():
+        assert layer.self_attn.weight.dtype == half
+    with switches["G4: casts in layers"](), loop.WorkingWeights(layers, half).in_place():
+        assert layer.self_attn.weight.dtype == torch.float32
     with switches["G2: blocking copies"]():
         assert trees.copy_together is not copy_together
         (copy,) = trees.copy_together([torch.ones(3)], torch.device("cpu"))
