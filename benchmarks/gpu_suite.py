@@ -25,6 +25,7 @@ import datetime
 import json
 import multiprocessing
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -113,13 +114,19 @@ class Suite:
 
     Args:
         minutes: after which nothing runs any more.
-        output: the JSON file.
+        output: the JSON file; None: named by the card, see `default_output`.
     """
 
-    def __init__(self, setting: Setting, minutes: float, output: Path) -> None:
-        self.setting, self.output, self.minutes = setting, output, minutes
+    def __init__(self, setting: Setting, minutes: float, output: Path | None) -> None:
+        self.setting, self.minutes = setting, minutes
+        self._output = output
         self.outcomes: dict[str, dict[str, Outcome]] = {}
         self.start = time.monotonic()
+
+    @property
+    def output(self) -> Path:
+        """The JSON file."""
+        return self._output or default_output(self.setting)
 
     @property
     def seconds(self) -> float:
@@ -167,6 +174,7 @@ class Suite:
         self.outcomes.setdefault(part, {})[name] = outcome
         self.setting.figures.setdefault(part, {})[name] = outcome.figures
         print(*described(outcome), sep="\n", flush=True)
+        self.output.parent.mkdir(parents=True, exist_ok=True)
         unfinished = self.output.with_suffix(".part")
         unfinished.write_text(json.dumps(self.document(), indent=1) + "\n")
         unfinished.replace(self.output)
@@ -299,6 +307,16 @@ def commit() -> str | None:
         return None
 
 
+def default_output(setting: Setting) -> Path:
+    """benchmarks/results/DATE-DEVICE-gpu-suite.json, as 2026-12-01-h200-gpu-suite.json; of a tiny run in .work."""
+    device = setting.device
+    if device == "cuda":
+        name = setting.figures.get("card", {}).get("machine", {}).get("device", device)
+        device = "-".join(re.findall(r"[a-z0-9]+", name.lower().replace("nvidia", "")))
+    folder = HERE / (".work" if setting.tiny else "results")
+    return folder / f"{datetime.date.today().isoformat()}-{device}-gpu-suite.json"
+
+
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=9.0, help="after which nothing runs any more")
@@ -307,19 +325,15 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     has_card = bool(torch.version.cuda or torch.version.hip)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if has_card else "cpu")
     parser.add_argument("--tiny", action="store_true", help="sizes for tests; times mean nothing")
+    parser.add_argument("--parts", nargs="+", choices=[part.name for part in PARTS], help="default: all")
     parser.add_argument("--work", type=Path, default=WORK, help="folder for data, models and logs; emptied")
-    options = parser.parse_args(arguments)
-    folder = HERE / ".work" if options.tiny else HERE / "results"
-    name = f"{datetime.date.today().isoformat()}-{options.device}-gpu-suite.json"
-    options.output = options.output or folder / name
-    return options
+    return parser.parse_args(arguments)
 
 
 def main(arguments: Sequence[str] | None = None, parts: Sequence[Part] = PARTS) -> int:
     options = parse(arguments)
     shutil.rmtree(options.work, ignore_errors=True)
-    for folder in (options.work, options.output.parent):
-        folder.mkdir(parents=True, exist_ok=True)
+    options.work.mkdir(parents=True)
     setting = Setting(options.device, options.tiny, options.work)
     if options.tiny:
         setting = replace(setting, warmup=1, steps=2)
@@ -327,7 +341,7 @@ def main(arguments: Sequence[str] | None = None, parts: Sequence[Part] = PARTS) 
     print(
         f"torch {torch.__version__}, transformers {transformers.__version__}, {options.minutes:g} minutes", flush=True
     )
-    suite.run(parts)
+    suite.run([part for part in parts if options.parts is None or part.name in options.parts])
     document = suite.document()
     print(*(f"{name}: {json.dumps(sides)}" for name, sides in document["best"].items()), sep="\n")
     for reason in suite.missing_packages():
@@ -335,7 +349,7 @@ def main(arguments: Sequence[str] | None = None, parts: Sequence[Part] = PARTS) 
     for status in ("failed", "cut"):
         for name in document[status]:
             print(f"{status}: {name}")
-    print(f"{suite.seconds:.0f} s; written to {options.output}")
+    print(f"{suite.seconds:.0f} s; written to {suite.output}")
     return int(bool(document["failed"]))
 
 

@@ -199,6 +199,24 @@ def test_document_names_what_was_measured(suite: ModuleType, tmp_path: Path) -> 
     assert set(document["parts"]["one"]["item"]) == {"status", "seconds", "figures", "reason"}
 
 
+def test_results_are_named_by_the_card(suite: ModuleType) -> None:
+    figures = {"card": {"machine": {"device": "NVIDIA H200"}}}
+    names = [
+        suite.default_output(suite.Setting(device, tiny, Path("unused"), figures)).relative_to(BENCHMARKS)
+        for device, tiny in (("cuda", False), ("cpu", True))
+    ]
+    assert [str(name.parent) for name in names] == ["results", ".work"]
+    assert names[0].name.endswith("-h200-gpu-suite.json")
+    assert names[1].name.endswith("-cpu-gpu-suite.json")
+
+
+def test_parts_can_be_chosen(suite: ModuleType, tmp_path: Path) -> None:
+    parts = [part(suite, name, {"item": dict}) for name in ("card", "large")]
+    options = ["--tiny", "--device", "cpu", "--parts", "large", "--output", str(tmp_path / "suite.json")]
+    assert suite.main([*options, "--work", str(tmp_path / "work")], parts) == 0
+    assert list(json.loads((tmp_path / "suite.json").read_text())["parts"]) == ["large"]
+
+
 def test_no_item_starts_where_the_parent_uses_the_card(
     suite: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
