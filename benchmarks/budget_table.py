@@ -21,6 +21,10 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / "src"), str(ROOT / "benchmarks"), str(ROOT / "benchmarks" / "speed")]
 
 import fake_card  # noqa: E402
+
+if __name__ == "__main__":
+    fake_card.load()  # before torch is imported by anything
+
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 from transformers import PretrainedConfig, Qwen2Config  # noqa: E402

@@ -23,7 +23,7 @@ def has_compiler() -> bool:
 def load() -> None:
     """Build the device once for this torch, in the user's cache, and register it with this process's torch.
 
-    Autocast acts on it too, in bfloat16.
+    It is of compute capability 9.0, and autocast acts on it too, in bfloat16.
     """
     specification = importlib.util.find_spec("torch")
     assert specification is not None
@@ -47,3 +47,4 @@ def load() -> None:
 
     torch.cuda.amp.common.amp_definitely_not_available = lambda: False
     torch.cuda.is_bf16_supported = lambda including_emulation=True: True
+    torch.cuda.get_device_capability = lambda device=None: (9, 0)

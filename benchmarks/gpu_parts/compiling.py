@@ -59,16 +59,16 @@ def timed(setting: Setting, workload: Workload, model: Any, groups: list[Tokeniz
     scorer = choice.scorer.train()
     # A CPU's kernels take the compiler of C++ a minute, and are no card's.
     backend = "inductor" if setting.device == "cuda" else "eager"
-    start = time.perf_counter()
-    notice = compile_scorer(scorer, groups[:2], workload.dtype, choice.rounding, backend)
-    figures: Figures = {"compile_seconds": time.perf_counter() - start, "notice": notice}
-
     weights = WorkingWeights(scorer, getattr(torch, workload.dtype))
+    start = time.perf_counter()
+    notice = compile_scorer(scorer, groups[:2], workload.dtype, weights, choice.rounding, backend)
+    figures: Figures = {"compile_seconds": time.perf_counter() - start, "notice": notice}
 
     def passes(members: list[TokenizedGroup]) -> float:
         start = time.perf_counter()
         with precision(torch.device(setting.device), workload.dtype), weights.in_place():
             scorer(scorer.collate(members, 1.0).to(model.device)).sum().backward()
+            weights.add_gradients()
         if setting.device == "cuda":
             torch.cuda.synchronize()
         return time.perf_counter() - start

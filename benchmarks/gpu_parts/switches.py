@@ -101,17 +101,16 @@ def gathered_attention() -> AbstractContextManager[Any]:
 
 
 def cast_in_layers() -> AbstractContextManager[Any]:
-    """Weights cast by autocast in each micro-batch instead of once a step."""
-    from penchant.engine import scorer_choice
-    from penchant.training import loop
+    """Weights cast by autocast in each micro-batch instead of once a step, and each layer a product of its own."""
+    from penchant.engine.working_weights import WorkingWeights
+    from penchant.training import loop, model
 
-    class NoCopies:
-        def __init__(self, model: torch.nn.Module, dtype: torch.dtype) -> None:
-            self.in_place = nullcontext
+    def no_copies(scorer: torch.nn.Module, *arguments: Any) -> WorkingWeights:
+        return WorkingWeights(scorer, torch.float32)
 
     stack = ExitStack()
-    for module in (loop, scorer_choice):
-        stack.enter_context(mock.patch.object(module, "WorkingWeights", NoCopies))
+    for module in (loop, model):
+        stack.enter_context(mock.patch.object(module, "working_weights", no_copies))
     return stack
 
 

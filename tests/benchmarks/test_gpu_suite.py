@@ -266,7 +266,7 @@ def test_a_profile_counts_operations(suite: ModuleType) -> None:
     assert figures["launches"] >= 3
 
 
-def test_each_switch_changes_what_a_card_would_run(suite: ModuleType) -> None:
+def test_each_switch_changes_what_a_card_would_run(suite: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     from transformers import LlamaConfig
 
     from penchant.data import trees
@@ -279,7 +279,8 @@ def test_each_switch_changes_what_a_card_would_run(suite: ModuleType) -> None:
     batch = pack([TokenizedGroup(ids, (ids, ids), PreferenceGroup("", ("a", "b"), preferred=0))])
     on_card = SimpleNamespace(device=card, config=LlamaConfig())
     half = torch.bfloat16
-    as_it_is = tree.arranged, linear_log_probs.block_rule(card, half), model.compile_scorer, loop.WorkingWeights
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    as_it_is = tree.arranged, linear_log_probs.block_rule(card, half), model.compile_scorer, loop.working_weights
     copy_together, compile_scorer = trees.copy_together, model.compile_scorer
     assert tree.arranged(batch, on_card).prompts_first is not None
     with switches["G3: gathered attention"]():
@@ -292,9 +293,9 @@ def test_each_switch_changes_what_a_card_would_run(suite: ModuleType) -> None:
     layer = torch.nn.ModuleDict({"self_attn": torch.nn.Linear(2, 2)})
     layer.self_attn = layer["self_attn"]
     layers = torch.nn.ModuleDict({"layers": torch.nn.ModuleList([layer])})
-    with loop.WorkingWeights(layers, half).in_place():
+    with loop.working_weights(layers, card, "bfloat16", 1).in_place():
         assert layer.self_attn.weight.dtype == half
-    with switches["G4: casts in layers"](), loop.WorkingWeights(layers, half).in_place():
+    with switches["G4: casts in layers"](), loop.working_weights(layers, card, "bfloat16", 1).in_place():
         assert layer.self_attn.weight.dtype == torch.float32
     with switches["G2: blocking copies"]():
         assert trees.copy_together is not copy_together
@@ -304,5 +305,5 @@ def test_each_switch_changes_what_a_card_would_run(suite: ModuleType) -> None:
         tree.arranged,
         linear_log_probs.block_rule(card, half),
         model.compile_scorer,
-        loop.WorkingWeights,
+        loop.working_weights,
     )

@@ -177,7 +177,7 @@ def test_the_dtype_is_followed(verb, command, tmp_path, capsys):
     for flag, has_note in ([], False), (["--dtype", "bfloat16"], True):
         (tmp_path / "scores.jsonl").unlink(missing_ok=True)
         assert run([*line, *flag]) == 0
-        assert ("bfloat16 rounds" in "".join(capsys.readouterr())) is has_note
+        assert ("half precision rounds" in "".join(capsys.readouterr())) is has_note
 
 
 @pytest.mark.parametrize("verb", ["evaluate", "rank", "tasks"])

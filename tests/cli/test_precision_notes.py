@@ -21,7 +21,7 @@ from penchant.engine.scorer_choice import choose_scorer, sample_groups
 from penchant.models.loading import load_tokenizer
 
 ROUNDS = re.compile(
-    r"bfloat16 rounds the model's numbers \(log-probs in nats, rewards\) by up to ([\d.e-]+) on a sample"
+    r"half precision rounds the model's numbers \(log-probs in nats, rewards\) by up to ([\d.e-]+) on a sample"
 )
 PADDED = re.compile(r"BloomForCausalLM is run padded, one row a candidate, .*? about ([\d.]+) times the tokens")
 
@@ -108,7 +108,7 @@ def test_a_runs_report_repeats_the_rounding(write_config, tmp_path, capsys, dtyp
     values = [ROUNDS.findall(text) for text in texts]
     assert values[0] == values[1] == values[2]
     assert bool(values[0]) == (dtype == "bfloat16")
-    assert all(("bfloat16 rounds" in text) == (dtype == "bfloat16") for text in texts)
+    assert all(("half precision rounds" in text) == (dtype == "bfloat16") for text in texts)
 
 
 @pytest.mark.parametrize("objective", ["bradley_terry", "preference_head"])
@@ -128,7 +128,7 @@ def test_a_report_of_rewards_names_their_rounding(write_config, tmp_path, tiny_p
     document = json.loads((tmp_path / "run" / "evaluation.json").read_text(encoding="utf-8"))
     texts = printed, page_of(tmp_path / "run"), " ".join(document.get("notes", []))
     if dtype == "float32":
-        assert all("bfloat16 rounds" not in text for text in texts)
+        assert all("half precision rounds" not in text for text in texts)
         return
     by = "head" if objective == "preference_head" else "reward"
     line = ["rank", str(tmp_path / "run"), "--data", str(held_out), "--by", by, "--dtype", dtype]

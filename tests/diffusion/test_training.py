@@ -20,7 +20,7 @@ from penchant.engine.distributed import World
 from penchant.errors import ConfigError, TrainingError
 from penchant.models.lora import add_adapters
 from penchant.objectives import DPO, IPO, KTO, SFT, BetaDPO, MultiReference, Needs, Part, WeightedSum
-from penchant.training import backward, loop
+from penchant.training import automatic, backward, loop
 from penchant.training.backward import Batch
 from penchant.training.batches import Order
 from penchant.training.loop import LoopConfig
@@ -444,6 +444,14 @@ def test_a_signal_finishes_the_step_and_saves(stable_diffusion, tmp_path):
         tuned(stable_diffusion, tmp_path / folder, DPO(beta=50.0))
     weights = [(tmp_path / folder / "adapter_model.safetensors").read_bytes() for folder in ("whole", "cut")]
     assert weights[0] == weights[1]
+
+
+def test_a_resumed_run_keeps_its_dtype(stable_diffusion, tmp_path, monkeypatch):
+    """On another device `auto` would be another dtype."""
+    _, metrics = tuned(stable_diffusion, tmp_path, DPO(beta=50.0), max_steps=1)
+    monkeypatch.setattr(automatic, "best_dtype", lambda device: "bfloat16")
+    assert tuned(stable_diffusion, tmp_path, DPO(beta=50.0), max_steps=1)[1] == metrics
+    assert json.loads((tmp_path / "arguments.json").read_text())["dtype"] == "float32"
 
 
 def test_a_run_with_other_arguments_is_not_resumed(stable_diffusion, tmp_path):

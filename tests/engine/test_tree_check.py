@@ -322,4 +322,4 @@ def test_a_fallback_is_noted_first(build, make_groups):
     assert choice.notes == [choice.notice]
     half = choose_scorer(build("gpt-j"), groups, "bfloat16")
     assert half.notes[0] == half.notice
-    assert "bfloat16 rounds the model's numbers" in half.notes[1]
+    assert "half precision rounds the model's numbers" in half.notes[1]

@@ -291,7 +291,27 @@ class TestTime:
         # The update is timed, and is nothing beside such products.
         expected = workload.tokens * (2 * forward + 2 * layers * adapters) / rate
         assert plan.forecast.step_seconds == pytest.approx(expected, rel=1e-3)
-        assert "0.0 GFLOP/s in float32" in " ".join(plan.notes)
+        notes = " ".join(plan.notes)
+        assert "time is that of matrix products alone, since a pass takes too long to be timed" in notes
+        assert "0.0 GFLOP/s in float32" in notes
+
+    @pytest.mark.parametrize(
+        ("size", "seconds_of_row", "expected"),
+        [(64, 1e-6, [1, 4, 16, 64, 256, 512]), (64, 1e-3, [1, 4, 16, 64]), (4096, 1.0, [1]), (32768, 1e-6, [1, 4, 16])],
+    )
+    def test_the_rate_is_of_few_rows_where_these_take_long(self, monkeypatch, size, seconds_of_row, expected):
+        rows = []
+
+        def product_seconds(inputs, weights):
+            assert weights.shape == (4 * size, size)
+            rows.append(len(inputs))
+            return seconds_of_row * len(inputs)
+
+        monkeypatch.setattr(planning_time, "_product_seconds", product_seconds)
+        monkeypatch.setattr(torch, "rand", lambda *shape, **options: torch.empty(shape, device="meta"))
+        rate = planning_time._matrix_rate(size, "float32", CPU)
+        assert list(dict.fromkeys(rows)) == expected
+        assert rate == pytest.approx(2 * 2 * size * 4 * size / seconds_of_row)
 
     def test_counts_of_work(self, config):
         inputs, _, limit = read_run(config, 1)

@@ -18,7 +18,7 @@ from penchant.engine import device
 from penchant.errors import ConfigError, TrainingError
 from penchant.planning import train as planned_training
 from penchant.training import automatic
-from penchant.training.automatic import as_recorded, resolve_dtype
+from penchant.training.automatic import as_recorded, choose_dtype
 from penchant.training.loop import Loop
 from penchant.training.optimizer import LossScale
 from penchant.training.run import train
@@ -81,12 +81,12 @@ class TestResolution:
 
     def test_what_is_configured_stays(self, write_config):
         config = load_config(write_config(training={"dtype": "bfloat16"}))
-        assert resolve_dtype(as_recorded(config), torch.device("cpu")) == config
+        assert as_recorded(config) == config
+        assert choose_dtype("bfloat16", torch.device("cpu")) == "bfloat16"
 
-    def test_float16_is_announced(self, write_config, best, notices):
+    def test_float16_is_announced(self, best, notices):
         best["dtype"] = "float16"
-        config = resolve_dtype(load_config(write_config(training=AUTOMATIC)), torch.device("cuda"))
-        assert config.training.dtype == "float16"
+        assert choose_dtype("auto", torch.device("cuda")) == "float16"
         (line,) = notices.messages
         assert "auto is float16 with a scaled loss" in line
 

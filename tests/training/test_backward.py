@@ -13,8 +13,11 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from penchant.data.groups import PreferenceGroup
 from penchant.data.tokenized import TokenizedGroup
 from penchant.data.trees import pack
+from penchant.engine import working_weights
 from penchant.engine.distributed import World
+from penchant.engine.kernels import layer_fusion
 from penchant.engine.tree import TreeScorer, use_tree
+from penchant.engine.working_weights import WorkingWeights
 from penchant.errors import ConfigError
 from penchant.objectives import DPO, Needs, Output, Sum
 from penchant.training.backward import Batch, backward, objective_inputs
@@ -44,6 +47,10 @@ class Spread:
 @pytest.fixture
 def scorer() -> TreeScorer:
     torch.manual_seed(0)
+    return tree_scorer()
+
+
+def tree_scorer() -> TreeScorer:
     config = LlamaConfig(
         vocab_size=31, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2
     )
@@ -93,11 +100,12 @@ def test_a_state_moves_once_for_the_whole_batch(scorer, groups, budget):
         gradients(scorer, Counting(), groups, budget)
 
 
-def gradients(scorer, objective, groups, budget):
+def gradients(scorer, objective, groups, budget, dtype="float32", copies=torch.float32):
     references = [[[-3.0] * len(group.responses) for group in groups]] * objective.needs.references
     scorer.zero_grad()
-    batch = Batch(groups, references, budget, "float32")
-    result, state = backward(scorer, objective, objective.initial_state(0), batch, ALONE)
+    batch = Batch(groups, references, budget, dtype)
+    weights = WorkingWeights(scorer, copies)
+    result, state = backward(scorer, objective, objective.initial_state(0), batch, ALONE, weights)
     return result, state, torch.cat([p.grad.flatten() for p in scorer.parameters()])
 
 
@@ -115,6 +123,19 @@ def test_micro_batches_equal_the_whole_batch(scorer, groups, objective, budget):
     }
     if objective.coupled:
         assert float(state["calls"]) == 1
+
+
+@pytest.mark.parametrize("objective", [DPO(), Spread()], ids=["separable", "coupled"])
+@pytest.mark.parametrize("budget", [1, 30, 10**9])
+def test_working_weights_of_micro_batches_add_up_in_float32(monkeypatch, groups, objective, budget):
+    """The same bits as where every layer casts its weights, and float32 weights get the sum of all micro-batches."""
+    monkeypatch.setattr(layer_fusion, "_fuse_modules", lambda model: None)  # As on a card.
+    monkeypatch.setattr(working_weights, "STACKED", ())  # One product of several layers rounds otherwise.
+    torch.manual_seed(0)
+    scorer = tree_scorer()
+    _, _, expected = gradients(scorer, objective, groups, budget, "bfloat16")
+    _, _, actual = gradients(scorer, objective, groups, budget, "bfloat16", torch.bfloat16)
+    assert torch.equal(actual, expected)
 
 
 def test_both_passes_of_a_coupled_objective_drop_the_same(scorer, groups):

@@ -11,6 +11,7 @@ from penchant.config.section import Section
 from penchant.data.files import MAX_BYTES
 
 Dtype = Literal["float32", "bfloat16", "float16"]
+DtypeChoice = Literal["auto", "float32", "bfloat16", "float16"]
 
 SAFE_TOKEN_BUDGET = 8192
 """Tokens of a micro-batch where no memory is planned: on a CPU, and for what a model reads before a run is planned."""
@@ -89,13 +90,13 @@ class TrainingConfig(Section):
     )
     epsilon: float = Field(1e-8, gt=0, description="AdamW's epsilon")
     max_grad_norm: float = Field(1.0, gt=0, description="norm to which gradients are clipped")
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+    dtype: DtypeChoice = Field(
         "auto",
         description="dtype of the matrix products; trained weights stay float32. auto: bfloat16 on CUDA cards of "
         "compute capability 8.0 and more (and on XPU where torch supports it), float16 with a scaled loss on older "
         "ones, float32 on CPU and MPS. Resolved at the start and kept when the run is resumed. float32 is TF32 on CUDA",
     )
-    save_dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+    save_dtype: DtypeChoice = Field(
         "auto",
         description="dtype of the saved weights; auto: that of the model training starts from, float32 for adapters; "
         "checkpoints are float32",

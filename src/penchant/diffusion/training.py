@@ -12,21 +12,23 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from penchant.config.run_sections import LoraConfig
+from penchant.config.run_sections import Dtype, LoraConfig
 from penchant.data.groups import PreferenceGroup
 from penchant.diffusion.batches import DenoiserScorer, DrawnBatches, Draws
 from penchant.diffusion.denoising import Denoiser
-from penchant.engine.device import best_dtype
+from penchant.engine.device import training_products
 from penchant.engine.distributed import World
 from penchant.errors import ConfigError
 from penchant.models.lora import add_adapters, sort_modules
 from penchant.objectives import FittedObjective, Objective, WeightedSum
 from penchant.storage.files import read_record, write_atomically
 from penchant.storage.fingerprints import hash_text
+from penchant.training.automatic import choose_dtype
 from penchant.training.batches import Order, Split
 from penchant.training.loop import Loop, LoopConfig
 
@@ -53,9 +55,9 @@ def tune_denoiser(
         Interrupted: on Ctrl-C, SIGTERM or SIGHUP, after the step in progress was finished and saved.
     """
     check_objective(config.objective)
-    settings = config.training.model_copy(update={"token_budget": config.training.unplanned_token_budget})
-    if settings.dtype == "auto":
-        settings = settings.model_copy(update={"dtype": best_dtype(denoiser.device)})
+    dtype = _dtype_of_run(config, denoiser.device, _arguments(config, groups, lora, draws))
+    resolved = {"token_budget": config.training.unplanned_token_budget, "dtype": dtype}
+    settings = config.training.model_copy(update=resolved)
     config = replace(config, training=settings)
     torch.manual_seed(settings.seed)
     denoiser.latent_choice = draws.latents
@@ -65,37 +67,47 @@ def tune_denoiser(
     model = denoiser.unet = add_adapters(
         denoiser.unet, rank=lora.rank, alpha=lora.alpha, dropout=lora.dropout, targets=targets
     )
-    _check_arguments(config, groups, lora, draws)
     order = Order(len(groups), settings.batch_size, settings.seed, settings.shuffle)
     scorer, state = DenoiserScorer(denoiser), config.objective.initial_state(settings.seed)
     source, world = DrawnBatches(scorer, groups, read, draws, order, settings), World(0, 1, denoiser.device)
     loop = Loop(config, scorer, source, state, Split([], []), None, world, lambda: None)
     loop.resume()
-    loop.run()
+    with training_products(denoiser.device):
+        loop.run()
     model.save_pretrained(config.folder)
     sort_modules(config.folder)
     denoiser.unet = model.merge_and_unload().requires_grad_(False)
 
 
-def _check_arguments(config: LoopConfig, groups: Sequence[PreferenceGroup], lora: LoraConfig, draws: Draws) -> None:
-    """Record a new run's arguments; refuse to resume a run that had others, whose checkpoints might load."""
-    arguments = {
+def _arguments(config: LoopConfig, groups: Sequence[PreferenceGroup], lora: LoraConfig, draws: Draws) -> dict[str, Any]:
+    return {
         "objective": repr(config.objective),
         "training": config.training.model_dump(mode="json"),
         "lora": lora.model_dump(mode="json"),
         "draws": asdict(draws),
         "groups": hash_text(repr(list(groups))),
     }
+
+
+def _dtype_of_run(config: LoopConfig, device: torch.device, arguments: dict[str, Any]) -> Dtype:
+    """The dtype that a run was started with, or that suits the device of a new one, whose arguments are recorded.
+
+    Raises:
+        ConfigError: the device lacks the dtype; or the run in the folder had other arguments, and might load.
+    """
     file = config.folder / "arguments.json"
+    dtype: Dtype = choose_dtype(config.training.dtype, device)
     if any((config.folder / "checkpoints").glob("step-*")):
-        record = read_record(file, arguments, "remove the folder, and start again")
+        record = read_record(file, [*arguments, "dtype"], "remove the folder, and start again")
         if differing := [name for name, value in arguments.items() if record[name] != value]:
             raise ConfigError(
                 f"the run there was started with other arguments: {', '.join(differing)}",
                 where=str(config.folder),
                 fix="name another folder, or remove this one",
             )
-    write_atomically(file, json.dumps(arguments) + "\n")
+        dtype = record["dtype"]
+    write_atomically(file, json.dumps({**arguments, "dtype": dtype}) + "\n")
+    return dtype
 
 
 def check_objective(objective: Objective) -> None:

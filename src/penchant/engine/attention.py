@@ -27,7 +27,7 @@ from penchant.engine.kernels.shared_prompts import (
     is_flash_size,
     shared_prompt_attention,
 )
-from penchant.engine.tree_plan import Span, Tiling, TreePlan
+from penchant.engine.tree_plan import GatheredSegments, Span, Tiling, TreePlan
 
 TREE = "penchant_tree"
 
@@ -86,11 +86,11 @@ def tree_attention(
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
     layout = tree.prompts_first
     if layout is not None:
-        q, k, v = (x.squeeze(0).transpose(0, 1).to(compute_dtype(x)) for x in (query, key, value))
-        plain = softcap is None and s_aux is None and not tree.narrows(sliding_window)
-        if plain and has_shared_prompt_kernel(q, v):
-            segments = Segments(layout.prompts, layout.groups, layout.candidates, layout.tokens, *layout.longest)
-            return shared_prompt_attention(q, k, v, segments, scale)[None], None
+        if softcap is None and s_aux is None and not tree.narrows(sliding_window):
+            q, k, v = (x.squeeze(0).transpose(0, 1).to(compute_dtype(x)) for x in (query, key, value))
+            if has_shared_prompt_kernel(q, v, tree.has_flash):
+                segments = Segments(layout.prompts, layout.groups, layout.candidates, layout.tokens, *layout.longest)
+                return shared_prompt_attention(q, k, v, segments, scale)[None], None
         # What that kernel lacks is computed on a row that lies group after group.
         query, key, value = (x.index_select(2, layout.restored) for x in (query, key, value))
     out = _group_by_group(query, key, value, tree, sliding_window, scale, softcap, s_aux)
@@ -114,8 +114,8 @@ def _group_by_group(
         return _on_cpu(query, key, value, tree, sliding_window, scale)
     # Under autocast rotations and norms return float32, which the fast kernels do not take.
     query, key, value = (x.to(compute_dtype(x)) for x in (query, key, value))
-    if query.is_cuda and is_flash_size(query, value) and not tree.forked:
-        return _variable_length(query, key, value, tree, sliding_window, scale)
+    if tree.segments is not None and is_flash_size(query, value):
+        return _variable_length(query, key, value, tree.segments, sliding_window, scale)
     return _masked(query, key, value, tree, sliding_window, scale)
 
 
@@ -198,7 +198,7 @@ def _varlen_attn() -> Callable[..., Any]:
 
 
 def _variable_length(
-    query: Tensor, key: Tensor, value: Tensor, tree: TreePlan, window: int | None, scale: float
+    query: Tensor, key: Tensor, value: Tensor, segments: GatheredSegments, window: int | None, scale: float
 ) -> Tensor:
     """Flash attention over variable lengths: each candidate's keys are its prompt's and its own, gathered.
 
@@ -207,11 +207,10 @@ def _variable_length(
     later ones need `enable_gqa`.
     """
     kernel = _varlen_attn()
-    key_indices, query_ends, key_ends, longest_query, longest_key = tree.segments
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
-    k, v = k.index_select(0, key_indices), v.index_select(0, key_indices)
+    k, v = k.index_select(0, segments.keys), v.index_select(0, segments.keys)
     options: dict[str, object] = {"window_size": (-1 if window is None else window - 1, 0), "scale": scale}
     if "enable_gqa" in signature(kernel).parameters:
         options["enable_gqa"] = q.shape[1] != k.shape[1]
-    attended = kernel(q.contiguous(), k, v, query_ends, key_ends, longest_query, longest_key, **options)
+    attended = kernel(q.contiguous(), k, v, *segments.ends, *segments.longest, **options)
     return attended[None]

@@ -15,7 +15,7 @@ from penchant.errors import ConfigError
 DeviceChoice = Literal["auto", "cpu", "cuda", "mps", "xpu"]
 
 BFLOAT16_CAPABILITY = (8, 0)
-"""Lowest compute capability of NVIDIA cards whose matrix products take bfloat16."""
+"""Lowest compute capability of NVIDIA cards with matrix products in bfloat16 and flash attention."""
 
 CHOICE = "PENCHANT_DEVICE"
 """Environment variable that holds the choice, so that processes which this one starts have the same device."""
@@ -100,6 +100,11 @@ def best_dtype(device: torch.device) -> Literal["float32", "bfloat16", "float16"
     if device.type == "cuda":
         return "bfloat16" if torch.cuda.get_device_capability(device) >= BFLOAT16_CAPABILITY else "float16"
     return "bfloat16" if device.type == "xpu" and torch.xpu.is_bf16_supported() else "float32"
+
+
+def has_flash_attention(device: torch.device) -> bool:
+    """Whether a device has torch's flash attention, as CUDA cards of compute capability 8.0 and more do."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= BFLOAT16_CAPABILITY
 
 
 def require_dtype(dtype: str, device: torch.device) -> None:

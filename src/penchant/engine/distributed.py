@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import json
+import logging
 import os
 import platform
 import sys
@@ -26,7 +27,10 @@ from torch import Tensor, nn
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from penchant.engine.device import local_device
+from penchant.engine.whole_layers import decoder_layers
 from penchant.errors import ConfigError
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -157,7 +161,10 @@ def shard(scorer: nn.Module, world: World) -> None:
     from torch.distributed.fsdp import fully_shard
 
     mesh = init_device_mesh(world.device.type, (world.size,))
-    for layer in _layers(scorer):
+    layers = decoder_layers(scorer)
+    if not layers:
+        logger.warning("no layers with attention are in the model: every process gathers all of its weights at once")
+    for layer in layers:
         fully_shard(layer, mesh=mesh)
     fully_shard(scorer, mesh=mesh)
 
@@ -171,12 +178,6 @@ def reshard(scorer: nn.Module) -> None:
 
     if isinstance(scorer, FSDPModule):
         scorer.reshard()
-
-
-def _layers(module: nn.Module) -> list[nn.Module]:
-    """The decoder layers: the members of the largest list of modules of one class."""
-    lists = [list(m) for m in module.modules() if isinstance(m, nn.ModuleList) and len({type(x) for x in m}) == 1]
-    return max(lists, key=len, default=[])
 
 
 class RankMonitor:

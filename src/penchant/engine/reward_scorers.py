@@ -44,7 +44,7 @@ class HeadedScorer(PackedScorer):
     def forward(self, batch: TreeBatch) -> Tensor:
         """Log-probs (nats) and rewards, stacked [2, G, K]; 0 in empty slots."""
         log_probs, last = self._inner[0].forward_with_hidden(batch)
-        return torch.stack([log_probs, batch.to_group_matrix(self.head(last).to(log_probs))])
+        return torch.stack([log_probs, batch.to_group_matrix(exact(self.head(last)))])
 
 
 def require_end_tokens(groups: Sequence[TokenizedGroup], ends: Sequence[int]) -> None:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import torch
+from torch import Tensor, nn
 
 from penchant.data.tokenized import TokenizedGroup
 from penchant.engine.device import float32_products
@@ -17,7 +17,7 @@ from penchant.engine.scorer import PackedScorer, Scorer
 from penchant.engine.scoring import precision
 from penchant.engine.tree import TreeScorer
 from penchant.engine.tree_check import TreeCheck, is_half, measure_rounding, rounding_note
-from penchant.engine.whole_layers import compile_layers, undo_compilation
+from penchant.engine.whole_layers import NOT_COMPILED, compile_layers, short_reason, undo_compilation
 from penchant.engine.working_weights import WorkingWeights
 from penchant.models.multimodal import set_attention
 
@@ -37,6 +37,9 @@ COMPILED_ROUNDINGS = 4.0
 
 COMPILED_TOLERANCE = 1e-3
 """The same as a share of the largest number, where products are float32 or TF32."""
+
+COMPILED_GRADIENTS = 0.05
+"""Largest difference of the norm of compiled layers' gradients, as a share of the norm."""
 
 
 @dataclass(frozen=True)
@@ -111,33 +114,55 @@ def compile_scorer(
     scorer: PackedScorer,
     sample: Sequence[TokenizedGroup],
     dtype: str,
+    weights: WorkingWeights,
     rounding: float | None,
     backend: str | Callable[..., Any] = "inductor",
 ) -> str | None:
-    """Compile the layers of a scorer that trains; a notice where their numbers differ, and they then run as before.
+    """Compile the layers of a scorer that trains; a notice where that fails or changes its numbers, and it is undone.
 
-    The graphs that are checked are those that train: in its dtype, with its weights, with a backward.
+    The graphs that are checked are those that train, forward and backward. Gradients are dropped afterwards.
 
     Args:
+        scorer: in training mode.
         sample: groups of the run.
+        weights: of the model, as the loop has them.
         rounding: largest error of the scorer's numbers in half precision, in nats; None where it is not known.
         backend: as of `compile_layers`.
     """
     model: Any = scorer.model
-    compile_layers(model, backend)
     batch = scorer.collate(sample[:2], 1.0).to(model.device)
-    weights = WorkingWeights(model, getattr(torch, dtype)) if dtype != "float32" else None
-    with precision(model.device, dtype), nullcontext() if weights is None else weights.in_place():
-        compiled = scorer(batch).detach()
-    with torch.no_grad(), torch.compiler.set_stance("force_eager"), precision(model.device, dtype):
-        plain = scorer(batch)
-    difference = float((compiled - plain).abs().max())
-    largest = COMPILED_ROUNDINGS * (rounding or 0.0) + COMPILED_TOLERANCE * (1 + float(plain.abs().max()))
-    if difference <= largest:
+
+    def numbers() -> tuple[Tensor, Tensor]:
+        with torch.random.fork_rng():
+            torch.manual_seed(0)  # Adapters' dropout is the same twice.
+            with precision(model.device, dtype), weights.in_place():
+                scores = scorer(batch)
+                scores.sum().backward()
+                weights.add_gradients()
+        norm = nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
+        model.zero_grad()
+        return scores.detach(), norm
+
+    plain_scores, plain_norm = numbers()
+    compile_layers(model, backend)
+    try:
+        scores, norm = numbers()
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:  # Of the compiler at the backward; one at the forward is undone there.
+        model.zero_grad()
+        undo_compilation(model)
+        return f"{NOT_COMPILED}: {short_reason(error)}"
+    difference = float((scores - plain_scores).abs().max())
+    largest = COMPILED_ROUNDINGS * (rounding or 0.0) + COMPILED_TOLERANCE * (1 + float(plain_scores.abs().max()))
+    share = abs(float(norm / plain_norm) - 1)
+    # Written so that a number that is none fails too.
+    if difference <= largest and share <= COMPILED_GRADIENTS:
         return None
     undo_compilation(model)
     return (
-        f"layers are not compiled, which costs time: compiled they give log-probs that differ by {difference:.2g} nats"
+        f"{NOT_COMPILED}: compiled they give numbers that differ by {difference:.2g} (nats, or rewards) and gradients "
+        f"whose norm differs by {share:.1%}"
     )
 
 

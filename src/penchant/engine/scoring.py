@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,9 +15,6 @@ from penchant.engine.distributed import World, reshard
 from penchant.engine.reward_scorers import HeadedScorer
 from penchant.engine.scorer import CandidateGroup, Scorer
 from penchant.storage.caches import LogProbCache
-
-if TYPE_CHECKING:
-    pass
 
 PACKING_WINDOW = 256
 """Number of groups that are packed together in a forward-only pass."""

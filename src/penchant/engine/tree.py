@@ -11,7 +11,7 @@ from torch import Tensor
 from penchant.data.tokenized import TokenizedGroup
 from penchant.data.trees import TreeBatch, pack, with_prompts_first
 from penchant.engine.attention import TREE, tree_attention
-from penchant.engine.device import exact
+from penchant.engine.device import exact, has_flash_attention
 from penchant.engine.kernels.layer_fusion import fuse_layers
 from penchant.engine.kernels.linear_log_probs import compute_dtype, row_multiple
 from penchant.engine.kernels.tied_embedding import SharedGradient, embed, is_tied
@@ -81,14 +81,14 @@ class TreeScorer(PackedScorer):
 def arranged(batch: TreeBatch, model: PreTrainedModel) -> TreeBatch:
     """The batch in the order of tokens that this model's attention computes fastest.
 
-    On a GPU all prompts come first, unless a soft-cap or a window narrower than the longest sequence needs the tiles of
-    a row that lies group after group.
+    Where there is flash attention all prompts come first, unless a soft-cap or a window narrower than the longest
+    sequence needs a row that lies group after group.
     """
     config = text_config(model.config)
     window = getattr(config, "sliding_window", None)
     longest = max(branch.prompt + max(branch.responses, default=0) for branch in batch.branches)
     plain = getattr(config, "attn_logit_softcapping", None) is None and (window is None or window >= longest)
-    return with_prompts_first(batch) if plain and model.device.type == "cuda" else batch
+    return with_prompts_first(batch) if plain and has_flash_attention(model.device) else batch
 
 
 def last_hidden(model: PreTrainedModel, batch: TreeBatch, shared: SharedGradient | None = None) -> Tensor:

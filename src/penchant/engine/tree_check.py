@@ -58,8 +58,8 @@ def rounding_note(rounding: float | None) -> str:
     """
     size = "by an unknown amount" if rounding is None else f"by up to {rounding:.2g} on a sample"
     return (
-        f"bfloat16 rounds the model's numbers (log-probs in nats, rewards) {size}: candidates closer than that may "
-        "change their order; in float32 they keep it"
+        f"half precision rounds the model's numbers (log-probs in nats, rewards) {size}: candidates closer than that "
+        "may change their order; in float32 they keep it"
     )
 
 

@@ -10,14 +10,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
-from functools import cached_property
+from itertools import accumulate
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
-from penchant.data.trees import Branches, TreeBatch
+from penchant.data.trees import Branches, TreeBatch, copy_together
+from penchant.engine.device import has_flash_attention
 
 BLOCK = 64
 """Short responses share a tile up to this many tokens: fewer kernel calls for little superfluous attention."""
@@ -169,6 +171,38 @@ def _read_indices(branches: Sequence[Branches], multiple: int) -> np.ndarray[tup
     return np.flatnonzero(read)
 
 
+class GatheredSegments(NamedTuple):
+    """Segments for variable-length kernels, with the prompt's keys and values gathered per candidate; no forks.
+
+    Attributes:
+        keys: [S] int64, the row's index of every key.
+        ends: cumulative query lengths and key lengths, [1 + segments] int32.
+        longest: tokens of the longest query segment and of the longest key segment.
+    """
+
+    keys: Tensor
+    ends: tuple[Tensor, Tensor]
+    longest: tuple[int, int]
+
+    @classmethod
+    def of_row(cls, branches: Sequence[Branches], device: torch.device) -> GatheredSegments:
+        """The segments of a row that lies group after group, in one transfer to its device."""
+        indices, queries, keys = [], [], []
+        start = 0
+        for branch in branches:
+            prompt = torch.arange(start, start + branch.prompt)
+            start += branch.prompt
+            indices.append(prompt)
+            queries += [branch.prompt, *branch.responses]
+            keys += [branch.prompt, *(branch.prompt + n for n in branch.responses)]
+            for n in branch.responses:
+                indices += [prompt, torch.arange(start, start + n)]
+                start += n
+        ends = (torch.tensor([0, *accumulate(lengths)], dtype=torch.int32) for lengths in (queries, keys))
+        key_indices, query_ends, key_ends = copy_together([torch.cat(indices), *ends], device)
+        return cls(key_indices, (query_ends, key_ends), (max(queries), max(keys)))
+
+
 class TreePlan:
     """A packed row as its layers need it; made once per micro-batch.
 
@@ -178,6 +212,8 @@ class TreePlan:
     Attributes:
         read_indices: [R] int64, ascending: the row's indices whose last hidden state may be read (responses, and the
             prompts' last tokens).
+        has_flash: whether the row's device has torch's flash attention.
+        segments: the row's segments for that attention; None where it lacks it, lies prompts first or has forks.
         last_layer_plan: the plan of the last layer, where only the last token of a prompt is read.
     """
 
@@ -192,9 +228,12 @@ class TreePlan:
             self.read_indices = torch.from_numpy(_read_indices(batch.branches, multiple)).to(self.device)
         else:
             self.read_indices = batch.prompts_first.read
+        self.has_flash = has_flash_attention(self.device)
+        is_gathered = self.has_flash and self.prompts_first is None and not self.forked
+        self.segments = GatheredSegments.of_row(self.branches, self.device) if is_gathered else None
         self._tilings: dict[int | None, Tiling] = {}
         self._last = False
-        # The attribute is made here: a compiled layer cannot enter the lock of a cached property.
+        # Attributes are made here: a compiled layer cannot enter the lock of a cached property.
         self.last_layer_plan = copy(self)
         self.last_layer_plan._tilings, self.last_layer_plan._last = {}, True
 
@@ -210,7 +249,7 @@ class TreePlan:
             self._tilings[narrow] = Tiling(self._group_after_group, narrow, self._last)
         return self._tilings[narrow]
 
-    @cached_property
+    @property
     def _group_after_group(self) -> TreeBatch:
         """The batch whose positions are of a row that lies group after group, as tiles do."""
         layout = self.prompts_first
@@ -219,27 +258,3 @@ class TreePlan:
     def narrows(self, window: int | None) -> bool:
         """Whether a window hides any key of this row from its candidates."""
         return window is not None and window < self._longest
-
-    @cached_property
-    def segments(self) -> tuple[Tensor, Tensor, Tensor, int, int]:
-        """Segments for variable-length kernels, with the prompt's keys and values gathered per candidate; no forks.
-
-        Returns:
-            key indices [S] int64: the row's index of every key; cumulative query and key lengths [1 + segments] int32;
-            longest query and key segment.
-        """
-        key_indices, queries, keys = [], [0], [0]
-        start = 0
-        for branch in self.branches:
-            prompt = torch.arange(start, start + branch.prompt)
-            start += branch.prompt
-            key_indices.append(prompt)
-            queries.append(branch.prompt)
-            keys.append(branch.prompt)
-            for n in branch.responses:
-                key_indices += [prompt, torch.arange(start, start + n)]
-                queries.append(n)
-                keys.append(branch.prompt + n)
-                start += n
-        cumulative = [torch.tensor(x, device=self.device).cumsum(0).to(torch.int32) for x in (queries, keys)]
-        return torch.cat(key_indices).to(self.device), cumulative[0], cumulative[1], max(queries), max(keys)

@@ -2,13 +2,14 @@
 
 A layer's norms, rotations, gate, residual sums and their backward become a few kernels between the matrix products;
 attention is an operator of its own (`shared_prompts`). All layers share their graph, since weights are its inputs, and
-sizes are symbolic, so that new lengths compile nothing.
+sizes are symbolic, so that new lengths compile nothing. Passes without gradients run the layers as they are: those of
+references and of sampling have other arguments, which would compile graphs of their own.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -16,16 +17,24 @@ from torch import nn
 
 logger = logging.getLogger(__name__)
 
+NOT_COMPILED = "layers are not compiled, which costs time"
 
-def decoder_layers(model: nn.Module) -> Iterator[nn.Module]:
-    """The layers of a language model: the modules of its lists that hold attention."""
-    for module in model.modules():
-        if isinstance(module, nn.ModuleList):
-            yield from (layer for layer in module if hasattr(layer, "self_attn"))
+
+def decoder_layers(model: nn.Module) -> list[nn.Module]:
+    """The layers of a language model: the members of its lists of modules some of which have attention.
+
+    Attention is a child whose name has "attn" or "attention" in it, as in all models of transformers.
+    """
+    lists = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
+    return [layer for layers in lists if any(map(_has_attention, layers)) for layer in layers]
+
+
+def _has_attention(layer: nn.Module) -> bool:
+    return any("attn" in name or "attention" in name for name, _ in layer.named_children())
 
 
 def compile_layers(model: nn.Module, backend: str | Callable[..., Any] = "inductor") -> None:
-    """Compile every decoder layer at its first call; where that fails, all run as they are, and a notice says so.
+    """Compile every decoder layer at its first call; where that fails, all run as they are, and a line says so.
 
     Graphs of models that were compiled before in this process are dropped.
 
@@ -34,10 +43,11 @@ def compile_layers(model: nn.Module, backend: str | Callable[..., Any] = "induct
     """
     # The compiler keeps a few graphs for a function, and those of an earlier model count among them.
     torch._dynamo.reset()
-    layers = [*decoder_layers(model)]
-    for layer in layers:
-        layer.compile(dynamic=True, backend=backend)
-        layer._compiled_call_impl = _until_it_fails(layer._compiled_call_impl, layer, layers)
+    # Adapters' dropout draws the numbers that it draws without compilation.
+    options = {"fallback_random": True} if backend == "inductor" else None
+    for layer in decoder_layers(model):
+        layer.compile(dynamic=True, backend=backend, options=options)
+        layer._compiled_call_impl = _until_it_fails(layer._compiled_call_impl, layer, model)
 
 
 def undo_compilation(model: nn.Module) -> None:
@@ -46,19 +56,24 @@ def undo_compilation(model: nn.Module) -> None:
         layer._compiled_call_impl = None
 
 
-def _until_it_fails(compiled: Any, layer: nn.Module, layers: list[nn.Module]) -> Callable[..., Any]:
+def short_reason(error: Exception) -> str:
+    """The beginning of a compiler's error, on one line."""
+    return " ".join(str(error).split())[:200]
+
+
+def _until_it_fails(compiled: Any, layer: nn.Module, model: nn.Module) -> Callable[..., Any]:
     """The compiled call of a layer, which undoes the compilation of all layers where it cannot be compiled."""
     # Not before it is needed: the compiler takes seconds to import.
     from torch._dynamo.exc import TorchDynamoException
 
     def call(*args: Any, **kwargs: Any) -> Any:
+        if not torch.is_grad_enabled():
+            return layer._call_impl(*args, **kwargs)
         try:
             return compiled(*args, **kwargs)
         except TorchDynamoException as error:
-            for other in layers:
-                other._compiled_call_impl = None
-            reason = " ".join(str(error).split())[:200]
-            logger.warning(f"layers are not compiled, which costs time: {reason}")
+            undo_compilation(model)
+            logger.warning(f"{NOT_COMPILED}: {short_reason(error)}")
             return layer(*args, **kwargs)
 
     return call

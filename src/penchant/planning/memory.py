@@ -1,4 +1,8 @@
-"""The memory of a run by phase: the run's own code runs on tensors without data, and their bytes are counted."""
+"""The memory of a run by phase: the run's own code runs on tensors without data, and their bytes are counted.
+
+On a card the layers count as the CPU's fused ones: compiled layers save about as much for their backward, and what a
+compiler makes of them is not known before it runs.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +19,7 @@ from penchant.engine.output_head import linear_head_memory
 from penchant.engine.scorer import Scorer
 from penchant.engine.scoring import precision
 from penchant.engine.tree import TreeScorer
+from penchant.engine.working_weights import WorkingWeights, working_weights
 from penchant.models.multimodal import text_config
 from penchant.planning.model import ModelSpec, blank_model, meta_reference, read_shape, shallow
 from penchant.training.model import copy_trained_weights
@@ -106,7 +111,8 @@ class Memory:
 
     Attributes:
         weights: bytes of the model, with adapters and head; of a second model where a reference stays in memory, and
-            of a copy of the trained weights where the reference is updated to the policy.
+            of a copy of the trained weights where the reference is updated to the policy, or where layers compute with
+            copies in half precision.
         gradients: bytes of the trained weights' gradients.
         optimizer: bytes of AdamW's moments.
         activations: bytes that the forward of the heaviest micro-batch saves for its backward.
@@ -265,8 +271,9 @@ def _count(spec: ModelSpec, batches: PeakBatches, surroundings: Surroundings) ->
         if None in surroundings.references:
             reference_peaks.append(_forward(scorer, batches.reference, tracker, device, dtype))
         moving_reference = copy_trained_weights(scorer) if spec.config.reference_update == "best" else {}
+        copies = working_weights(scorer, device, dtype, 1)
         weights = tracker.live
-        counts = _count_steps(spec, scorer.train(), batches.steps, tracker, device)
+        counts = _count_steps(spec, scorer.train(), batches.steps, copies, tracker, device)
         held_out = _forward(scorer, batches.held_out, tracker, device, dtype) if batches.held_out else 0
         del moving_reference
     phases = {"training": counts["training"], "step": counts["step"], "held_out": held_out}
@@ -285,6 +292,7 @@ def _count_steps(
     spec: ModelSpec,
     scorer: Scorer,
     steps: Sequence[Sequence[MicroBatch]],
+    copies: WorkingWeights,
     tracker: MemoryTracker,
     device: torch.device,
 ) -> dict[str, int]:
@@ -296,7 +304,9 @@ def _count_steps(
     for micro_batches in [steps[0][:1], *steps]:
         for groups in micro_batches:
             tracker.reset()
-            activations = _backward(scorer, groups, tracker, device, settings.resolved_dtype)
+            with copies.in_place():
+                activations = _backward(scorer, groups, tracker, device, settings.resolved_dtype)
+                copies.add_gradients()
             counts["activations"] = max(counts["activations"], activations)
             counts["training"] = max(counts["training"], tracker.peak)
         counts["gradients"] = sum(p.grad.nbytes for p in scorer.parameters() if p.grad is not None)

@@ -14,7 +14,7 @@ from penchant.config.run import RunConfig, parse_config
 from penchant.config.run_sections import SAFE_TOKEN_BUDGET
 from penchant.config.yaml_files import override
 from penchant.data.tokenized import TokenizedGroup
-from penchant.engine.device import local_device, on_device, training_products
+from penchant.engine.device import best_dtype, local_device, on_device, training_products
 from penchant.engine.memory import available_bytes, process_bytes
 from penchant.engine.reference_model import NO_LIMIT
 from penchant.engine.scorer_choice import sample_groups
@@ -24,7 +24,7 @@ from penchant.planning.memory import Memory, Surroundings, count_memory
 from penchant.planning.model import ModelSpec, read_shape
 from penchant.planning.time import NoRoom, StepCosts, check_tree, measure_step_costs
 from penchant.planning.work import Workload, plan_batches
-from penchant.training.automatic import resolve_dtype, with_training
+from penchant.training.automatic import choose_dtype, with_training
 from penchant.training.inputs import Inputs
 from penchant.training.run import read_run
 
@@ -222,7 +222,8 @@ class Planner:
         if not config.training.gradient_checkpointing:
             single.append(("training.gradient_checkpointing=true",))
         if config.training.dtype == "float32":
-            single.append(("training.dtype=bfloat16",))
+            half = "float16" if best_dtype(self.device) == "float16" else "bfloat16"
+            single.append((f"training.dtype={half}",))
         if config.lora is None and adapter_base(config.model) is None and not config.head.freeze_backbone:
             single.append(("lora.rank=16",))
         alone = [change for change in single if change]
@@ -284,7 +285,7 @@ def plan(config: RunConfig, *, available: int | None = None) -> Plan:
     """
     with on_device(config.device):
         device = local_device()
-        config = resolve_dtype(config, device)
+        config = with_training(config, dtype=choose_dtype(config.training.dtype, device))
         inputs, tokenizer, limit = read_run(config, 1, weights=False)
         room = available_bytes(device) if available is None else available
         planner = new_planner(config, inputs, tokenizer, limit, device, room)

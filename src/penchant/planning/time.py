@@ -142,8 +142,8 @@ def _costs_of_products(spec: ModelSpec, thin: Scorer, deep: Scorer, rate: float)
         embedding = scorer.model.get_input_embeddings().weight
         head = scorer.model.get_output_embeddings()
         is_multiplied = head is not None and head.weight is embedding
-        counted = (p for p in scorer.parameters() if p.requires_grad or not trained)
-        return sum(p.numel() for p in counted if is_multiplied or p is not embedding)
+        parameters = (p for p in scorer.parameters() if p.requires_grad or not trained)
+        return sum(p.numel() for p in parameters if is_multiplied or p is not embedding)
 
     layer, layer_trained = (weights(deep, trained) - weights(thin, trained) for trained in (False, True))
     non_layer, non_layer_trained = weights(thin, False) - layer, weights(thin, True) - layer_trained
@@ -316,15 +316,15 @@ def _matrix_rate(size: int, dtype: str, device: torch.device) -> float:
     On a CPU the rows grow until both take `PRODUCT_SECONDS`: without AVX-512 the second is a hundred times slower in
     bfloat16 than in float32.
     """
-    most = 512 if device.type == "cuda" else max(16, min(512, CHECKED_OPERATIONS // (40 * size * size)))
+    max_rows = 512 if device.type == "cuda" else max(16, min(512, CHECKED_OPERATIONS // (40 * size * size)))
     weights = torch.rand(4 * size, size, dtype=getattr(torch, dtype), device=device)
-    rows, seconds = most if device.type == "cuda" else 1, 0.0
+    rows, seconds = max_rows if device.type == "cuda" else 1, 0.0
     while True:
         inputs = torch.rand(rows, size, dtype=weights.dtype, device=device)
         seconds = min(_product_seconds(inputs, weights) for _ in range(4))
-        if rows >= most or seconds > PRODUCT_SECONDS:
+        if rows >= max_rows or seconds > PRODUCT_SECONDS:
             return 2 * 2 * rows * size * 4 * size / seconds
-        rows = min(4 * rows, most)
+        rows = min(4 * rows, max_rows)
 
 
 def _product_seconds(inputs: Tensor, weights: Tensor) -> float:

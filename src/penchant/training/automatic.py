@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from penchant.config.run import RunConfig, read_yaml
+from penchant.config.run_sections import Dtype, DtypeChoice
 from penchant.engine.device import best_dtype, require_dtype
 
 logger = logging.getLogger(__name__)
@@ -29,19 +30,19 @@ def as_recorded(config: RunConfig) -> RunConfig:
     return with_training(config, **{name: recorded[name] for name in automatic if name in recorded})
 
 
-def resolve_dtype(config: RunConfig, device: torch.device) -> RunConfig:
-    """The configuration with a dtype that the device computes; ``auto`` becomes the best one.
+def choose_dtype(choice: DtypeChoice, device: torch.device) -> Dtype:
+    """The dtype of a run's matrix products on a device; ``auto`` becomes the best one.
 
     Raises:
         ConfigError: the configured dtype does not run on the device.
     """
-    if config.training.dtype != "auto":
-        require_dtype(config.training.dtype, device)
-        return config
+    if choice != "auto":
+        require_dtype(choice, device)
+        return choice
     dtype = best_dtype(device)
     if dtype == "float16":
         logger.info(
             "training.dtype: auto is float16 with a scaled loss here, as this card has no bfloat16 (compute capability "
             "below 8.0)"
         )
-    return with_training(config, dtype=dtype)
+    return dtype

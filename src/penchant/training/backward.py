@@ -19,6 +19,7 @@ from penchant.engine.device import exact, sum_device
 from penchant.engine.distributed import World
 from penchant.engine.scorer import CandidateGroup, Scorer
 from penchant.engine.scoring import precision
+from penchant.engine.working_weights import WorkingWeights
 from penchant.errors import ConfigError
 from penchant.objectives import Groups, Objective, Output, State
 from penchant.training.batches import References, group_tensors, padded_table
@@ -86,15 +87,33 @@ class Batch:
         return replace(self, groups=[self.groups[i] for i in members], references=references)
 
 
-def backward(scorer: Scorer, objective: Objective, state: State, batch: Batch, world: World) -> tuple[Result, State]:
+def backward(
+    scorer: Scorer, objective: Objective, state: State, batch: Batch, world: World, weights: WorkingWeights
+) -> tuple[Result, State]:
     """Add the gradient of the batch's *total* loss, scaled, to the parameters; the caller divides by the global count.
+
+    Args:
+        weights: copies of the scorer's weights, which its layers hold meanwhile.
 
     Raises:
         ConfigError: an objective that is not coupled changes its state; a state must change once per optimizer step.
     """
     cuts = split_into_micro_batches([scorer.cost(group) for group in batch.groups], batch.token_budget)
-    if objective.coupled:
-        return _coupled(scorer, objective, state, batch, world, cuts)
+    with weights.in_place():
+        if objective.coupled:
+            return _coupled(scorer, objective, state, batch, world, weights, cuts)
+        return _separable(scorer, objective, state, batch, world, weights, cuts)
+
+
+def _separable(
+    scorer: Scorer,
+    objective: Objective,
+    state: State,
+    batch: Batch,
+    world: World,
+    weights: WorkingWeights,
+    cuts: Sequence[Sequence[int]],
+) -> tuple[Result, State]:
     result = Result()
     for members, counts_here in world.share(cuts):
         part = batch.part(members)
@@ -110,6 +129,7 @@ def backward(scorer: Scorer, objective: Objective, state: State, batch: Batch, w
             )
         state = new_state
         (output.loss.total * (float(counts_here) * batch.loss_scale)).backward()
+        weights.add_gradients()
         result.add(output, part.groups, counts_here)
     return result, state
 
@@ -121,7 +141,13 @@ def _differ(state: State, new_state: State) -> bool:
 
 
 def _coupled(
-    scorer: Scorer, objective: Objective, state: State, batch: Batch, world: World, cuts: Sequence[Sequence[int]]
+    scorer: Scorer,
+    objective: Objective,
+    state: State,
+    batch: Batch,
+    world: World,
+    weights: WorkingWeights,
+    cuts: Sequence[Sequence[int]],
 ) -> tuple[Result, State]:
     """The gradient by way of the scores: the objective of [G, K] numbers is computed on the host."""
     # Adapters' dropout must be the same in both passes: each micro-batch has a seed of its own.
@@ -129,19 +155,20 @@ def _coupled(
     is_whole = len(cuts) == 1 and world.size == 1
     scores = _score_micro_batch(scorer, batch, world) if is_whole else score_batch(scorer, batch, world, cuts, seed)
     scores_of_batch = scores.detach().cpu().requires_grad_()
-    reference, facts = objective_tables(batch.groups, batch.references, scores_of_batch.device)
-    policy, facts = with_scores(scores_of_batch, facts)
+    policy, reference, facts = objective_inputs(scores_of_batch, batch.groups, batch.references)
     output, state = objective(policy, reference, facts, state)
     (gradient,) = torch.autograd.grad(output.loss.total, scores_of_batch)
-    (gradient,) = copy_together([gradient], scores.device)
+    (gradient,) = copy_together([gradient], sum_device(world.device))
     if is_whole:
         scores.backward(gradient * batch.loss_scale)
+        weights.add_gradients()
     else:
         for members, counts_here in world.share(cuts):
             torch.manual_seed(seed + members[0])
             scores = _score_micro_batch(scorer, batch.part(members), world)
             part = gradient[..., list(members), : scores.shape[-1]]
             scores.backward(part * (float(counts_here) * batch.loss_scale))
+            weights.add_gradients()
     result = Result()
     result.add(output, batch.groups, counts=world.is_main)
     return result, state
@@ -157,6 +184,8 @@ def score_batch(
     advance: Callable[[int], None] = lambda groups: None,
 ) -> Tensor:
     """The model's scores of every candidate of a batch, without a graph: [G, K], or [2, G, K] with a head.
+
+    They are on the host where several processes share the batch.
 
     Args:
         cuts: indices of the groups of each micro-batch.
@@ -175,7 +204,7 @@ def score_batch(
         rows_by_index.update(rank_rows)
     widest = max(row.shape[-1] for row in rows_by_index.values())
     rows = [pad(rows_by_index[i], (0, widest - rows_by_index[i].shape[-1])) for i in range(len(batch.groups))]
-    return torch.stack(rows, -2).to(sum_device(world.device))
+    return torch.stack(rows, -2)
 
 
 def objective_tables(

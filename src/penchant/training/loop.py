@@ -11,7 +11,6 @@ import logging
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -23,7 +22,7 @@ from penchant.engine.device import exact, sum_device
 from penchant.engine.distributed import World, reshard
 from penchant.engine.scorer import CandidateGroup, Scorer
 from penchant.engine.scoring import micro_batches
-from penchant.engine.working_weights import WorkingWeights
+from penchant.engine.working_weights import working_weights
 from penchant.errors import ConfigError, TrainingError
 from penchant.objectives import Objective, State
 from penchant.progress import Progress
@@ -124,9 +123,7 @@ class Loop:
         self.budget, self.dtype = settings.resolved_token_budget, settings.resolved_dtype
         self.is_scaled = self.dtype == "float16"
         self.optimizer = build_optimizer(scorer, settings, config.head_decay)
-        self._working_weights: Callable[[], AbstractContextManager[None]] = nullcontext
-        if world.device.type == "cuda" and world.size == 1 and self.dtype != "float32":
-            self._working_weights = WorkingWeights(scorer, getattr(torch, self.dtype)).in_place
+        self.weights = working_weights(scorer, world.device, self.dtype, world.size)
         self.state = LoopState()
         self.checkpoints = Checkpoints(
             self.folder / "checkpoints", world, config.checkpoints.keep, config.resume_command
@@ -187,10 +184,9 @@ class Loop:
         torch.manual_seed(settings.seed * 1_000_003 + self.state.step)
         scale = LossScale(self.state.loss_scale, self.state.scale_steps) if self.is_scaled else NO_SCALE
         batch = Batch(groups, references, self.budget, self.dtype, step_batch.temperature, scale.factor)
-        with self._working_weights():
-            result, self.objective_state = backward(
-                self.scorer, self.objective, self.objective_state, batch, self.world
-            )
+        result, self.objective_state = backward(
+            self.scorer, self.objective, self.objective_state, batch, self.world, self.weights
+        )
         sums, norm, number = self._reduce(result.sums, gradient_norm(self.scorer), signals)
         sums.update(step_batch.sums)
         total, count = sums["loss"]
@@ -295,7 +291,8 @@ class Loop:
         values = torch.cat([*sums.values(), norm[None]])
         stop_number = signals.signal_number
         if self.world.size > 1:
-            values[-1] *= float(self.world.is_main)  # The norm is the same on every process.
+            if not self.world.is_main:
+                values[-1] = 0.0  # The norm is the same on every process.
             flags = torch.tensor([float(signals.signal_number == number) for number in STOP_SIGNALS])
             values = self.world.sum(torch.cat([values, flags.to(values)]).to(sum_device(self.world.device)))
         numbers = values.tolist()

@@ -28,6 +28,7 @@ from penchant.engine.scorer_choice import (
     sample_groups,
 )
 from penchant.engine.tree import TreeScorer
+from penchant.engine.working_weights import working_weights
 from penchant.errors import ConfigError
 from penchant.models.loading import check_vocabulary, load_model
 from penchant.models.multimodal import text_config
@@ -110,9 +111,8 @@ def load_trained(
     if config.built_objective.needs.head:
         scorer = _headed(config, policy, scorer, groups, world)
     if world.device.type == "cuda" and isinstance(choice.scorer, (TreeScorer, TreeRewardScorer)):
-        # In training mode, for its graphs, unless adapters draw random numbers.
-        choice.scorer.train(config.lora is None or config.lora.dropout == 0)
-        if notice := compile_scorer(choice.scorer, sample, dtype, choice.rounding):
+        weights = working_weights(choice.scorer, world.device, dtype, world.size)
+        if notice := compile_scorer(choice.scorer.train(), sample, dtype, weights, choice.rounding):
             logger.warning(notice)
             notes = (*notes, notice)
     scorer.train()

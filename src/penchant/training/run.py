@@ -24,8 +24,8 @@ from penchant.models.loading import adapter_base, context_length, dropout_settin
 from penchant.models.lora import untrained_adapters
 from penchant.objectives import FittedObjective
 from penchant.storage.files import disk_errors, folder_lock, is_full
-from penchant.training.automatic import as_recorded, resolve_dtype, with_training
-from penchant.training.backward import objective_inputs
+from penchant.training.automatic import as_recorded, choose_dtype, with_training
+from penchant.training.backward import objective_tables
 from penchant.training.batches import BatchSource, FixedDataset, Order, References, Split
 from penchant.training.folder import RunLog, check, day_note, on_one_day, release, run_log, take, with_day
 from penchant.training.input_hashes import input_hashes
@@ -95,7 +95,7 @@ def _safe_budget(config: RunConfig, inputs: Inputs, tokenizer: PreTrainedTokeniz
 def _train(config: RunConfig, world: World, resume: bool, choose_budget: ChooseBudget, log: RunLog) -> None:
     config = with_day(config, world.broadcast(on_one_day(config).data.date))
     config = config.model_copy(update={"training": world.broadcast(as_recorded(config).training)})
-    config = resolve_dtype(config, world.device)
+    config = with_training(config, dtype=choose_dtype(config.training.dtype, world.device))
     inputs, tokenizer, limit = read_run(config, world.size)
     if config.training.token_budget == "auto":
         # A plan is of one process.
@@ -203,8 +203,7 @@ def _prepare(
     state = config.built_objective.initial_state(settings.seed)
     if isinstance(config.built_objective, FittedObjective) and train_end:
         fitting = fitting if needs.fitting_pairs else train
-        log_probs = torch.zeros(len(fitting.groups), _widest(fitting))
-        _, reference, facts = objective_inputs(log_probs, fitting.groups, fitting.references)
+        reference, facts = objective_tables(fitting.groups, fitting.references, torch.device("cpu"))
         state = fit_state(config.built_objective, reference, facts, state)
     source: BatchSource
     if config.candidates == "sampled":
@@ -263,7 +262,3 @@ def _sampled(
 
 def _no_references(groups: Sequence[TokenizedGroup]) -> References:
     return []
-
-
-def _widest(split: Split) -> int:
-    return max(len(group.tokens) for group in split.groups)

@@ -9,7 +9,7 @@ Shapes: N tokens, B words of a block, H heads, D head size.
 
 from __future__ import annotations
 
-import warnings
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -19,6 +19,10 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_map_only
 
+from penchant.engine.whole_layers import short_reason
+
+logger = logging.getLogger(__name__)
+
 
 def use_compiled(x: Tensor) -> bool:
     """Whether a tensor of any shape is computed by these formulas: one on a GPU is."""
@@ -26,7 +30,7 @@ def use_compiled(x: Tensor) -> bool:
 
 
 class _CompiledOnGpu:
-    """A formula, compiled at its first call with tensors of a GPU; if that fails it warns and stays uncompiled."""
+    """A formula, compiled at its first call with tensors of a GPU; a line says where that fails."""
 
     def __init__(self, formula: Callable[..., Any]) -> None:
         self._formula = formula
@@ -45,8 +49,7 @@ class _CompiledOnGpu:
         try:
             return self._on_gpu(tensor, *arguments)
         except TorchDynamoException as error:
-            reason = " ".join(str(error).split())[:200]
-            warnings.warn(f"torch.compile does not work here, which costs time: {reason}", stacklevel=2)
+            logger.warning(f"torch.compile does not work here, which costs time: {short_reason(error)}")
             self._on_gpu = self._formula
             return self._formula(tensor, *arguments)
 

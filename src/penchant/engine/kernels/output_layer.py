@@ -20,7 +20,7 @@ from penchant.engine.kernels import compiled
 MIN_BLOCK = 512
 """Least number of words in a block: a matrix product of fewer columns is slow."""
 
-CARD_SHARE = 0.05
+KEPT_SHARE = 0.05
 """The part of a card's memory that the logits kept for the backward may take, and that one block may take."""
 
 ASSUMED_CARD_BYTES = 139 << 30
@@ -83,7 +83,7 @@ def block_rule(device: torch.device, dtype: torch.dtype) -> BlockRule:
     """The rule for a device and the dtype of the logits."""
     if device.type != "cuda":
         return CPU_RULE
-    kept_elements = int(CARD_SHARE * card_bytes(device)) // dtype.itemsize
+    kept_elements = int(KEPT_SHARE * card_bytes(device)) // dtype.itemsize
     block_elements = min(GPU_BLOCK, kept_elements)
     return BlockRule(block_elements, kept_elements, block_elements, padded=False, float32_products=True)
 

@@ -12,7 +12,8 @@ Shapes: T tokens of the row, P of them of prompts, H heads, H_kv key heads, D he
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import chain, pairwise
 from typing import Any, NamedTuple
 
@@ -54,9 +55,13 @@ def shared_prompt_attention(q: Tensor, k: Tensor, v: Tensor, segments: Segments,
     return out
 
 
-def has_shared_prompt_kernel(q: Tensor, v: Tensor) -> bool:
-    """Whether `shared_prompt_attention` takes queries [T, H, D] and values [T, H_kv, D] of these dtypes and sizes."""
-    return is_flash_size(q, v) if q.is_cuda else q.shape[-1] == v.shape[-1]
+def has_shared_prompt_kernel(q: Tensor, v: Tensor, has_flash: bool) -> bool:
+    """Whether `shared_prompt_attention` takes queries [T, H, D] and values [T, H_kv, D] of these dtypes and sizes.
+
+    Args:
+        has_flash: whether their device has torch's flash attention; on the CPU nothing needs it.
+    """
+    return (has_flash and is_flash_size(q, v)) if q.is_cuda else q.shape[-1] == v.shape[-1]
 
 
 def is_flash_size(q: Tensor, v: Tensor) -> bool:
@@ -128,10 +133,27 @@ class _Flash:
         # Without dropout the kernel reads no random numbers.
         state, unused = (torch.empty(n, dtype=torch.uint64, device=q.device) for n in (2, 0))
         tensors = (upstream[call.rows], q[call.rows], k[call.keys], v[call.keys], out[call.rows], sums)
-        gradients: tuple[Tensor, Tensor, Tensor] = torch.ops.aten._flash_attention_backward(
-            *tensors, *call.ends, *call.longest, 0.0, call.causal, state, unused, scale=scale
-        )
+        with _in_fixed_order():
+            gradients: tuple[Tensor, Tensor, Tensor] = torch.ops.aten._flash_attention_backward(
+                *tensors, *call.ends, *call.longest, 0.0, call.causal, state, unused, scale=scale
+            )
         return gradients
+
+
+@contextmanager
+def _in_fixed_order() -> Iterator[None]:
+    """Kernels called inside the context add up in a fixed order, so that two runs have the same bits."""
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    settings: Any = torch.utils.deterministic
+    fills = settings.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True)
+    settings.fill_uninitialized_memory = False  # Every element is written; filling costs a launch.
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
+        settings.fill_uninitialized_memory = fills
 
 
 class _WrittenOut:
