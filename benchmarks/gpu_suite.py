@@ -313,7 +313,7 @@ def commit() -> str | None:
 
 def default_output(setting: Setting) -> Path:
     """benchmarks/results/DATE-DEVICE-gpu-suite.json, as 2026-12-01-h200-gpu-suite.json; of a tiny run in .work."""
-    device = setting.device
+    device: str = setting.device
     if device == "cuda":
         name = setting.figures.get("card", {}).get("machine", {}).get("device", device)
         device = "-".join(re.findall(r"[a-z0-9]+", name.lower().replace("nvidia", "")))
