@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator
 from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
 from typing import Any
@@ -37,11 +37,11 @@ from workloads import WORKLOADS, build  # noqa: E402
 from penchant import parse_config, train  # noqa: E402
 from penchant.data.groups import PreferenceGroup  # noqa: E402
 from penchant.data.tokenized import TokenizedGroup  # noqa: E402
-from penchant.data.trees import TreeBatch, pack  # noqa: E402
+from penchant.data.trees import TreeBatch, pack, with_prompts_first  # noqa: E402
 from penchant.engine import attention  # noqa: E402
 from penchant.engine.kernels.layer_fusion import fuse_layers  # noqa: E402
 from penchant.engine.scoring import precision  # noqa: E402
-from penchant.engine.tree import TreeScorer  # noqa: E402
+from penchant.engine.tree import TreeScorer, arranged  # noqa: E402
 from penchant.engine.tree_plan import TreePlan  # noqa: E402
 from penchant.training.loop import Interrupted, Loop  # noqa: E402
 
@@ -79,17 +79,35 @@ def hidden(device: torch.device) -> Any:
     return mock.patch("torch.cuda.is_available", return_value=False) if device == CPU else nullcontext()
 
 
-def attention_rows(device: torch.device, calls: list[None]) -> list[Row]:
-    """The tree's attention in bfloat16, there and back, against softmax written out in float64."""
-    rows = []
+def counted_kernels() -> list[None]:
+    """A list that grows with every call of attention by a card's kernels, from now on."""
+    calls: list[None] = []
+
+    def counting(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def call(*arguments: Any) -> Tensor:
+            calls.append(None)
+            return function(*arguments)
+
+        return call
+
+    for name in ("_variable_length", "shared_prompt_attention"):
+        setattr(attention, name, counting(getattr(attention, name)))
+    return calls
+
+
+def attention_rows(device: torch.device, calls: list[None]) -> Iterator[Row]:
+    """The tree's attention in bfloat16, there and back, against softmax written out in float64.
+
+    A row lies group after group, or all prompts come first; there attention has no window.
+    """
     cases = [
-        (s, heads_and_kv, size, w)
+        (s, heads_and_kv, size, window, arrange)
         for s in SHAPES
         for heads_and_kv in ((4, 4), (14, 2))
         for size in (64, 128)
-        for w in (None, 50)
+        for window, arrange in ((None, None), (50, None), (None, with_prompts_first))
     ]
-    for name, (heads, kv), size, window in cases:
+    for name, (heads, kv), size, window, arrange in cases:
         batch = packed(SHAPES[name])
         n, places = len(batch.input_ids), torch.arange(len(batch.input_ids))
         visible = (places <= places[:, None]) & (places[:, None] < batch.reach)
@@ -103,38 +121,51 @@ def attention_rows(device: torch.device, calls: list[None]) -> list[Row]:
         expected = scores.softmax(-1) @ v
         expected.backward(upstream.double().to(device))
         inputs = [x.to(device).requires_grad_() for x in tensors]
-        calls_before, plan = len(calls), TreePlan(batch.to(device))
-        out, _ = attention.tree_attention(torch.nn.Module(), *inputs, None, tree=plan, sliding_window=window)
-        out.transpose(1, 2).backward(upstream.to(device))
-        differences = [apart(out.transpose(1, 2), expected)]
+        laid_out = batch if arrange is None else arrange(batch)
+        # Of the tokens of the row as it lies, those of the row group after group, and back.
+        order, restored = (
+            torch.arange(n) if laid_out.prompts_first is None else getattr(laid_out.prompts_first, index)
+            for index in ("order", "restored")
+        )
+        calls_before, plan = len(calls), TreePlan(laid_out.to(device))
+        row = [x.index_select(2, order.to(device)) for x in inputs]
+        out, _ = attention.tree_attention(torch.nn.Module(), *row, None, tree=plan, sliding_window=window)
+        out = out.transpose(1, 2).index_select(2, restored.to(device))
+        out.backward(upstream.to(device))
+        differences = [apart(out, expected)]
         differences += [
             apart(a.grad, b.grad) for a, b in zip(inputs, exact, strict=True) if a.grad is not None is not b.grad
         ]
         ran = device == CPU or len(calls) > calls_before
-        label = f"attention, {name}, {heads}/{kv} heads of {size}, window {window}"
-        rows.append((label, max(differences) if ran else NAN, 1e-2))
-    return rows
+        layout = "group after group" if arrange is None else "prompts first"
+        label = f"attention, {name}, {heads}/{kv} heads of {size}, window {window}, {layout}"
+        yield label, max(differences) if ran else NAN, 1e-2
 
 
-def model_rows(device: torch.device, calls: list[None]) -> list[Row]:
-    """Log-probs and gradients of tiny models: float32 against the CPU's float64, bfloat16 against float32."""
+def model_rows(device: torch.device, calls: list[None], families: Collection[str] | None = None) -> Iterator[Row]:
+    """Log-probs and gradients of tiny models: float32 against the CPU's float64, bfloat16 against float32.
+
+    Args:
+        families: names in the engine tests' table of configurations; None: all.
+    """
     spec = importlib.util.spec_from_file_location("engine_tests", ROOT / "tests" / "engine" / "conftest.py")
     assert spec is not None
     assert spec.loader is not None
     tests = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(tests)
-    rows = []
     batch = packed([(30, (12, 20)), (9, (4, 7, 1)), (64, (25, 3))])
     weights = torch.randn(batch.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
 
     def scored(model: Any, where: torch.device, dtype: torch.dtype, run: str) -> tuple[Tensor, Tensor]:
         model = copy.deepcopy(model).to(where, dtype)
         with precision(where, run):
-            log_probs = TreeScorer(model)(batch.to(where))
+            log_probs = TreeScorer(model)(arranged(batch, model).to(where))
         (log_probs * weights.to(where)).sum().backward()
         return log_probs, torch.cat([p.grad.flatten().double() for p in model.parameters() if p.grad is not None])
 
     for family, config in tests.CONFIGS.items():
+        if families is not None and family not in families:
+            continue
         torch.manual_seed(0)
         model = tests.hf.AutoModelForCausalLM.from_config(config(), attn_implementation=attention.TREE).eval()
         with torch.no_grad():
@@ -145,13 +176,12 @@ def model_rows(device: torch.device, calls: list[None]) -> list[Row]:
         calls_before = len(calls)
         half = scored(model, device, torch.float32, "bfloat16")
         ran = device == CPU or family in WRITTEN_OUT or len(calls) > calls_before
-        rows.append((f"{family}, float32", max(map(apart, single, exact)), 1e-4))
+        yield f"{family}, float32", max(map(apart, single, exact)), 1e-4
         # On the CPU no family is further apart than half of this.
-        rows.append((f"{family}, bfloat16", max(map(apart, half, single)) if ran else NAN, 5e-2))
-    return rows
+        yield f"{family}, bfloat16", max(map(apart, half, single)) if ran else NAN, 5e-2
 
 
-def run_rows(device: torch.device, folder: Path) -> list[Row]:
+def run_rows(device: torch.device, folder: Path) -> Iterator[Row]:
     """Runs of `penchant train` on the device against the same on the CPU, and verbs on what they made."""
     build(WORKLOADS["pairs"].tiny(), folder / "data", steps=12)
     model, data = str(folder / "data" / "model"), str(folder / "data" / "groups.jsonl")
@@ -171,7 +201,8 @@ def run_rows(device: torch.device, folder: Path) -> list[Row]:
     def losses(on: torch.device, name: str, dtype: str = "float32", **sections: Any) -> Tensor:
         os.environ["PENCHANT_CACHE"] = str(folder / f"cache-{name}")
         config = parse_config(configuration(name, dtype, sections.pop("training", {}), **sections), "here")
-        with hidden(on):
+        # Not in TF32, by which a run in float32 multiplies on a card: its rounding is above what is allowed here.
+        with hidden(on), mock.patch("penchant.training.run.training_products", return_value=nullcontext()):
             train(config, resume=(folder / name).exists())
         lines = map(json.loads, (folder / name / "metrics.jsonl").read_text().splitlines())
         return torch.tensor([line.get("loss", line.get("eval_loss")) for line in lines])
@@ -181,7 +212,6 @@ def run_rows(device: torch.device, folder: Path) -> list[Row]:
             signal.raise_signal(signal.SIGINT)
         return plain_step(loop, pressed)
 
-    rows = []
     lora, checkpointing = {"lora": {"rank": 4}}, {"training": {"gradient_checkpointing": True}}
     kinds: dict[str, dict[str, Any]] = {
         "all weights": {},
@@ -194,25 +224,24 @@ def run_rows(device: torch.device, folder: Path) -> list[Row]:
             actual, expected = (
                 losses(on, f"{kind} {dtype} {i}", dtype, **kind_sections) for i, on in enumerate((device, CPU))
             )
-            rows.append((f"run, {kind}, {dtype}: losses", float((actual - expected).abs().max()), tolerance))
+            yield f"run, {kind}, {dtype}: losses", float((actual - expected).abs().max()), tolerance
     try:
         with mock.patch.object(Loop, "step", interrupted):
             losses(device, "cut")
-        rows.append(("run, interrupted", NAN, 0.0))
+        yield "run, interrupted", NAN, 0.0
     except Interrupted:
         difference = losses(device, "cut") - losses(device, "whole")
-        rows.append(("run, interrupted and resumed: losses", float(difference.abs().max()), 1e-4))
+        yield "run, interrupted and resumed: losses", float(difference.abs().max()), 1e-4
     online = {"candidates": "sampled", "data": {"train": data}, "objective": {"name": "rloo", "beta": 0.05}}
     online |= {"sampling": {"samples": 2, "max_new_tokens": 8}, "reward": {"function": f"{folder}/worth.py:score"}}
     fine = losses(device, "online", "bfloat16", training={"max_steps": 2}, **online).isfinite().all()
-    rows.append(("run on its own samples", 0.0 if fine else NAN, 0.0))
+    yield "run on its own samples", 0.0 if fine else NAN, 0.0
     (folder / "plan.yaml").write_text(json.dumps(configuration("planned", "bfloat16", {})))  # JSON is YAML.
     whole, adapter = (str(folder / f"{kind} bfloat16 0") for kind in ("all weights", "LoRA"))
-    rows.append(verb(device, "plan", f"{folder}/plan.yaml"))
-    rows.append(verb(device, "evaluate", whole, "--data", data, "--reference", model, "--dtype", "bfloat16"))
-    rows.append(verb(device, "evaluate", adapter, "--data", data))
-    rows.append(verb(device, "generate", whole, data, "--limit", "3", "--samples", "2", "--max-new-tokens", "8"))
-    return rows
+    yield verb(device, "plan", f"{folder}/plan.yaml")
+    yield verb(device, "evaluate", whole, "--data", data, "--reference", model, "--dtype", "bfloat16")
+    yield verb(device, "evaluate", adapter, "--data", data)
+    yield verb(device, "generate", whole, data, "--limit", "3", "--samples", "2", "--max-new-tokens", "8")
 
 
 def verb(device: torch.device, *words: str) -> Row:
@@ -232,22 +261,20 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     device, start = torch.device(parser.parse_args().device), time.perf_counter()
-    calls: list[None] = []
-    plain_attention = attention._variable_length
-
-    def counting_attention(*arguments: Any) -> Tensor:
-        calls.append(None)
-        return plain_attention(*arguments)
-
-    attention._variable_length = counting_attention
-    rows: list[Row] = []
+    calls, rows = counted_kernels(), list[Row]()
     with tempfile.TemporaryDirectory() as folder:
-        for part, argument in ((attention_rows, calls), (model_rows, calls), (run_rows, Path(folder))):
+        parts = {
+            "attention": attention_rows(device, calls),
+            "models": model_rows(device, calls),
+            "runs": run_rows(device, Path(folder)),
+        }
+        for part, part_rows in parts.items():
             try:
-                rows += part(device, argument)  # type: ignore[operator]
+                for row in part_rows:
+                    rows.append(row)
             except Exception:
                 traceback.print_exc()
-                rows.append((f"{part.__name__} failed", NAN, 0.0))
+                rows.append((f"{part} failed", NAN, 0.0))
     width = max(len(name) for name, _, _ in rows)
     for name, difference, tolerance in rows:
         print(f"{name:{width}}  {difference:8.1e}  {tolerance:8.1e}  {'ok' if difference <= tolerance else 'FAILED'}")

@@ -20,7 +20,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -38,6 +38,7 @@ class Task:
         batch: groups in a step.
         pairs: (positive, negative) in a step.
         parts: equal ones that a peer cuts the step into.
+        token_budget: of Penchant's micro-batches.
     """
 
     side: str
@@ -54,6 +55,7 @@ class Task:
     device: str
     threads: int
     rank: int | None
+    token_budget: int | Literal["auto"] = "auto"
 
     @classmethod
     def read(cls, file: str) -> Task:
@@ -95,7 +97,7 @@ class Recorder:
             "steps": self.steps,
             "peak_mb": self.peak,
             "threads": torch.get_num_threads(),
-            "versions": _versions(),
+            "versions": library_versions(),
             **details,
         }
         Path(out).write_text(json.dumps(report))
@@ -127,7 +129,8 @@ def machine(device: str) -> dict[str, Any]:
     return {"device": model, "cores": len(os.sched_getaffinity(0))}
 
 
-def _versions() -> dict[str, str]:
+def library_versions() -> dict[str, str]:
+    """Versions of Python and of the libraries that are installed."""
     versions = {"python": platform.python_version()}
     for name in LIBRARIES:
         try:

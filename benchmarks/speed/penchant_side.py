@@ -15,11 +15,17 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+from unittest import mock
 
 from measuring import Recorder, Task
 from workloads import tokens_by_candidate
+
+if TYPE_CHECKING:
+    from penchant.training.loop import Loop
 
 OBJECTIVES: dict[str, dict[str, Any]] = {
     "penchant": {"name": "dpo", "average": "pairs"},
@@ -28,16 +34,21 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
 }
 
 
-def configuration(task: Task) -> dict[str, Any]:
-    """The run's YAML, as a dictionary."""
+def configuration(task: Task, further_steps: int) -> dict[str, Any]:
+    """The run's YAML, as a dictionary.
+
+    Args:
+        further_steps: number of steps after those that are recorded.
+    """
     training = {
-        "max_steps": task.total,
+        "max_steps": task.total + further_steps,
         "batch_size": task.batch,
         "learning_rate": task.rate,
         "schedule": "constant",
         "warmup": 0,
         "shuffle": False,
         "dtype": task.dtype,
+        "token_budget": task.token_budget,
     }
     return {
         "model": f"{task.folder}/model",
@@ -50,8 +61,21 @@ def configuration(task: Task) -> dict[str, Any]:
     }
 
 
-def main() -> None:
-    task, out = Task.read(sys.argv[1]), sys.argv[2]
+def train_and_record(
+    task: Task,
+    recorder: Recorder,
+    further_steps: Sequence[AbstractContextManager[Any]] = (),
+    at_end: Callable[[Loop], None] = lambda loop: None,
+) -> None:
+    """Run `penchant train` of a task in this process and record its steps.
+
+    Args:
+        further_steps: contexts of steps after the recorded ones, one step in each.
+        at_end: called with the loop after the last step.
+
+    Raises:
+        SystemExit: the command failed, or the model was not trained by the tree.
+    """
     os.environ["PENCHANT_CACHE"] = str(Path(task.work) / "cache")
 
     from penchant.cli.main import main as penchant
@@ -59,34 +83,46 @@ def main() -> None:
     from penchant.training import model
     from penchant.training.loop import Loop
 
-    recorder = Recorder(task)
     scorers: set[str] = set()
-    whole_step = Loop.step
+    whole_step, contexts = Loop.step, [*further_steps]
 
-    def step(loop: Loop, pressed: bool = False) -> tuple[float, bool]:
-        if not recorder.steps:
-            scorers.add(type(loop.scorer).__name__)
-            recorder.start()
-        groups = loop.source.batch(loop.state.step).groups
-        loss, interrupted = whole_step(loop, pressed)
-        recorder.end(loss, tokens_by_candidate([(g.prompt, g.responses) for g in groups]))
+    def step(loop: Loop, signals: Any) -> tuple[float, int | None]:
         if len(recorder.steps) == task.total:
+            with contexts.pop(0):
+                loss, number = whole_step(loop, signals)
+        else:
+            if not recorder.steps:
+                scorers.add(type(loop.scorer).__name__)
+                recorder.start()
+            groups = loop.source.batch(loop.state.step).groups
+            loss, number = whole_step(loop, signals)
+            recorder.end(loss, tokens_by_candidate([(g.prompt, g.responses) for g in groups]))
+        if len(recorder.steps) == task.total and not contexts:
+            at_end(loop)
             raise SystemExit(0)
-        return loss, interrupted
+        return loss, number
 
-    Loop.step = step  # type: ignore[method-assign]
-    if task.device == "cuda":
-        model.model_fingerprint = lambda loaded: "of this process"  # type: ignore[attr-defined]
+    hash_weights = model.model_fingerprint if task.device == "cpu" else lambda loaded: "of this process"
     run = Path(task.work) / "run.yaml"
-    run.write_text(json.dumps(configuration(task)))  # JSON is YAML.
-    sys.argv = ["penchant", "train", str(run)]
+    run.write_text(json.dumps(configuration(task, len(contexts))))  # JSON is YAML.
     try:
-        penchant()
+        with (
+            mock.patch.object(Loop, "step", step),
+            mock.patch.object(model, "model_fingerprint", hash_weights),
+            mock.patch.object(sys, "argv", ["penchant", "train", str(run), "--device", task.device]),
+        ):
+            penchant()
     except SystemExit as end:
         if end.code:
             raise
     if scorers != {TreeScorer.__name__}:
         raise SystemExit(f"the tree was not used for this model: {scorers}")
+
+
+def main() -> None:
+    task, out = Task.read(sys.argv[1]), sys.argv[2]
+    recorder = Recorder(task)
+    train_and_record(task, recorder)
     recorder.write(out)
 
 

@@ -2,8 +2,8 @@
 
     python benchmarks/speed/run.py pairs --sides penchant trl_best padded
     python benchmarks/speed/run.py pairs long_prompts negatives vocabulary pairs_bf16 lora --out benchmarks/results
-    python benchmarks/speed/run.py qwen_0.5b_pairs qwen_0.5b_k8 llama_8b_pairs llama_8b_k8   # on one GPU
-    python benchmarks/speed/run.py qwen_0.5b_k8 --device cpu --tiny --here penchant          # the same code, anywhere
+    python benchmarks/speed/run.py llama_8b_pairs     # a GPU's shapes in alternations; gpu_suite.py takes ten minutes
+    python benchmarks/speed/run.py qwen_0.5b_k8 --device cpu --tiny --here penchant     # the same code, anywhere
 
 Each side runs in a fresh process, in turn: A B C, A B C, ... TRL's sides run in an environment of their own, Penchant's
 and the padded ones in one with what a user installs; both are made the first time (benchmarks/.envs/), or with --here
@@ -86,6 +86,7 @@ SIDES = {
     "trl_lora": _trl("dpo, lora", needs="peft"),
     "trl_liger": _trl(needs="liger_kernel"),
     "trl_flash_pref": _trl(needs="flash_pref"),
+    "trl_unsloth": _trl(needs="unsloth"),
 }
 BETA = {"dpo": 0.1, "dpo, lora": 0.1, "s_dpo": 1.0}
 OURS = {side.work: name for name, side in SIDES.items() if name.startswith("penchant")}
@@ -284,7 +285,7 @@ def compare(
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("workloads", nargs="+", choices=[*WORKLOADS, "cpu", "gpu"], metavar="WORKLOAD")
+    parser.add_argument("workloads", nargs="+", choices=[*WORKLOADS, "cpu"], metavar="WORKLOAD")
     parser.add_argument("--sides", nargs="+", choices=list(SIDES), help="default: those of the workload")
     parser.add_argument("--alternations", type=int, default=3)
     parser.add_argument("--steps", type=int, default=10, help="counted")
@@ -304,12 +305,8 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--work", type=Path, default=HERE.parent / ".work" / "speed", help="folder for data and sides")
     parser.add_argument("--out", type=Path, default=HERE.parent / ".work", help="folder for the results")
     options = parser.parse_args(arguments)
-    groups = {"cpu": "cpu", "gpu": "cuda"}
-    options.workloads = [
-        name
-        for word in options.workloads
-        for name in ([w for w in WORKLOADS if WORKLOADS[w].device == groups[word]] if word in groups else [word])
-    ]
+    of_cpu = [name for name, workload in WORKLOADS.items() if workload.device == "cpu"]
+    options.workloads = [name for word in options.workloads for name in (of_cpu if word == "cpu" else [word])]
     return options
 
 

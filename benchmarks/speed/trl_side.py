@@ -25,6 +25,8 @@ clipping and dtype; else
     trl_liger            as trl_best, use_liger_kernel (needs liger-kernel; CUDA)
     trl_flash_pref       as trl_best, each step under flash-pref's prefix sharing, FlashAttention 2 (needs flash-pref
                          and flash-attn; CUDA)
+    trl_unsloth          as trl_best, the model loaded and TRL changed by Unsloth, all weights trained (needs unsloth;
+                         CUDA; not run by us yet)
 """
 
 from __future__ import annotations
@@ -35,8 +37,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import Dataset
 from measuring import Recorder, Task
+
+if Task.read(sys.argv[1]).side == "trl_unsloth":
+    import unsloth  # noqa: F401  # It changes what the libraries below offer.
+
+from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 from trl import DPOConfig, DPOTrainer
 
@@ -175,7 +181,14 @@ def main() -> None:
     if task.side == "trl_compact" or (task.side == "trl_lora" and task.device == "cpu"):
         score_completions_only()
     attention = {"attn_implementation": "flash_attention_2"} if task.side == "trl_flash_pref" else {}
-    model = AutoModelForCausalLM.from_pretrained(f"{task.folder}/model", dtype=weights, **attention)
+    if task.side == "trl_unsloth":
+        from unsloth import FastLanguageModel
+
+        model, _ = FastLanguageModel.from_pretrained(
+            f"{task.folder}/model", dtype=weights, load_in_4bit=False, full_finetuning=True, max_seq_length=2048
+        )
+    else:
+        model = AutoModelForCausalLM.from_pretrained(f"{task.folder}/model", dtype=weights, **attention)
     trainer = RecordingTrainer(
         task,
         recorder,

@@ -238,6 +238,28 @@ def build(workload: Workload, folder: Path, steps: int, seed: int = 0, models: P
         models: keeps the models of workloads that share a shape, the folder then a link into it; large ones are made
             and written once.
     """
+    all_steps = write_data(workload, folder, steps, seed)
+    model = folder / "model"
+    if models is not None:
+        sizes = "-".join(str(value) for value in astuple(workload.shape))
+        model_folder = models.resolve() / f"{sizes}-{workload.dtype}-{workload.device}-{seed}"
+        model.symlink_to(model_folder)
+        if model_folder.exists():
+            return all_steps
+        model = model_folder
+    save_tokenizer(workload.shape.vocabulary, model)
+    new_model = make_model(workload, seed)
+    # pairs_bf16 trains float32 masters, which need not start from bfloat16 numbers; large shapes save half the disk.
+    new_model.save_pretrained(model)
+    del new_model
+    if workload.device == "cuda":
+        # The sides need the card's memory.
+        empty_card()
+    return all_steps
+
+
+def write_data(workload: Workload, folder: Path, steps: int, seed: int = 0) -> list[list[Group]]:
+    """Write a workload's folder without its model; the groups of each step."""
     folder.mkdir(parents=True)
     all_steps = draw(workload, steps, seed)
     (folder / "ids.json").write_text(json.dumps(all_steps))
@@ -249,16 +271,6 @@ def build(workload: Workload, folder: Path, steps: int, seed: int = 0, models: P
             groups.write(json.dumps({**row, "rejected": negatives}) + "\n")
             for negative in negatives:
                 pairs.write(json.dumps({**row, "rejected": negative}) + "\n")
-    model = folder / "model"
-    if models is not None:
-        sizes = "-".join(str(value) for value in astuple(workload.shape))
-        model_folder = models.resolve() / f"{sizes}-{workload.dtype}-{workload.device}-{seed}"
-        model.symlink_to(model_folder)
-        if model_folder.exists():
-            return all_steps
-        model = model_folder
-    _save_tokenizer(workload.shape.vocabulary, model)
-    _save_model(workload, model, seed)
     return all_steps
 
 
@@ -276,7 +288,8 @@ def _text(ids: Sequence[int]) -> str:
     return " ".join(f"w{i}" for i in ids)
 
 
-def _save_tokenizer(vocabulary: int, folder: Path) -> None:
+def save_tokenizer(vocabulary: int, folder: Path) -> None:
+    """Write a tokenizer with one token for each word."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -313,19 +326,20 @@ def llama_config(shape: Shape) -> Any:
     )
 
 
-def _save_model(workload: Workload, folder: Path, seed: int) -> None:
+def make_model(workload: Workload, seed: int = 0) -> Any:
+    """A transformers model of a workload's shape and dtype with random weights, on its device where that is there."""
     import torch
     from transformers import AutoModelForCausalLM
 
-    config = llama_config(workload.shape)
     torch.manual_seed(seed)
     # Sixteen gigabytes of random numbers are best drawn where they are fast.
-    where = "cuda" if workload.device == "cuda" and torch.cuda.is_available() else "cpu"
-    with torch.device(where):
-        model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, workload.dtype))
-    # pairs_bf16 trains float32 masters, which need not start from bfloat16 numbers; large shapes save half the disk.
-    model.save_pretrained(folder)
-    del model
-    if where == "cuda":
-        # The sides need the card's memory.
+    with torch.device("cuda" if workload.device == "cuda" and torch.cuda.is_available() else "cpu"):
+        return AutoModelForCausalLM.from_config(llama_config(workload.shape), dtype=getattr(torch, workload.dtype))
+
+
+def empty_card() -> None:
+    """Give back a card's memory that nothing uses."""
+    import torch
+
+    if torch.cuda.is_available():
         torch.cuda.empty_cache()

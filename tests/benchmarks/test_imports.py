@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
-IMPORT = re.compile(r"^\s*from (penchant[\w.]*) import \(?([\w, ]+)", re.MULTILINE)
+IMPORT = re.compile(r"^\s*from (penchant(?:\.\w+)*) import \(?([\w, ]+)", re.MULTILINE)
 
 
 @pytest.mark.parametrize("file", sorted(BENCHMARKS.rglob("*.py")), ids=lambda file: file.name)
