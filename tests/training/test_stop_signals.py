@@ -16,7 +16,10 @@ from pathlib import Path
 
 import pytest
 
-from penchant.training.stop_signals import StopSignals
+from penchant.config.run import load_config
+from penchant.storage.files import resumable_disk_errors
+from penchant.training.run import train
+from penchant.training.stop_signals import Interrupted, StopSignals
 
 SLEEPER = """
 import os, time
@@ -113,6 +116,23 @@ def first_line_with(text: str, process: subprocess.Popen[str], seconds: float = 
 
 def checkpoints(folder: Path) -> list[int]:
     return sorted(int(path.name.removeprefix("step-")) for path in (folder / "checkpoints").glob("step-*"))
+
+
+def test_the_command_that_was_typed_resumes_the_run(write_config, tmp_path, monkeypatch):
+    """A verb that trains runs of its own, as `demo`, `compare` or a recipe, resumes them itself."""
+
+    def enter(signals):
+        signals.signal_number = signal.SIGINT
+        return signals
+
+    monkeypatch.setattr(StopSignals, "__enter__", enter)
+    config = load_config(write_config())
+    with pytest.raises(Interrupted, match=f"go on with: penchant train --resume {config.output}$"):
+        train(config)
+    with resumable_disk_errors(tmp_path), pytest.raises(Interrupted, match=r"go on with: the same command$"):
+        train(config, resume=True)
+    with pytest.raises(Interrupted, match=f"go on with: penchant train --resume {config.output}$"):
+        train(config, resume=True)
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129)], ids=["TERM", "HUP"])

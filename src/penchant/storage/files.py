@@ -10,6 +10,7 @@ import platform
 import shutil
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -151,13 +152,24 @@ def disk_errors(folder: Path, resume_command: str) -> Iterator[None]:
         ) from error
 
 
+_RESUMES_ITSELF: ContextVar[bool] = ContextVar("_RESUMES_ITSELF", default=False)
+
+
+def resume_command(command: str) -> str:
+    """What to type to resume a run: its own command, or that of the verb which trains it and resumes all its runs."""
+    return "the same command" if _RESUMES_ITSELF.get() else command
+
+
 @contextmanager
 def resumable_disk_errors(folder: Path) -> Iterator[None]:
     """`disk_errors` for a command that resumes where it stopped when it is run again; the error says so.
 
+    So does `resume_command` inside it.
+
     Raises:
         DiskFullError: there was no room.
     """
+    previous = _RESUMES_ITSELF.set(True)
     try:
         with disk_errors(folder, "the same command"):
             yield
@@ -167,6 +179,8 @@ def resumable_disk_errors(folder: Path) -> Iterator[None]:
             where=error.where,
             fix="free some space, then give the same command again: it resumes where it stopped",
         ) from error
+    finally:
+        _RESUMES_ITSELF.reset(previous)
 
 
 def is_full(error: BaseException) -> bool:

@@ -20,7 +20,7 @@ from penchant.evaluation.ranking import rank, rank_by_reward
 from penchant.evaluation.report import Curve, RunReport, Sample, Table, write_report
 from penchant.evaluation.rewards import ModelReward, open_reward
 from penchant.evaluation.statistics import Estimate
-from penchant.storage.files import disk_errors, read_record, read_records, write_atomically
+from penchant.storage.files import disk_errors, read_record, read_records, resume_command, write_atomically
 from penchant.training.folder import run_log
 from penchant.training.inputs import read_inputs
 from penchant.training.model_card import held_out_rows, metric_text, write_model_card
@@ -78,7 +78,7 @@ def write_run_report(folder: Path) -> RunResult:
         PenchantError: the run's data or models are at fault, or the disk is full.
     """
     config = load_config(folder / "config.yaml").model_copy(update={"output": str(folder)})
-    with disk_errors(folder, f"penchant train --resume {folder}"), run_log() as log:
+    with disk_errors(folder, resume_command(f"penchant train --resume {folder}")), run_log() as log:
         log.open(folder)
         return _write_run_report(folder, config)
 

@@ -23,7 +23,7 @@ from penchant.evaluation.rewards import open_reward
 from penchant.models.loading import adapter_base, context_length, dropout_settings, load_config, load_tokenizer
 from penchant.models.lora import untrained_adapters
 from penchant.objectives import FittedObjective
-from penchant.storage.files import disk_errors, folder_lock, is_full
+from penchant.storage.files import disk_errors, folder_lock, is_full, resume_command
 from penchant.training.automatic import as_recorded, choose_dtype, with_training
 from penchant.training.backward import objective_tables
 from penchant.training.batches import BatchSource, FixedDataset, Order, References, Split
@@ -75,7 +75,7 @@ def train(config: RunConfig, *, resume: bool = False, choose_budget: ChooseBudge
         seconds = config.training.rank_timeout_seconds
         world = init_process_group(seconds)
         try:
-            go_on = f"penchant train --resume {config.output}"
+            go_on = _resume_command(config)
             lock = folder_lock(Path(config.output)) if world.is_main else nullcontext()
             monitor, products = RankMonitor(world, seconds), training_products(world.device)
             with disk_errors(Path(config.output), go_on), lock, monitor, flush_denormals(), products, run_log() as log:
@@ -86,6 +86,10 @@ def train(config: RunConfig, *, resume: bool = False, choose_budget: ChooseBudge
         # Not after an error: another process may be waiting elsewhere, and torchrun ends it.
         destroy_process_group(world)
     return Path(config.output)
+
+
+def _resume_command(config: RunConfig) -> str:
+    return resume_command(f"penchant train --resume {config.output}")
 
 
 def _safe_budget(config: RunConfig, inputs: Inputs, tokenizer: PreTrainedTokenizerBase, limit: int) -> int:
@@ -221,7 +225,7 @@ def _prepare(
 
     loop = LoopConfig(
         folder=Path(config.output),
-        resume_command=f"penchant train --resume {config.output}",
+        resume_command=_resume_command(config),
         objective=config.built_objective,
         training=settings,
         evaluation=config.evaluation,
