@@ -20,7 +20,7 @@ CLOSE = 0.97
 """Share of the room that a planned peak must fill to be taken at once."""
 
 MAX_PLANS = 6
-"""Most plans for one budget; each takes seconds."""
+"""Maximum number of plans for one budget."""
 
 
 def largest_budget(peak_of: Callable[[int], int], smallest: int, whole: int, room: int) -> int | None:
