@@ -28,7 +28,7 @@ def flags_of(verb: str) -> dict[str, str]:
 
 def test_all_verbs_that_load_a_model_have_it():
     assert {flags_of(verb)["--device"] for verb in LOADING} == {
-        "Device of the models; auto: the first of cuda, xpu, mps and cpu that is there."
+        "Device of the models; auto: the first available of cuda, xpu, mps and cpu."
     }
     assert not any("--device" in flags_of(verb) for verb in OTHERS)
 

@@ -90,7 +90,7 @@ class TestRunLog:
         assert log_lines(folder)[-1] == ("INFO", f"report: {folder / 'report.html'}")
         assert run(["train", str(folder), "--resume"]) == 0
         assert (folder / "run.log").read_text().startswith(log_text)
-        assert ("INFO", "going on after step 1 of 1") in log_lines(folder)
+        assert ("INFO", "resumed after step 1 of 1") in log_lines(folder)
         assert len([1 for line in log_lines(folder) if line == ("INFO", NOTICE)]) == 2
 
     def test_a_refused_run_leaves_another_runs_log_as_it_was(self, write_config, tmp_path):

@@ -436,7 +436,7 @@ def test_a_signal_finishes_the_step_and_saves(stable_diffusion, tmp_path):
         os.kill(os.getpid(), signal.SIGTERM)
         return read(name)
 
-    with pytest.raises(Interrupted, match="interrupted; go on with: the same command") as error:
+    with pytest.raises(Interrupted, match="interrupted; resume with: the same command") as error:
         tuned(stable_diffusion, tmp_path / "cut", DPO(beta=50.0), load_picture=load_picture)
     assert error.value.exit_code == 128 + signal.SIGTERM
     assert [path.name for path in (tmp_path / "cut" / "checkpoints").iterdir()] == ["step-00000001"]

@@ -46,7 +46,7 @@ def test_a_full_disk_is_recognized_in_wrapped_errors(tmp_path, error):
 
     with pytest.raises(DiskFullError, match="the disk is full") as error_info, disk_errors(tmp_path, "penchant again"):
         write()
-    assert error_info.value.fix == "free some space, then go on with: penchant again"
+    assert error_info.value.fix == "free some space, then resume with: penchant again"
 
 
 @pytest.mark.parametrize("error", [PermissionError(errno.EACCES, "Permission denied"), SafetensorError("os error 28")])

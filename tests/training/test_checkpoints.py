@@ -168,5 +168,5 @@ def test_a_full_disk_of_another_process_is_this_ones_error_too(tmp_path):
     store = checkpoints.Checkpoints(tmp_path / "checkpoints", world, 2, "the same command")
     with pytest.raises(DiskFullError, match="the disk is full") as error:
         store.save(1, model, optimizer, {}, {}, {})
-    assert error.value.fix == "free some space, then go on with: the same command"
+    assert error.value.fix == "free some space, then resume with: the same command"
     assert list((tmp_path / "checkpoints").glob("step-*")) == []

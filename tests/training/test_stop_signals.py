@@ -127,11 +127,11 @@ def test_the_command_that_was_typed_resumes_the_run(write_config, tmp_path, monk
 
     monkeypatch.setattr(StopSignals, "__enter__", enter)
     config = load_config(write_config())
-    with pytest.raises(Interrupted, match=f"go on with: penchant train --resume {config.output}$"):
+    with pytest.raises(Interrupted, match=f"resume with: penchant train --resume {config.output}$"):
         train(config)
-    with resumable_disk_errors(tmp_path), pytest.raises(Interrupted, match=r"go on with: the same command$"):
+    with resumable_disk_errors(tmp_path), pytest.raises(Interrupted, match=r"resume with: the same command$"):
         train(config, resume=True)
-    with pytest.raises(Interrupted, match=f"go on with: penchant train --resume {config.output}$"):
+    with pytest.raises(Interrupted, match=f"resume with: penchant train --resume {config.output}$"):
         train(config, resume=True)
 
 
@@ -201,7 +201,7 @@ def test_all_ranks_stop_at_one_step(write_config, tmp_path, start, by_launcher):
     os.kill(process.pid if by_launcher else workers(process)[1], signal.SIGTERM)
     message = process.communicate(timeout=90)[1]
     assert process.returncode != 0
-    assert message.count("error: interrupted; go on with") == 2
+    assert message.count("error: interrupted; resume with") == 2
     assert checkpoints(folder) == [last_step(folder)]
 
 

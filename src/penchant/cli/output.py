@@ -133,7 +133,7 @@ Truncation = Literal["error", "drop", "keep_end_of_prompt"]
 Dtype = Literal["float32", "bfloat16", "float16"]
 Device = Annotated[
     Literal["auto", "cpu", "cuda", "mps", "xpu"],
-    Parameter(help="Device of the models; auto: the first of cuda, xpu, mps and cpu that is there."),
+    Parameter(help="Device of the models; auto: the first available of cuda, xpu, mps and cpu."),
 ]
 SaveDtype = Literal["auto", "float32", "bfloat16", "float16"]
 Count = Annotated[int, Parameter(validator=Number(gte=1))]

@@ -48,7 +48,7 @@ class RunConfig(Section):
     output: str = Field(description="the run's output folder")
     device: Literal["auto", "cpu", "cuda", "mps", "xpu"] = Field(
         "auto",
-        description="device of all models; auto: the first of cuda, xpu, mps and cpu that is there. A run may be "
+        description="device of all models; auto: the first available of cuda, xpu, mps and cpu. A run may be "
         "resumed on another",
     )
     objective: dict[str, Any] = Field(description="name and hyper-parameters of the objective")

@@ -196,7 +196,7 @@ def _varlen_attn() -> Callable[..., Any] | None:
     try:
         from torch.nn.attention.varlen import varlen_attn
     except ImportError:
-        warn_missing("torch.nn.attention.varlen.varlen_attn", "attention on a GPU goes tile by tile, which costs time")
+        warn_missing("torch.nn.attention.varlen.varlen_attn", "attention on a GPU goes tile by tile, which is slower")
         return None
     return varlen_attn
 

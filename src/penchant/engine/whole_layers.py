@@ -25,7 +25,7 @@ INDUCTOR_OPTIONS: dict[str, str | int | bool | Callable[..., Any]] = {
     "triton.mix_order_reduction_non_strict_mode": True,
 }
 
-NOT_COMPILED = "layers are not compiled, which costs time"
+NOT_COMPILED = "layers are not compiled, which is slower"
 
 
 def decoder_layers(model: nn.Module) -> list[nn.Module]:

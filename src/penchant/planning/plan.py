@@ -351,7 +351,7 @@ def not_predicted(config: RunConfig) -> list[str]:
         name = config.objective["name"]
         notes.append(f"a plan runs no code of yours: {name} is taken to need what {config.built_objective.name} needs")
     if not code_runs() and config.reward is not None:
-        notes.append("a plan asks no reward: it is taken to tell all candidates apart")
+        notes.append("rewards are not computed: all candidates are assumed to score differently")
     if config.candidates == "sampled":
         tokens = config.sampling.max_new_tokens
         notes.append(f"candidates are drawn while training: each is taken to be {tokens} tokens long, the longest")

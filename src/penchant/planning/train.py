@@ -24,13 +24,13 @@ def train(config: RunConfig, *, resume: bool = False) -> Path:
     """Train one run and write its folder.
 
     Args:
-        resume: go on with the run in the output folder.
+        resume: resume the run in the output folder.
 
     Returns:
         The output folder.
 
     Raises:
-        PenchantError: the user's configuration, data, model or disk is at fault; says how to go on.
+        PenchantError: the user's configuration, data, model or disk is at fault; says how to resume or mend it.
         Interrupted: on Ctrl-C, SIGTERM or SIGHUP, after saving.
     """
     return train_run(config, resume=resume, choose_budget=planned_budget)

@@ -148,7 +148,7 @@ def disk_errors(folder: Path, resume_command: str) -> Iterator[None]:
         raise DiskFullError(
             "the disk is full; what was saved before is untouched",
             where=str(folder),
-            fix=f"free some space, then go on with: {resume_command}",
+            fix=f"free some space, then resume with: {resume_command}",
         ) from error
 
 

@@ -118,7 +118,7 @@ def check(
         raise ConfigError(
             "the output folder holds another run",
             where=str(folder),
-            fix=f"go on with it: penchant train --resume {folder}; or name a new folder: output=DIR",
+            fix=f"resume it: penchant train --resume {folder}; or name a new folder: output=DIR",
         )
     if resume and not names:
         raise ConfigError("there is no run to resume", where=str(folder), fix="leave out --resume to start one")

@@ -166,7 +166,7 @@ class Loop:
                 if number or self.state.stopped or self._is_due(self.config.checkpoints.every):
                     self.save()
                 if number:
-                    raise Interrupted(f"interrupted; go on with: {self.config.resume_command}", number)
+                    raise Interrupted(f"interrupted; resume with: {self.config.resume_command}", number)
 
     def step(self, signals: StopSignals) -> tuple[float, int | None]:
         """One optimizer step over one batch.

@@ -60,7 +60,7 @@ def train(config: RunConfig, *, resume: bool = False, choose_budget: ChooseBudge
     """Train one run and write its folder.
 
     Args:
-        resume: go on with the run in the output folder.
+        resume: resume the run in the output folder.
         choose_budget: returns the token budget where it is ``auto``; None: `SAFE_TOKEN_BUDGET`. `penchant.train` plans
             one here, where the data is read and no model loaded yet.
 
@@ -68,7 +68,7 @@ def train(config: RunConfig, *, resume: bool = False, choose_budget: ChooseBudge
         The output folder.
 
     Raises:
-        PenchantError: the user's configuration, data, model or disk is at fault; says how to go on.
+        PenchantError: the user's configuration, data, model or disk is at fault; says how to resume or mend it.
         Interrupted: on Ctrl-C, SIGTERM or SIGHUP, after saving.
     """
     with on_device(config.device):
@@ -116,7 +116,7 @@ def _train(config: RunConfig, world: World, resume: bool, choose_budget: ChooseB
     world.barrier()
     if is_started:
         loop.resume()
-        logger.info(f"going on after step {loop.state.step} of {loop.total}")
+        logger.info(f"resumed after step {loop.state.step} of {loop.total}")
     with _released_on_failure(config, world, loop, is_started):
         loop.run()
     model.save(Path(config.output), world)

@@ -74,7 +74,7 @@ class StopSignals:
     def _leave(self, number: int) -> None:
         print(
             f"error: {signal.Signals(number).name}: the step was not finished and saved within "
-            f"training.grace_seconds ({self._grace:g} s), so this process exits without saving; go on from the last "
+            f"training.grace_seconds ({self._grace:g} s), so this process exits without saving; resume from the last "
             f"checkpoint with: {self._resume_command}",
             file=sys.stderr,
             flush=True,

@@ -42,7 +42,7 @@ def test_where_compiling_fails_it_stays_as_it_is_and_says_so_once(monkeypatch, c
     assert formula(ON_GPU, 1) == 3
     assert formula(ON_GPU, 5) == 7
     (line,) = caplog.messages
-    assert line.startswith("torch.compile does not work here, which costs time: ")
+    assert line.startswith("torch.compile does not work here, which is slower: ")
     assert "no C compiler" in line
     assert len(attempts) == 1
 

@@ -274,7 +274,7 @@ def test_update_on_a_full_disk(finished_run, tmp_path, learner, monkeypatch):
     monkeypatch.setattr(TextBackend, "tune", full)
     with pytest.raises(DiskFullError, match="the disk is full") as error:
         run_update(config, buffer, 1)
-    assert error.value.fix == "free some space, then go on with: the same command"
+    assert error.value.fix == "free some space, then resume with: the same command"
 
 
 def test_update_killed_before_its_record_is_written(finished_run, tmp_path, learner, monkeypatch):

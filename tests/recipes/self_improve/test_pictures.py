@@ -224,7 +224,7 @@ def test_picture_is_synced_before_it_gets_its_name(tmp_path, small_denoiser, mon
     monkeypatch.setattr(picture_medium, "sync", full)
     with pytest.raises(DiskFullError, match="the disk is full") as error:
         backend.keep(grey)
-    assert error.value.fix == "free some space, then go on with: the same command"
+    assert error.value.fix == "free some space, then resume with: the same command"
     monkeypatch.undo()
     name = backend.keep(grey)
     assert states == [((folder / name).stat().st_size, [])]

@@ -49,7 +49,7 @@ class _CompiledOnGpu:
         try:
             return self._on_gpu(tensor, *arguments)
         except TorchDynamoException as error:
-            logger.warning(f"torch.compile does not work here, which costs time: {short_reason(error)}")
+            logger.warning(f"torch.compile does not work here, which is slower: {short_reason(error)}")
             self._on_gpu = self._formula
             return self._formula(tensor, *arguments)
 

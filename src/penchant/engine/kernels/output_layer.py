@@ -278,7 +278,7 @@ def _has_float32_kernel(factor: Tensor) -> bool:
     return (
         factor.is_cuda
         and torch.version.hip is None
-        and has_operators(FLOAT32_CALLS, "the output layer multiplies float32 copies of its factors, which costs time")
+        and has_operators(FLOAT32_CALLS, "the output layer multiplies float32 copies of its factors, which is slower")
     )
 
 

@@ -114,7 +114,7 @@ class PictureBackend:
                 raise ConfigError(
                     f"the picture cannot be stored: {error.strerror}",
                     where=str(file),
-                    fix=f"see that output is a folder you can write to, then go on with: {RERUN}",
+                    fix=f"see that output is a folder you can write to, then resume with: {RERUN}",
                 ) from error
         return name
 
