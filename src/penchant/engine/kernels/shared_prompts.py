@@ -81,7 +81,7 @@ def has_flash_operators() -> bool:
     """Whether torch has the flash attention that a GPU computes `shared_prompt_attention` with."""
     return has_operators(
         FLASH_CALLS,
-        "attention on a GPU takes keys and values gathered for every candidate, which is slower and memory",
+        "attention on a GPU takes keys and values gathered for every candidate, which takes more time and memory",
     )
 
 
