@@ -127,6 +127,11 @@ def test_compiled_layers_are_checked_on_the_data(model, make_groups, monkeypatch
     assert all(p.grad is None for p in model.parameters())
 
 
+def test_a_frozen_model_is_left_as_it_is(model, make_groups):
+    model.requires_grad_(False)
+    assert compile_checked(model, make_groups(SHAPES, 0), lambda x: x) == (None, False)
+
+
 def test_the_check_takes_a_random_state_of_its_own(model, make_groups, monkeypatch):
     """Layers that draw random numbers compare alike, and numbers drawn later are what they were."""
     model.model.layers[0].mlp.down_proj = torch.nn.Sequential(

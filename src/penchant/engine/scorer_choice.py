@@ -120,7 +120,8 @@ def compile_scorer(
 ) -> str | None:
     """Compile the layers of a scorer that trains; a notice where that fails or changes its numbers, and it is undone.
 
-    The graphs that are checked are those that train, forward and backward. Gradients are dropped afterwards.
+    The graphs that are checked are those that train, forward and backward. Gradients are dropped afterwards. A model
+    without trained weights, under a preference head alone, is left as it is.
 
     Args:
         scorer: in training mode.
@@ -130,6 +131,8 @@ def compile_scorer(
         backend: as of `compile_layers`.
     """
     model: Any = scorer.model
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        return None
     batch = scorer.collate(sample[:2], 1.0).to(model.device)
 
     def numbers() -> tuple[Tensor, Tensor]:
