@@ -119,3 +119,43 @@ def test_a_gpu_runs_three_calls_of_it(make_groups, monkeypatch):
     actual, *_ = shared_prompts.forward(shared_prompts._Flash, *inputs, segments, SCALE)
     torch.testing.assert_close(actual, expected, rtol=0, atol=0)
     assert calls == [(10, 10, 6, 6, True), (10, 10, 5, 6, False), (10, 10, 5, 5, True)]
+
+
+@pytest.mark.parametrize("modes", [(False, False), (True, True)])
+def test_a_gpus_three_calls_of_its_backward(make_groups, monkeypatch, modes):
+    """Each gets its rows' log-sum-exps over all that they see, and adds up in a fixed order, whatever is set around."""
+    batch, calls = with_prompts_first(pack(make_groups([(4, (2, 3)), (6, (5,))], 0))), []
+    segments = segments_of(batch.prompts_first)
+
+    def flash(
+        upstream, q, k, v, out, sums, ends_q, ends_k, longest_q, longest_k, dropout, causal, state, unused, *, scale
+    ):
+        assert torch.are_deterministic_algorithms_enabled()
+        assert not torch.is_deterministic_algorithms_warn_only_enabled()
+        assert not torch.utils.deterministic.fill_uninitialized_memory
+        assert (dropout, scale) == (0.0, SCALE)
+        assert (len(q), len(k)) == (ends_q[-1], ends_k[-1])
+        calls.append((longest_q, longest_k, causal, sums))
+        call = shared_prompts._Call(slice(None), slice(None), (ends_q, ends_k), (longest_q, longest_k), causal)
+        return shared_prompts._WrittenOut.backward(upstream, q, k, v, out, sums, call, scale)
+
+    inputs, upstream = random_heads(len(batch.input_ids))
+    expected = torch.autograd.grad(dense(*inputs, batch), inputs, upstream)
+    saved = *inputs, *shared_prompts.forward(shared_prompts._WrittenOut, *inputs, segments, SCALE)
+    monkeypatch.setattr(torch.ops.aten, "_flash_attention_backward", flash)
+    deterministic, warn_only = modes
+    torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
+    try:
+        with torch.no_grad():
+            gradients = shared_prompts.backward(shared_prompts._Flash, upstream, saved, segments, SCALE)
+        assert torch.are_deterministic_algorithms_enabled() is deterministic
+        assert torch.is_deterministic_algorithms_warn_only_enabled() is warn_only
+        assert torch.utils.deterministic.fill_uninitialized_memory
+    finally:
+        torch.use_deterministic_algorithms(False)
+    for gradient, of_dense in zip(gradients, expected, strict=True):
+        torch.testing.assert_close(gradient, of_dense, rtol=1e-11, atol=1e-12)
+    of_prompts, of_candidates = saved[-2:]
+    assert [call[:3] for call in calls] == [(6, 6, True), (5, 6, False), (5, 5, True)]
+    for (*_, sums), of_rows in zip(calls, (of_prompts, of_candidates, of_candidates), strict=True):
+        assert sums is of_rows
