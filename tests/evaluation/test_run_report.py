@@ -20,8 +20,10 @@ def steps_drawn(folder: Path, title: str) -> list[list[float]]:
     page = (folder / "report.html").read_text()
     (svg,) = [svg for svg in re.findall(r"<svg.*?</svg>", page, re.DOTALL) if f'aria-label="{title}"' in svg]
     paths = ElementTree.fromstring(svg).iter("{http://www.w3.org/2000/svg}path")
-    drawn = [path.attrib["d"] for path in paths if "clip-path" in path.attrib and "stroke: #" in path.attrib["style"]]
-    return [[float(x) for x in re.findall(r"[ML] (\S+) ", path)] for path in drawn]
+    data_lines = [
+        path.attrib["d"] for path in paths if "clip-path" in path.attrib and "stroke: #" in path.attrib["style"]
+    ]
+    return [[float(x) for x in re.findall(r"[ML] (\S+) ", path)] for path in data_lines]
 
 
 def test_a_gap_in_the_evaluations_and_a_run_of_one_line(write_config):
@@ -29,8 +31,8 @@ def test_a_gap_in_the_evaluations_and_a_run_of_one_line(write_config):
     log = folder / "metrics.jsonl"
     lines: list[dict[str, Any]] = [json.loads(line) for line in log.read_text().splitlines()]
 
-    kept = [{name: line[name] for name in line if (name, line["step"]) != ("eval_loss", 1)} for line in lines]
-    log.write_text("".join(json.dumps(line) + "\n" for line in kept))
+    gap_lines = [{name: line[name] for name in line if (name, line["step"]) != ("eval_loss", 1)} for line in lines]
+    log.write_text("".join(json.dumps(line) + "\n" for line in gap_lines))
     write_run_report(folder)
     trained, held_out = steps_drawn(folder, "Loss")
     step = trained[1] - trained[0]

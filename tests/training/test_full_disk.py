@@ -89,7 +89,7 @@ def interrupted_files(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def test_a_comparison_gets_through_however_often_the_disk_is_full(
     tiny_model, tiny_pairs, small_disk, tmp_path, capsys, interrupted_files
 ):
-    """While it trains, and with a page of memory more at a time while it writes what it found."""
+    """While it trains, and with a page of memory more at a time while it writes its results."""
     values = {
         "base": {
             "model": str(tiny_model),
@@ -110,8 +110,8 @@ def test_a_comparison_gets_through_however_often_the_disk_is_full(
     late_files = sorted([*bench.glob("start/*/measured.json"), *bench.glob("compare.*[!l]"), bench / "compare.html"])
     for file in late_files:
         file.unlink()
-    used = int(subprocess.check_output(["du", "-sk", small_disk.folder]).split()[0])
-    make_room_until_done(small_disk, lambda: command, capsys, step=4, start=used)
+    used_kilobytes = int(subprocess.check_output(["du", "-sk", small_disk.folder]).split()[0])
+    make_room_until_done(small_disk, lambda: command, capsys, step=4, start=used_kilobytes)
     assert {"checkpoints", "compare.json"} <= {*interrupted_files}
     assert len({*interrupted_files}) > 3
     assert all(file.exists() for file in late_files)

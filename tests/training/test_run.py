@@ -68,11 +68,11 @@ def kill_somewhere(process: Any, folder: Path, draw: random.Random, last: int) -
 def kill_while_it_saves(process: Any, folder: Path) -> None:
     """kill -9 once the model's files are being written."""
     deadline = time.monotonic() + 60
-    written = (folder / ".writing-model", folder / "model.safetensors")
-    while not any(path.exists() for path in written) and process.poll() is None and time.monotonic() < deadline:
+    model_files = (folder / ".writing-model", folder / "model.safetensors")
+    while not any(path.exists() for path in model_files) and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.0005)
     kill(process)
-    assert any(path.exists() for path in written)
+    assert any(path.exists() for path in model_files)
 
 
 def kill(process: Any) -> None:
