@@ -17,7 +17,6 @@ from penchant.engine import device
 from penchant.engine.device import (
     available_devices,
     best_dtype,
-    exact,
     local_device,
     on_device,
     products_name,
@@ -157,21 +156,6 @@ class TestSumsWithoutFloat64:
     def test_the_host_sums_for_apples_devices(self):
         assert sum_device(torch.device("mps")) == CPU
         assert sum_device(CARD) == CARD
-
-    def test_the_sum_on_the_host_has_the_same_bits_and_gradients(self, monkeypatch):
-        values = torch.randn(1000, generator=torch.Generator().manual_seed(0)) * 1e3
-        results = []
-        for has_float64 in (True, False):
-            monkeypatch.setattr(device, "has_float64", lambda device, has_float64=has_float64: has_float64)
-            leaf = values.clone().requires_grad_()
-            total = exact(leaf).sum()
-            (total**2).backward()
-            results.append((total.detach(), leaf.grad))
-        (direct, direct_gradient), (host, host_gradient) = results
-        assert direct.dtype == host.dtype == torch.float64
-        assert host_gradient.dtype == torch.float32
-        assert direct == host == values.double().sum()
-        assert torch.equal(direct_gradient, host_gradient)
 
     @pytest.mark.parametrize("scorer_name", ["tree", "padded", "head", "tree rewards"])
     def test_no_float64_comes_onto_such_a_device(self, monkeypatch, build, make_groups, scorer_name):

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from transformers import Gemma2Config, LlamaConfig, MistralConfig
 
 from penchant.data.trees import pack, with_prompts_first
 from penchant.engine.attention import TREE, UnsupportedAttention, tree_attention
 from penchant.engine.kernels.shared_prompts import is_flash_size
-from penchant.engine.tree import TreeScorer, use_tree
+from penchant.engine.tree import TreeScorer, arranged, use_tree
 from penchant.engine.tree_plan import GatheredSegments, TreePlan
 from penchant.recipes.recommend.catalogue import pack_trie
 
@@ -254,3 +256,29 @@ def test_a_trie_equals_the_tree(family, prompt, build, make_groups, all_float64)
         results.append((log_probs.detach(), gradients))
     assert len(pack_trie(group).input_ids) < len(pack([group]).input_ids) - 60
     _assert_equal(results)
+
+
+@pytest.mark.parametrize(
+    ("config", "device", "capability", "prompts_first"),
+    [
+        (LlamaConfig(), "cuda", (9, 0), True),
+        (LlamaConfig(), "cuda", (8, 0), True),
+        (LlamaConfig(), "cuda", (7, 5), False),
+        (LlamaConfig(), "cpu", (9, 0), False),
+        (LlamaConfig(), "mps", (9, 0), False),
+        # The longest prompt and candidate have 42 tokens.
+        (MistralConfig(sliding_window=41), "cuda", (9, 0), False),
+        (MistralConfig(sliding_window=42), "cuda", (9, 0), True),
+        (MistralConfig(sliding_window=None), "cuda", (9, 0), True),
+        (Gemma2Config(sliding_window=64), "cuda", (9, 0), False),
+        (Gemma2Config(sliding_window=64, attn_logit_softcapping=None), "cuda", (9, 0), True),
+    ],
+)
+def test_prompts_come_first_where_flash_attention_takes_them(
+    make_groups, monkeypatch, config, device, capability, prompts_first
+):
+    """Not with a soft-cap or a window narrower than a sequence, on an old card or on no card."""
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    model = SimpleNamespace(config=config, device=torch.device(device))
+    batch = arranged(pack(make_groups(SHAPES["pairs"], 0)), model)
+    assert (batch.prompts_first is not None) is prompts_first

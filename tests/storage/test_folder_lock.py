@@ -86,3 +86,15 @@ def test_a_file_that_its_last_holder_removed_is_made_anew(tmp_path, monkeypatch)
         assert removals
         with pytest.raises(ConfigError, match=f"process {os.getpid()} on "), folder_lock(tmp_path):
             pass
+
+
+def test_a_full_disk_leaves_no_lock(small_disk):
+    filler = small_disk.folder / "filler"
+    filler.write_bytes(bytes(64 * 1024))
+    for _ in range(2):
+        with pytest.raises(OSError, match="No space left"), folder_lock(small_disk.folder):
+            pass
+    assert not (small_disk.folder / ".lock").exists()
+    filler.unlink()
+    with folder_lock(small_disk.folder):
+        pass

@@ -113,11 +113,14 @@ class TestResolution:
             shortage = None
             config = load_config(write_config(training={"token_budget": 12_800}))
 
-        monkeypatch.setattr(planned_training, "new_planner", lambda *arguments: OfAPlanner)
-        monkeypatch.setattr(planned_training, "available_bytes", lambda device: 1)
+        arguments: list[tuple[object, ...]] = []
+        monkeypatch.setattr(planned_training, "new_planner", lambda *names: arguments.append(names) or OfAPlanner)
+        monkeypatch.setattr(planned_training, "available_bytes", lambda device: {"cuda": 80 << 30}[device.type])
+        run: Any = ("config", "inputs", "tokenizer", 128)
         for name, expected in (("cpu", 8192), ("mps", 8192), ("cuda", 12_800)):
             monkeypatch.setattr(planned_training, "local_device", lambda name=name: torch.device(name))
-            assert planned_training.planned_budget(None, None, None, 0) == expected
+            assert planned_training.planned_budget(*run) == expected
+        assert arguments == [(*run, torch.device("cuda"), 80 << 30)]
 
 
 class TestResume:

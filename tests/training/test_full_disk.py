@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,10 +22,12 @@ from penchant.models.loading import load_tokenizer
 from penchant.storage.files import disk_errors
 
 
-def make_room_until_done(disk, command: Callable[[], list[str]], capsys: pytest.CaptureFixture[str], step: int) -> int:
+def make_room_until_done(
+    disk, command: Callable[[], list[str]], capsys: pytest.CaptureFixture[str], step: int, start: int = 8
+) -> int:
     """Give the command again and again with `step` kilobytes more room; returns how often the disk was full."""
     for attempt in range(200):
-        disk.resize(8 + step * attempt)
+        disk.resize(start + step * attempt)
         capsys.readouterr()
         code = run(command())
         message = capsys.readouterr().err
@@ -58,8 +66,30 @@ def test_a_run_gets_through_however_often_the_disk_is_full(write_config, small_d
     assert (folder / "metrics.jsonl").read_bytes() == (tmp_path / "roomy" / "metrics.jsonl").read_bytes()
 
 
+@pytest.fixture
+def interrupted_files(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The file, or else the module that was writing, at each full disk."""
+    names: list[str] = []
+    init = DiskFullError.__init__
+
+    def recording(self: DiskFullError, *arguments: object, **keywords: object) -> None:
+        cause = sys.exc_info()[1]
+        if cause is not None and not isinstance(cause, DiskFullError):
+            frames = [frame for frame, _ in traceback.walk_tb(cause.__traceback__)]
+            last = [frame for frame in frames if f"{os.sep}penchant{os.sep}" in frame.f_code.co_filename][-1]
+            is_text = last.f_code.co_name == "write_atomically"
+            names.append(last.f_locals["file"].name if is_text else Path(last.f_code.co_filename).stem)
+        init(self, *arguments, **keywords)
+
+    monkeypatch.setattr(DiskFullError, "__init__", recording)
+    return names
+
+
 @pytest.mark.slow
-def test_a_comparison_gets_through_however_often_the_disk_is_full(tiny_model, tiny_pairs, small_disk, tmp_path, capsys):
+def test_a_comparison_gets_through_however_often_the_disk_is_full(
+    tiny_model, tiny_pairs, small_disk, tmp_path, capsys, interrupted_files
+):
+    """While it trains, and with a page of memory more at a time while it writes its results."""
     values = {
         "base": {
             "model": str(tiny_model),
@@ -73,9 +103,32 @@ def test_a_comparison_gets_through_however_often_the_disk_is_full(tiny_model, ti
         "output": str(small_disk.folder / "bench"),
     }
     (tmp_path / "bench.yaml").write_text(yaml.safe_dump(values))
-    times = make_room_until_done(small_disk, lambda: ["compare", str(tmp_path / "bench.yaml")], capsys, step=150)
+    command = ["compare", str(tmp_path / "bench.yaml")]
+    times = make_room_until_done(small_disk, lambda: command, capsys, step=150)
     assert times > 5
-    assert (small_disk.folder / "bench" / "compare.json").exists()
+    bench = small_disk.folder / "bench"
+    late_files = sorted([*bench.glob("start/*/measured.json"), *bench.glob("compare.*[!l]"), bench / "compare.html"])
+    for file in late_files:
+        file.unlink()
+    used_kilobytes = int(subprocess.check_output(["du", "-sk", small_disk.folder]).split()[0])
+    make_room_until_done(small_disk, lambda: command, capsys, step=4, start=used_kilobytes)
+    assert {"checkpoints", "compare.json"} <= {*interrupted_files}
+    assert len({*interrupted_files}) > 3
+    assert all(file.exists() for file in late_files)
+    (tmp_path / "bench.yaml").write_text(yaml.safe_dump({**values, "output": str(tmp_path / "roomy")}))
+    assert run(command) == 0
+    assert numbers(bench) == numbers(tmp_path / "roomy")
+
+
+def numbers(bench: Path) -> dict[str, Any]:
+    """compare.json without its folder, seconds and memory."""
+    document = json.loads((bench / "compare.json").read_text())
+    for variant in document["variants"]:
+        variant.pop("cost", None)
+    for cell in document["cells"]:
+        del cell["folder"]
+    del document["title"]
+    return document
 
 
 def test_a_short_write_that_does_not_say_why_is_a_full_disk(small_disk):

@@ -53,17 +53,31 @@ def penchant(*arguments: object, **environment: str) -> subprocess.Popen[str]:
     )
 
 
-def kill_somewhere(process: Any, folder: Path, draw: random.Random) -> None:
-    """kill -9: sometimes while it starts, else some steps further, however slow the machine is."""
+def kill_somewhere(process: Any, folder: Path, draw: random.Random, last: int) -> None:
+    """kill -9: sometimes while it starts, else some steps further, at most at `last`, however slow the machine is."""
     if draw.random() < 0.3:
         time.sleep(draw.uniform(0.0, 0.3))
     else:
-        goal, deadline = last_step(folder) + draw.randint(1, 15), time.monotonic() + 60
+        goal, deadline = min(last_step(folder) + draw.randint(1, 15), last), time.monotonic() + 60
         while last_step(folder) < goal and process.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.02)
-        time.sleep(draw.uniform(0.0, 0.05))
+            time.sleep(0.005)
+        time.sleep(draw.uniform(0.0, 0.02))
+    kill(process)
+
+
+def kill_while_it_saves(process: Any, folder: Path) -> None:
+    """kill -9 once the model's files are being written."""
+    deadline = time.monotonic() + 60
+    model_files = (folder / ".writing-model", folder / "model.safetensors")
+    while not any(path.exists() for path in model_files) and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.0005)
+    kill(process)
+    assert any(path.exists() for path in model_files)
+
+
+def kill(process: Any) -> None:
     process.send_signal(signal.SIGKILL)
-    process.wait()
+    assert process.wait() == -signal.SIGKILL, "it had ended before"
 
 
 def newest(folder: Path) -> Path:
@@ -142,17 +156,22 @@ def test_batch_of_eight_equals_eight_micro_batches_of_one(write_config, tmp_path
 
 @pytest.mark.slow
 def test_killed_at_twenty_random_moments_resumes_to_the_same_bits(write_config, tmp_path, start_penchant):
-    """kill -9, from start-up to the last save; resumed each time."""
-    file = write_config(training={"max_steps": 200}, checkpoints={"every": 7})
+    """kill -9, from start-up to the model's files; resumed each time."""
+    file = write_config(training={"max_steps": 120}, checkpoints={"every": 7})
     undisturbed = run(file, f"output={tmp_path / 'undisturbed'}")
     folder = tmp_path / "killed"
     draw = random.Random(0)
-    steps = set()
-    for _ in range(20):
+    steps = []
+    for moment in range(20):
         arguments = [folder, "--resume"] if (folder / "run.json").exists() else [file, f"output={folder}"]
-        kill_somewhere(start_penchant("train", *arguments), folder, draw)
-        steps.add(last_step(folder))
-    assert len(steps) > 3, "the kills all fell on start-up"
+        process = start_penchant("train", *arguments)
+        if moment < 19:
+            kill_somewhere(process, folder, draw, last=100)
+        else:
+            kill_while_it_saves(process, folder)
+        steps.append(last_step(folder))
+    assert len(set(steps)) > 8, "the kills all fell on start-up"
+    assert steps[-1] == 120
     # To the end in this process, whose seed of Python's hashes is another.
     run(folder / "config.yaml", f"output={folder}", resume=True)
     assert_same_run(undisturbed, folder)

@@ -247,10 +247,7 @@ def folder_lock(folder: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        # Removed while locked: a process that opened the file meanwhile sees that its name is gone, and opens it anew.
-        with suppress(OSError):
-            file.unlink()
-        os.close(handle)
+        _release(handle, file)
         for path in missing:
             with suppress(OSError):  # Folders that were written into stay.
                 path.rmdir()
@@ -276,10 +273,22 @@ def _open_and_lock(file: Path) -> int:
                 fix="wait for that process, or end it; or name another folder: output=DIR",
             ) from error
         if _is_named(handle, file):
-            os.ftruncate(handle, 0)
-            os.write(handle, f"process {os.getpid()} on {platform.node()}".encode())
+            try:
+                os.ftruncate(handle, 0)
+                os.write(handle, f"process {os.getpid()} on {platform.node()}".encode())
+            except OSError:  # A full disk; this process may start again once there is room.
+                _release(handle, file)
+                raise
             return handle
         os.close(handle)
+
+
+def _release(handle: int, file: Path) -> None:
+    """Remove the lock file, then free the lock."""
+    # Removed while locked: a process that opened the file meanwhile sees that its name is gone, and opens it anew.
+    with suppress(OSError):
+        file.unlink()
+    os.close(handle)
 
 
 def _is_named(handle: int, file: Path) -> bool:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 from penchant.data.trees import pack, with_prompts_first
+from penchant.engine.kernels import shared_prompts
 from penchant.engine.kernels.shared_prompts import Segments, shared_prompt_attention
 
 HEADS, KEY_HEADS, SIZE, SCALE = 6, 2, 8, 0.3
@@ -72,3 +74,45 @@ def test_a_compiled_function_takes_it_whole(make_groups):
         whole = compiled(*inputs, *segments_of(batch.prompts_first))
         torch.testing.assert_close(whole, dense(*inputs, batch).sin(), rtol=1e-12, atol=1e-13)
     assert len(graphs) == 1
+
+
+@pytest.mark.parametrize("modes", [(False, False), (True, True)])
+def test_a_gpus_three_calls_of_its_backward(make_groups, monkeypatch, modes):
+    """Each gets its rows' log-sum-exps over all that they see, and adds up in a fixed order, whatever is set around."""
+    batch, calls = with_prompts_first(pack(make_groups([(4, (2, 3)), (6, (5,))], 0))), []
+    segments = segments_of(batch.prompts_first)
+
+    def flash(*, grad_out, query, key, value, out, logsumexp, rng_state, unused, dropout_p, scale, **call_arguments):
+        assert torch.are_deterministic_algorithms_enabled()
+        assert not torch.is_deterministic_algorithms_warn_only_enabled()
+        assert not torch.utils.deterministic.fill_uninitialized_memory
+        assert (dropout_p, scale) == (0.0, SCALE)
+        ends_q, ends_k, longest_q, longest_k, is_causal = (
+            call_arguments.pop(name) for name in ("cum_seq_q", "cum_seq_k", "max_q", "max_k", "is_causal")
+        )
+        assert not call_arguments
+        assert (len(query), len(key)) == (ends_q[-1], ends_k[-1])
+        calls.append((longest_q, longest_k, is_causal, logsumexp))
+        call = shared_prompts._Call(slice(None), slice(None), (ends_q, ends_k), (longest_q, longest_k), is_causal)
+        return shared_prompts._WrittenOut.backward(grad_out, query, key, value, out, logsumexp, call, scale)
+
+    inputs, upstream = random_heads(len(batch.input_ids))
+    expected = torch.autograd.grad(dense(*inputs, batch), inputs, upstream)
+    saved = *inputs, *shared_prompts.forward(shared_prompts._WrittenOut, *inputs, segments, SCALE)
+    monkeypatch.setattr(torch.ops.aten, "_flash_attention_backward", flash)
+    deterministic, warn_only = modes
+    torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
+    try:
+        with torch.no_grad():
+            gradients = shared_prompts.backward(shared_prompts._Flash, upstream, saved, segments, SCALE)
+        assert torch.are_deterministic_algorithms_enabled() is deterministic
+        assert torch.is_deterministic_algorithms_warn_only_enabled() is warn_only
+        assert torch.utils.deterministic.fill_uninitialized_memory
+    finally:
+        torch.use_deterministic_algorithms(False)
+    for gradient, of_dense in zip(gradients, expected, strict=True):
+        torch.testing.assert_close(gradient, of_dense, rtol=1e-11, atol=1e-12)
+    of_prompts, of_candidates = saved[-2:]
+    assert [call[:3] for call in calls] == [(6, 6, True), (5, 6, False), (5, 5, True)]
+    for (*_, sums), of_rows in zip(calls, (of_prompts, of_candidates, of_candidates), strict=True):
+        assert sums is of_rows
