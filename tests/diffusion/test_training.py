@@ -18,6 +18,7 @@ from penchant.diffusion.batches import DenoiserScorer, DrawnBatches, Draws
 from penchant.diffusion.denoising import Denoiser
 from penchant.diffusion.training import linear_layers, tune_denoiser
 from penchant.engine.distributed import World
+from penchant.engine.working_weights import WorkingWeights
 from penchant.errors import ConfigError, TrainingError
 from penchant.models.lora import add_adapters
 from penchant.objectives import DPO, IPO, KTO, SFT, BetaDPO, MultiReference, Needs, Part, WeightedSum
@@ -356,7 +357,8 @@ def test_the_token_budget_changes_no_loss_and_no_gradient(stable_diffusion, monk
             scorer, GROUPS, lambda name: read(name).double(), Draws(2), Order(2, 2, 0, False), settings
         ).batch(0)
         batch = Batch(step.groups, step.references, budget, "float32")
-        result, _ = backward.backward(scorer, objective, objective.initial_state(0), batch, World(0, 1, CPU))
+        weights = WorkingWeights(scorer, torch.float32)
+        result, _ = backward.backward(scorer, objective, objective.initial_state(0), batch, World(0, 1, CPU), weights)
         total, count = result.sums["loss"].tolist()
         trained = [parameter for parameter in scorer.parameters() if parameter.requires_grad]
         gradient = torch.cat([parameter.grad.flatten() for parameter in trained]).double()
