@@ -110,8 +110,9 @@ def train(
     from penchant.config.run import load_config
     from penchant.engine.device import on_device
     from penchant.engine.distributed import is_main_process
-    from penchant.planning.train import train as train_run
+    from penchant.planning.train import planned_budget
     from penchant.training.report import write_run_report
+    from penchant.training.run import train as train_run
 
     file = run / "config.yaml" if resume and run.is_dir() else run
     if resume and run.is_dir() and not file.exists():
@@ -121,7 +122,7 @@ def train(
         # Not an override, because those are YAML: a folder may be called 2024, or contain a #.
         config = config.model_copy(update={"output": str(run)})
     with on_device(config.device):
-        folder = train_run(config, resume=resume)
+        folder = train_run(config, resume=resume, choose_budget=planned_budget)
         if is_main_process():
             result = write_run_report(folder)
             print_result(result.to_json(), as_json, result.table)
