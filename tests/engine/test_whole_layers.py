@@ -183,14 +183,8 @@ def test_the_layers_of_a_model(config):
         assert len(decoder_layers(hf.AutoModelForCausalLM.from_config(config))) == 3
 
 
-def test_the_layers_of_a_model_on_the_tree_are_all_its_layers():
+def test_the_layers_of_a_model_on_the_tree_are_all_its_layers(model):
     """Its last layer has a class of its own."""
-    config = hf.LlamaConfig(
-        vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4,
-        num_key_value_heads=2,
-    )  # fmt: skip
-    model = hf.LlamaForCausalLM(config)
-    use_tree(model)
     layers = decoder_layers(TreeScorer(model))
     assert layers == [*model.model.layers]
     assert len({type(layer) for layer in layers}) == 2

@@ -11,13 +11,14 @@ from torch import Tensor, nn
 
 from penchant.data.tokenized import TokenizedGroup
 from penchant.engine.device import float32_products
+from penchant.engine.kernels.compiled import short_reason
 from penchant.engine.padded import PaddedScorer
 from penchant.engine.reward_scorers import HeadedScorer, PaddedRewardScorer, TreeRewardScorer
 from penchant.engine.scorer import PackedScorer, Scorer
 from penchant.engine.scoring import precision
 from penchant.engine.tree import TreeScorer
 from penchant.engine.tree_check import TreeCheck, is_half, measure_rounding, rounding_note
-from penchant.engine.whole_layers import NOT_COMPILED, compile_layers, short_reason, undo_compilation
+from penchant.engine.whole_layers import NOT_COMPILED, compile_layers, undo_compilation
 from penchant.engine.working_weights import WorkingWeights
 from penchant.models.multimodal import set_attention
 
@@ -118,10 +119,11 @@ def compile_scorer(
     rounding: float | None,
     backend: str | Callable[..., Any] = "inductor",
 ) -> str | None:
-    """Compile the layers of a scorer that trains; a notice where that fails or changes its numbers, and it is undone.
+    """Compile the layers of a scorer that trains; a notice, and none compiled, where backward or numbers are not right.
 
-    The graphs that are checked are those that train, forward and backward. Gradients are dropped afterwards. A model
-    without trained weights, under a preference head alone, is left as it is.
+    The graphs that are checked are those that train, forward and backward. Gradients are dropped afterwards. A forward
+    that does not compile is undone and logged by its layers. A model without trained weights, under a preference head
+    alone, is left as it is.
 
     Args:
         scorer: in training mode.

@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from penchant.engine.kernels.compiled import short_reason
+
 logger = logging.getLogger(__name__)
 
 INDUCTOR_OPTIONS: dict[str, str | int | bool | Callable[..., Any]] = {
@@ -74,11 +76,6 @@ def undo_compilation(model: nn.Module) -> None:
     """Run every decoder layer as its own class does."""
     for layer in _compiled_modules(model):
         layer._compiled_call_impl = None
-
-
-def short_reason(error: Exception) -> str:
-    """The beginning of a compiler's error, on one line."""
-    return " ".join(str(error).split())[:200]
 
 
 def _until_it_fails(compiled: Any, layer: nn.Module, model: nn.Module) -> Callable[..., Any]:

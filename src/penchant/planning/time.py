@@ -114,11 +114,11 @@ def measure_step_costs(
     thin, deep = (_real(spec, layers, vocabulary, device) for layers in (1, 2))
     groups = _clip_to_vocabulary(typical, vocabulary)
     shortest = min(groups, key=lambda group: group.length)
-    operations = 6 * sum(p.numel() for p in deep.parameters()) * min(shortest.length, LEAST_TOKENS)
-    if operations / rate > SLOWEST * seconds:
+    token_seconds = 6 * sum(p.numel() for p in deep.parameters()) / rate
+    if token_seconds * min(shortest.length, LEAST_TOKENS) > SLOWEST * seconds:
         return _costs_of_products(spec, thin, deep, rate)
     # A group of which one pass would take too long is cut.
-    max_tokens = int(seconds * rate / (6 * sum(p.numel() for p in deep.parameters())))
+    max_tokens = int(seconds / token_seconds)
     if shortest.length > max(max_tokens, LEAST_TOKENS):
         (shortest,) = groups = _shortened([shortest], max(max_tokens, LEAST_TOKENS))
     groups = _affordable(groups, shortest, deep, seconds, device, dtype)

@@ -102,36 +102,24 @@ def backward(
     with weights.in_place():
         if objective.coupled:
             return _coupled(scorer, objective, state, batch, world, weights, cuts)
-        return _separable(scorer, objective, state, batch, world, weights, cuts)
-
-
-def _separable(
-    scorer: Scorer,
-    objective: Objective,
-    state: State,
-    batch: Batch,
-    world: World,
-    weights: WorkingWeights,
-    cuts: Sequence[Sequence[int]],
-) -> tuple[Result, State]:
-    result = Result()
-    for members, counts_here in world.share(cuts):
-        part = batch.part(members)
-        # Sent before the forward: what is sent between it and the backward waits for the forward on a card.
-        reference, facts = objective_tables(part.groups, part.references, sum_device(world.device))
-        policy, facts = with_scores(_score_micro_batch(scorer, part, world), facts)
-        output, new_state = objective(policy, reference, facts, state)
-        if _differ(state, new_state):
-            raise ConfigError(
-                f"objective {objective.name} changes its state, and its `coupled` is False: the state would change "
-                "once for each micro-batch, so the token budget would decide how often",
-                fix="set its `coupled` to True: it then gets every optimizer batch at once",
-            )
-        state = new_state
-        (output.loss.total * (float(counts_here) * batch.loss_scale)).backward()
-        weights.add_gradients()
-        result.add(output, part.groups, counts_here)
-    return result, state
+        result = Result()
+        for members, counts_here in world.share(cuts):
+            part = batch.part(members)
+            # Sent before the forward: what is sent between it and the backward waits for the forward on a card.
+            reference, facts = objective_tables(part.groups, part.references, sum_device(world.device))
+            policy, facts = with_scores(_score_micro_batch(scorer, part, world), facts)
+            output, new_state = objective(policy, reference, facts, state)
+            if _differ(state, new_state):
+                raise ConfigError(
+                    f"objective {objective.name} changes its state, and its `coupled` is False: the state would change "
+                    "once for each micro-batch, so the token budget would decide how often",
+                    fix="set its `coupled` to True: it then gets every optimizer batch at once",
+                )
+            state = new_state
+            (output.loss.total * (float(counts_here) * batch.loss_scale)).backward()
+            weights.add_gradients()
+            result.add(output, part.groups, counts_here)
+        return result, state
 
 
 def _differ(state: State, new_state: State) -> bool:

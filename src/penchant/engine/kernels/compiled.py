@@ -19,14 +19,17 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_map_only
 
-from penchant.engine.whole_layers import short_reason
-
 logger = logging.getLogger(__name__)
 
 
 def use_compiled(x: Tensor) -> bool:
     """Whether a tensor of any shape is computed by these formulas: one on a GPU is."""
     return x.is_cuda
+
+
+def short_reason(error: Exception) -> str:
+    """The beginning of a compiler's error, on one line."""
+    return " ".join(str(error).split())[:200]
 
 
 class _CompiledOnGpu:
@@ -65,7 +68,7 @@ def _results_only(formula: Callable[..., Any], tensor: FakeTensor, *arguments: A
 
 
 @_CompiledOnGpu
-def merge_attention(first: Tensor, a: Tensor, sums_a: Tensor, b: Tensor, sums_b: Tensor) -> tuple[Tensor, Tensor]:
+def merge_attention(prompts: Tensor, a: Tensor, sums_a: Tensor, b: Tensor, sums_b: Tensor) -> tuple[Tensor, Tensor]:
     """Outputs [P, H, D] of other rows before those of two softmaxes of the same N rows as one, and its sums [H, N].
 
     Args:
@@ -74,7 +77,7 @@ def merge_attention(first: Tensor, a: Tensor, sums_a: Tensor, b: Tensor, sums_b:
     """
     sums = torch.logaddexp(sums_a, sums_b)
     share_a, share_b = ((part - sums).exp().T[..., None] for part in (sums_a, sums_b))
-    return torch.cat([first, (a * share_a + b * share_b).to(first.dtype)]), sums
+    return torch.cat([prompts, (a * share_a + b * share_b).to(prompts.dtype)]), sums
 
 
 @_CompiledOnGpu
