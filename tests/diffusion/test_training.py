@@ -469,7 +469,15 @@ def test_a_resumed_run_keeps_its_dtype(stable_diffusion, tmp_path, monkeypatch):
     _, metrics = tuned(stable_diffusion, tmp_path, DPO(beta=50.0), max_steps=1)
     monkeypatch.setattr(automatic, "best_dtype", lambda device: "bfloat16")
     assert tuned(stable_diffusion, tmp_path, DPO(beta=50.0), max_steps=1)[1] == metrics
-    assert json.loads((tmp_path / "arguments.json").read_text())["dtype"] == "float32"
+    file = tmp_path / "arguments.json"
+    record = json.loads(file.read_text())
+    assert record["dtype"] == "float32"
+    # A device that lacks the recorded dtype refuses it, though `auto` would choose another.
+    file.write_text(json.dumps({**record, "dtype": "bfloat16"}))
+    monkeypatch.setattr(automatic, "best_dtype", lambda device: "float32")
+    monkeypatch.setattr(torch.amp, "is_autocast_available", lambda name: False)
+    with pytest.raises(ConfigError, match="no mixed precision on cpu"):
+        tuned(stable_diffusion, tmp_path, DPO(beta=50.0), max_steps=1)
 
 
 def test_a_run_with_other_arguments_is_not_resumed(stable_diffusion, tmp_path):

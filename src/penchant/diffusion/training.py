@@ -96,7 +96,7 @@ def _dtype_of_run(config: LoopConfig, device: torch.device, arguments: dict[str,
         ConfigError: the device lacks the dtype; or the run in the folder had other arguments, and might load.
     """
     file = config.folder / "arguments.json"
-    dtype: Dtype = choose_dtype(config.training.dtype, device)
+    choice = config.training.dtype
     if any((config.folder / "checkpoints").glob("step-*")):
         record = read_record(file, [*arguments, "dtype"], "remove the folder, and start again")
         if differing := [name for name, value in arguments.items() if record[name] != value]:
@@ -105,7 +105,8 @@ def _dtype_of_run(config: LoopConfig, device: torch.device, arguments: dict[str,
                 where=str(config.folder),
                 fix="name another folder, or remove this one",
             )
-        dtype = record["dtype"]
+        choice = record["dtype"]
+    dtype: Dtype = choose_dtype(choice, device)
     write_atomically(file, json.dumps({**arguments, "dtype": dtype}) + "\n")
     return dtype
 
