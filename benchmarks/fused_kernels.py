@@ -75,7 +75,7 @@ def graph_kernels(graph: GraphModule) -> list[Kernel]:
             formula = flop_registry.get(getattr(node.target, "overloadpacket", None))
             arguments = torch.fx.map_arg(node.args, lambda n: n.meta["val"])
             flops = 0.0 if formula is None else float(formula(*arguments, out_val=node.meta["val"]))
-            size = sum(_size(value) for part in (node, *node.all_input_nodes) for value in tensors_of(part))
+            size = sum(tensor_bytes(value) for part in (node, *node.all_input_nodes) for value in tensors_of(part))
             kernels.append(Kernel(_name(node), 1, size, flops))
         elif _kind(node) == "across":
             kernels.append(_reduction_kernel(node, part_of))
@@ -162,9 +162,9 @@ def _source(node: Node) -> Node:
 
 def _fused_kernel(part: Sequence[Node]) -> Kernel:
     inside = set(part)
-    read = {piece for node in part for piece in _read_pieces(node, inside)}
+    read_tensors = {piece for node in part for piece in _read_pieces(node, inside)}
     outputs = [node for node in part if _is_output(node, inside)]
-    size = sum(_size(value) for node in (*read, *outputs) for value in tensors_of(node))
+    size = sum(tensor_bytes(value) for node in (*read_tensors, *outputs) for value in tensors_of(node))
     return Kernel("fused", 1, size)
 
 
@@ -174,16 +174,18 @@ def _reduction_kernel(node: Node, part_of: Mapping[Node, set[Node]]) -> Kernel:
     Where a part reduces the last dimension of the same tensors, both are one kernel, which reads them once, and a small
     one that adds up its sums: `mix_order_reduction` of torch 2.11 and later, without its least sizes.
     """
-    read = {*_read_by_reduction(node, part_of)}
+    read_tensors = {*_read_by_reduction(node, part_of)}
     elements = tensors_of(node.all_input_nodes[0])[0].numel()
     for part in part_of.values():
         pieces = {piece for member in part for piece in _read_pieces(member, part)}
-        shared = {piece for piece in pieces & read if tensors_of(piece)[0].numel() == elements}
+        shared = {piece for piece in pieces & read_tensors if tensors_of(piece)[0].numel() == elements}
         if shared and any(_name(member) in ("sum", "mean") for member in part):
             return Kernel(
-                "sum", 1, sum(_size(value) for piece in {node, *read - shared} for value in tensors_of(piece))
+                "sum",
+                1,
+                sum(tensor_bytes(value) for piece in {node, *read_tensors - shared} for value in tensors_of(piece)),
             )
-    return Kernel("sum", 2, sum(_size(value) for piece in {node, *read} for value in tensors_of(piece)))
+    return Kernel("sum", 2, sum(tensor_bytes(value) for piece in {node, *read_tensors} for value in tensors_of(piece)))
 
 
 def _read_by_reduction(node: Node, part_of: Mapping[Node, set[Node]]) -> Iterator[Node]:
@@ -221,8 +223,8 @@ def _users(node: Node) -> Iterator[Node]:
             yield user
 
 
-def _join(cluster: dict[Node, Node], one: Node, other: Node) -> None:
-    cluster[_root(cluster, one)] = _root(cluster, other)
+def _join(cluster: dict[Node, Node], a: Node, b: Node) -> None:
+    cluster[_root(cluster, a)] = _root(cluster, b)
 
 
 def _root(cluster: dict[Node, Node], node: Node) -> Node:
@@ -231,7 +233,8 @@ def _root(cluster: dict[Node, Node], node: Node) -> Node:
     return node
 
 
-def _size(tensor: Any) -> int:
+def tensor_bytes(tensor: Any) -> int:
+    """Bytes of a tensor's elements in memory: expanded ones count once."""
     elements = 1
     for length, stride in zip(tensor.shape, tensor.stride(), strict=True):
         elements *= int(length) if stride else 1

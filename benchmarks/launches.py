@@ -37,7 +37,7 @@ if __name__ == "__main__":
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
-from fused_kernels import graph_kernels, weight_casts  # noqa: E402
+from fused_kernels import graph_kernels, tensor_bytes, weight_casts  # noqa: E402
 from torch import Tensor  # noqa: E402
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode  # noqa: E402
 from torch.fx import GraphModule, Interpreter, Node  # noqa: E402
@@ -309,7 +309,7 @@ class CardCounter(TorchDispatchMode):
             self._silent = False
         tensors = [x for x in tree_leaves((arguments, result)) if isinstance(x, Tensor)]
         self.tally.operations += 1
-        self.add(name, FORMULA_KERNELS.get(name, 1), sum(map(_size, tensors)))
+        self.add(name, FORMULA_KERNELS.get(name, 1), sum(map(tensor_bytes, tensors)))
         return result
 
     def _flops(self, func: Any, name: str, args: Any, kwargs: Any, result: Any) -> float:
@@ -349,14 +349,6 @@ def _number(tensor: Tensor) -> float | int | bool:
     return 1.0 if tensor.is_floating_point() else tensor.dtype == torch.bool or 1
 
 
-def _size(tensor: Tensor) -> int:
-    """Bytes of a tensor's elements in memory: expanded ones count once."""
-    elements = 1
-    for length, stride in zip(tensor.shape, tensor.stride(), strict=True):
-        elements *= length if stride else 1
-    return elements * tensor.element_size()
-
-
 def _bytes(name: str, args: Any, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> float:
     """Bytes that an operation reads and writes."""
     if name == "sort" and _sorts_rows(inputs[0]):
@@ -365,16 +357,18 @@ def _bytes(name: str, args: Any, inputs: Sequence[Tensor], outputs: Sequence[Ten
         key = inputs[0].element_size()
         return inputs[0].numel() * (8 + key + 2 * key * (key + 8) + 3 * 8 + 8 + 8 + 2 * key)
     if name in ("embedding", "index_select", "gather"):
-        return 2 * _size(outputs[0])
+        return 2 * tensor_bytes(outputs[0])
     if name == "index_add_":
-        return 3 * _size(args[3])
+        return 3 * tensor_bytes(args[3])
     if name == "index_put_":
-        return 3 * _size(args[2])
+        return 3 * tensor_bytes(args[2])
     if name == "_fused_adamw_":  # reads weight, gradient and two moments, writes all but the gradient
-        return 7 * sum(map(_size, args[0]))
+        return 7 * sum(map(tensor_bytes, args[0]))
     replaced_tensors = tree_leaves(args[0]) if name.endswith("_") and name not in WRITTEN_ONLY else []
     tensors = {id(x): x for x in (*inputs, *outputs)}
-    return sum(map(_size, tensors.values())) + sum(_size(x) for x in replaced_tensors if isinstance(x, Tensor))
+    return sum(map(tensor_bytes, tensors.values())) + sum(
+        tensor_bytes(x) for x in replaced_tensors if isinstance(x, Tensor)
+    )
 
 
 def _sorts_rows(keys: Tensor) -> bool:
@@ -500,12 +494,13 @@ def run_config(case: Case, budget: int, output: str) -> RunConfig:
 
 PARTS: Sequence[tuple[Any, str, str]] = (
     (tree_module, "pack", "packing"),
-    (backward_module, "objective_inputs", "masks and references"),
+    (backward_module, "objective_tables", "masks and references"),
     (backward_module.Result, "add", "metrics"),
     (tree_module, "TreePlan", "plan of the row"),
     (tree_module, "head_log_probs", "head forward"),
     (linear_log_probs._LinearLogProbs, "backward", "head backward"),
     (Tensor, "backward", "layers backward"),
+    (loop_module, "gradient_norm", "norm and clipping"),
     (loop_module, "scale_and_clip", "norm and clipping"),
     (Loop, "_reduce", "sums of the step"),
     (torch.optim.AdamW, "step", "optimizer"),
@@ -662,7 +657,7 @@ def _count_whole(case: Case, budget: int) -> dict[str, Tally]:
         )
         loop = Loop(sections, scorer, source, state, Split([], []), None, World(0, 1, CARD), lambda: None)
         stack.enter_context(mock.patch.object(FakeTensor, "tolist", lambda x: counter.read_list(x)))
-        signals = StopSignals(Path(folder), 1.0)
+        signals = StopSignals("", 1.0)
         counter.attention_flops = _attention_flops(case, budget)
         counter.weights = {p.untyped_storage()._cdata for p in scorer.parameters() if p.ndim > 1}
         with named_parts(counter, loop), counter:

@@ -88,7 +88,7 @@ def run(setting: Setting, workload: Workload, task: Task, *further_steps: Any) -
     with compilation_timed(compilation):
         start = time.perf_counter()
         train_and_record(task, recorder, further_steps, loops.append)
-        whole = time.perf_counter() - start
+        run_seconds = time.perf_counter() - start
     counted_steps = recorder.steps[task.warmup :]
     seconds = [step["seconds"] for step in counted_steps]
     steps = setting.drawn_steps(Path(task.folder))[task.warmup :]
@@ -104,7 +104,7 @@ def run(setting: Setting, workload: Workload, task: Task, *further_steps: Any) -
         "token_budget": loops[0].budget,
         "compiled": is_compiled(loops[0].scorer),
         "first_step_seconds": recorder.steps[0]["seconds"],
-        "run_seconds": whole,
+        "run_seconds": run_seconds,
         "losses": [step["loss"] for step in recorder.steps],
         "seconds": [step["seconds"] for step in recorder.steps],
         "steps_tokens": [step["tokens"] for step in recorder.steps],
@@ -130,11 +130,11 @@ def compilation_timed(seconds: list[float]) -> Iterator[None]:
     """Record how long the compilation of layers and its check take, where a run compiles."""
     from penchant.training import model
 
-    whole: Callable[..., Any] = model.compile_scorer
+    compile_and_check: Callable[..., Any] = model.compile_scorer
 
     def compile_scorer(*arguments: Any) -> Any:
         start = time.perf_counter()
-        notice = whole(*arguments)
+        notice = compile_and_check(*arguments)
         seconds.append(time.perf_counter() - start)
         return notice
 
