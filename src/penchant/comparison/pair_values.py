@@ -80,7 +80,7 @@ def _orders(entries: dict[str, ScoredGroup], score_of: Callable[[ScoredGroup], S
 
 def _ratio(entry: ScoredGroup) -> list[float]:
     references = entry.reference_log_probs or ()
-    return [policy - other for policy, other in zip(entry.log_probs, references, strict=True)]
+    return [policy - reference for policy, reference in zip(entry.log_probs, references, strict=True)]
 
 
 _SCORES: dict[str, Callable[[ScoredGroup], Sequence[float]]] = {

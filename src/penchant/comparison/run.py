@@ -181,9 +181,9 @@ class _Ran:
         trials = None if self.bench.search is None else self.bench.search.budget.trials
         trial_names = list(dict.fromkeys(cell.variant.name for cell in ordered))[:trials]
         trial_cells = [cell for cell in ordered if cell.variant.name in trial_names]
-        if left := len(ordered) - len(trial_cells):
+        if unbegun := len(ordered) - len(trial_cells):
             reason = f"the budget of {trials} trials is spent"
-            self.notices.append(f"{reason}: {left} of {len(ordered)} cells were not begun")
+            self.notices.append(f"{reason}: {unbegun} of {len(ordered)} cells were not begun")
         return trial_cells
 
     def _remember(self, planned: Planned, baseline: Cell) -> None:

@@ -221,13 +221,15 @@ def difference(ours: Sequence[Cell], baseline: Sequence[Cell], comparison: Compa
     Values are paired by group where the metric is a mean over groups, and then by prompt.
     """
     metric = comparison.primary
-    left = {cell.seed: cell for cell in ours if metric in cell.metrics}
-    right = {cell.seed: cell for cell in baseline if metric in cell.metrics}
-    seeds = sorted(left.keys() & right.keys())
+    our_cells = {cell.seed: cell for cell in ours if metric in cell.metrics}
+    baseline_cells = {cell.seed: cell for cell in baseline if metric in cell.metrics}
+    seeds = sorted(our_cells.keys() & baseline_cells.keys())
     if is_pooled(metric):
-        return _pooled([left[seed].metrics[metric] - right[seed].metrics[metric] for seed in seeds])
-    names = sorted({name for cells in (left, right) for seed in seeds for name in cells[seed].values[metric]})
-    pair = [_table(metric, [cells[seed] for seed in seeds], names) for cells in (left, right)]
+        return _pooled([our_cells[seed].metrics[metric] - baseline_cells[seed].metrics[metric] for seed in seeds])
+    names = sorted(
+        {name for cells in (our_cells, baseline_cells) for seed in seeds for name in cells[seed].values[metric]}
+    )
+    pair = [_table(metric, [cells[seed] for seed in seeds], names) for cells in (our_cells, baseline_cells)]
     # A fresh sample has a prompt to itself.
     return paired_difference(*by_prompt(pair, [comparison.prompts.get(name, name) for name in names]))
 

@@ -44,10 +44,10 @@ def add_mismatched(groups: Sequence[TokenizedGroup], seed: int, longest: int) ->
     draw = np.random.default_rng((seed, len(groups)))
     result = []
     for group, prompt in zip(groups, prompts, strict=True):
-        other = int(draw.integers(len(groups)))
-        while prompts[other] == prompt:
-            other = (other + 1) % len(groups)
-        other_group = groups[other]
+        donor = int(draw.integers(len(groups)))
+        while prompts[donor] == prompt:
+            donor = (donor + 1) % len(groups)
+        other_group = groups[donor]
         chosen = int(draw.integers(len(other_group.responses)))
         room = max(1, longest - len(group.prompt))
         original = group.group

@@ -53,7 +53,7 @@ class PromptsFirst:
     Attributes:
         order: [T] int64, index of each token in a row of the same groups that lies group after group.
         restored: [T] int64, its inverse: index in this row of each token of the other.
-        read: [R] int64, ascending: indices whose last hidden state may be read.
+        readable: [R] int64, ascending: indices whose last hidden state may be read.
         prompts: [G + 1] int32, cumulative tokens of prompts.
         groups: [G + 1] int32, cumulative tokens of all candidates of a group.
         candidates: [C + 1] int32, cumulative tokens of candidates.
@@ -63,7 +63,7 @@ class PromptsFirst:
 
     order: Tensor
     restored: Tensor
-    read: Tensor
+    readable: Tensor
     prompts: Tensor
     groups: Tensor
     candidates: Tensor
@@ -124,13 +124,13 @@ class TreeBatch:
 
     def pad_to_multiple(self, multiple: int) -> TreeBatch:
         """The batch padded to a multiple of tokens by a prompt without candidates, to which no token attends."""
-        missing = -len(self.input_ids) % multiple
-        if not missing:
+        padding = -len(self.input_ids) % multiple
+        if not padding:
             return self
-        ids = pad(self.input_ids, (0, missing))
-        positions = torch.cat([self.positions, torch.arange(missing, device=self.positions.device)])
-        reach = pad(self.reach, (0, missing), value=len(ids))
-        branches = (*self.branches, Branches(missing, ()))
+        ids = pad(self.input_ids, (0, padding))
+        positions = torch.cat([self.positions, torch.arange(padding, device=self.positions.device)])
+        reach = pad(self.reach, (0, padding), value=len(ids))
+        branches = (*self.branches, Branches(padding, ()))
         return replace(self, input_ids=ids, positions=positions, reach=reach, branches=branches)
 
     def to_group_matrix(self, values: Tensor) -> Tensor:
@@ -199,7 +199,7 @@ def with_prompts_first(batch: TreeBatch) -> TreeBatch:
         order=as_tensor(order),
         restored=as_tensor(restored),
         # Candidates, and the last token of every prompt.
-        read=as_tensor(np.concatenate([ends - 1, row[tokens:]])),
+        readable=as_tensor(np.concatenate([ends - 1, row[tokens:]])),
         prompts=_cumulated(prompts),
         groups=_cumulated(lengths[:, 1]),
         candidates=_cumulated(candidates),
@@ -259,7 +259,7 @@ def split_into_micro_batches(costs: Sequence[int], budget: int) -> list[list[int
     bins: list[list[int]] = []
     room: list[int] = []
     for index in sorted(range(len(costs)), key=lambda i: (-costs[i], i)):
-        fits = [b for b, left in enumerate(room) if left >= costs[index]]
+        fits = [b for b, space in enumerate(room) if space >= costs[index]]
         if fits:
             best = min(fits, key=lambda b: (room[b], b))
             bins[best].append(index)

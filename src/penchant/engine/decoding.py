@@ -74,9 +74,9 @@ class CachedRows:
         width = max(self.mask.shape[1], newcomers.mask.shape[1])
         for layer, addition in zip(self.cache.layers, newcomers.cache.layers, strict=True):
             _join_layers(layer, addition, width)
-        both = (self, newcomers)
-        self.padding = [width - rows.mask.shape[1] + columns for rows in both for columns in rows.padding]
-        self.mask = torch.cat([pad_left(rows.mask, width) for rows in both])
+        row_sets = (self, newcomers)
+        self.padding = [width - rows.mask.shape[1] + columns for rows in row_sets for columns in rows.padding]
+        self.mask = torch.cat([pad_left(rows.mask, width) for rows in row_sets])
         self.positions = torch.cat([self.positions, newcomers.positions])
         self.logits = torch.cat([self.logits, newcomers.logits])
 

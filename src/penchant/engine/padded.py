@@ -74,8 +74,8 @@ def pad_left(x: Tensor, length: int, dim: int = -1) -> Tensor:
     Args:
         dim: counted from the last, which is -1.
     """
-    missing = length - x.shape[dim]
-    return pad(x, (0, 0) * (-1 - dim) + (missing, 0)) if missing else x
+    padding = length - x.shape[dim]
+    return pad(x, (0, 0) * (-1 - dim) + (padding, 0)) if padding else x
 
 
 def unpack(batch: TreeBatch) -> tuple[list[Tensor], list[int]]:

@@ -67,12 +67,12 @@ def score_groups(
     if cache is not None:
         cached = cache.look_up(collate(b) for b in range(len(cuts))) if world.is_main else {}
         batch_log_probs = world.broadcast(cached)
-    missing = [b for b in range(len(cuts)) if b not in batch_log_probs]
+    uncached = [b for b in range(len(cuts)) if b not in batch_log_probs]
     advance(sum(len(cuts[b]) for b in batch_log_probs))
     was_training = scorer.training
     scorer.eval()
     rank_log_probs: dict[int, list[float]] = {}
-    for b, _ in world.share(missing):
+    for b, _ in world.share(uncached):
         batch = collate(b)
         log_probs = _forward(scorer, batch, world.device, dtype)
         if log_probs.ndim == 3:  # With a preference head's rewards, which are not asked for here.

@@ -165,10 +165,10 @@ def _blocks(branch: Branches) -> Iterator[tuple[int, int, bool]]:
 
 
 def _read_indices(branches: Sequence[Branches], multiple: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
-    read = np.concatenate([np.arange(b.length) >= (b.prompt - 1 if b.responses else b.length) for b in branches])
-    missing = -int(read.sum()) % multiple
-    read[np.flatnonzero(~read)[:missing]] = True
-    return np.flatnonzero(read)
+    is_readable = np.concatenate([np.arange(b.length) >= (b.prompt - 1 if b.responses else b.length) for b in branches])
+    padding = -int(is_readable.sum()) % multiple
+    is_readable[np.flatnonzero(~is_readable)[:padding]] = True
+    return np.flatnonzero(is_readable)
 
 
 class GatheredSegments(NamedTuple):
@@ -227,7 +227,7 @@ class TreePlan:
         if batch.prompts_first is None:
             self.read_indices = torch.from_numpy(_read_indices(batch.branches, multiple)).to(self.device)
         else:
-            self.read_indices = batch.prompts_first.read
+            self.read_indices = batch.prompts_first.readable
         self.has_flash = has_flash_attention(self.device)
         is_gathered = self.has_flash and self.prompts_first is None and not self.forked
         self.segments = GatheredSegments.of_row(self.branches, self.device) if is_gathered else None

@@ -97,12 +97,12 @@ def require_tasks(suite: Suite, names: Sequence[str]) -> None:
     Raises:
         ConfigError: tasks are missing; the message names them.
     """
-    missing = [task for task in suite.tasks if task not in names]
-    if missing:
+    missing_tasks = [task for task in suite.tasks if task not in names]
+    if missing_tasks:
         raise ConfigError(
-            f"the suite {suite.name} is the mean over {', '.join(suite.tasks)}; not given: {', '.join(missing)}",
+            f"the suite {suite.name} is the mean over {', '.join(suite.tasks)}; not given: {', '.join(missing_tasks)}",
             where="--suite",
-            fix="add " + " ".join(f"--task {task}=FILE" for task in missing) + ", or leave --suite out",
+            fix="add " + " ".join(f"--task {task}=FILE" for task in missing_tasks) + ", or leave --suite out",
         )
 
 

@@ -191,9 +191,9 @@ def _step_down(differences: Sequence[Difference], alpha: float) -> list[Verdict]
     }
     adjusted, stopped_at = 0.0, math.inf
     for rank, i in enumerate(testable):
-        left = len(testable) - rank
-        level = min(alpha / left, stopped_at)
-        adjusted = max(adjusted, min(1.0, left * differences[i].p))
+        remaining_tests = len(testable) - rank
+        level = min(alpha / remaining_tests, stopped_at)
+        adjusted = max(adjusted, min(1.0, remaining_tests * differences[i].p))
         decided = differences[i].p < level
         if not decided:
             stopped_at = level
@@ -237,10 +237,12 @@ def prompts_needed(difference: Difference, level: float = 0.05) -> int | None:
 
 def _paired_values(ours: ArrayLike, baseline: ArrayLike) -> Floats:
     """Differences of two arrays of one shape, [S] or [S, N]."""
-    left, right = np.asarray(ours, dtype=np.float64), np.asarray(baseline, dtype=np.float64)
-    if left.shape != right.shape:
-        raise ValueError(f"values of shape {left.shape} cannot be paired with values of shape {right.shape}")
-    return left - right
+    our_values, baseline_values = np.asarray(ours, dtype=np.float64), np.asarray(baseline, dtype=np.float64)
+    if our_values.shape != baseline_values.shape:
+        raise ValueError(
+            f"values of shape {our_values.shape} cannot be paired with values of shape {baseline_values.shape}"
+        )
+    return our_values - baseline_values
 
 
 def _difference(value: float, seeds: int, prompts: int, left_out: int, variances: Variances | None) -> Difference:

@@ -208,8 +208,8 @@ def _template(config: JudgeConfig, ours: str, placeholders: Sequence[str]) -> st
         raise ConfigError(
             "the judge's template cannot be read", where=config.prompt, fix="name a UTF-8 file"
         ) from error
-    missing = " and no ".join(placeholder for placeholder in placeholders if placeholder not in template)
-    if missing:
+    missing_placeholders = " and no ".join(placeholder for placeholder in placeholders if placeholder not in template)
+    if missing_placeholders:
         fix = f"put {', '.join(placeholders)} into it, where the texts are to stand"
-        raise ConfigError(f"the judge's template has no {missing}", where=config.prompt, fix=fix)
+        raise ConfigError(f"the judge's template has no {missing_placeholders}", where=config.prompt, fix=fix)
     return template

@@ -43,10 +43,10 @@ def with_scores(
             part = groups[start : start + AT_ONCE]
             questions = [[as_json(group.prompt), list(group.candidates)] for group in part]
             answers = [answer_cache.get(question) for question in questions]
-            missing = [i for i, numbers in enumerate(answers) if numbers is None]
-            if missing:
-                fresh = reward([part[i].prompt for i in missing], [part[i].candidates for i in missing])
-                answer_cache.keep((questions[i], numbers) for i, numbers in zip(missing, fresh, strict=True))
+            unscored = [i for i, numbers in enumerate(answers) if numbers is None]
+            if unscored:
+                fresh = reward([part[i].prompt for i in unscored], [part[i].candidates for i in unscored])
+                answer_cache.keep((questions[i], numbers) for i, numbers in zip(unscored, fresh, strict=True))
                 answers = [fresh.pop(0) if numbers is None else numbers for numbers in answers]
             scored += [_scored(group, numbers) for group, numbers in zip(part, answers, strict=True)]
             advance(len(part))

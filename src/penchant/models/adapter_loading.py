@@ -161,10 +161,10 @@ def _load(
         result = set_peft_model_state_dict(adapted, weights, adapter_name=name)
     config.base_model_name_or_path = base
     prefix = getattr(adapted.base_model, "prefix", "")
-    missing = [key for key in result.missing_keys if prefix and prefix in key and f".{name}" in key]
+    missing_keys = [key for key in result.missing_keys if prefix and prefix in key and f".{name}" in key]
     unexpected = [key for key in result.unexpected_keys if not _is_duplicate(key, weights)]
     _refuse("which the model does not have", unexpected, name, source)
-    _refuse("which are not in its file", missing, name, source)
+    _refuse("which are not in its file", missing_keys, name, source)
     return cast("PeftModel", adapted.eval())
 
 

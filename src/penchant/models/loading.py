@@ -57,11 +57,11 @@ def load_model(source: str, *, dtype: torch.dtype = torch.float32) -> PreTrained
 
 def refuse_missing(source: str, report: dict[str, Any]) -> None:
     """Raise ModelError where weights were not in the files: they would be random numbers."""
-    missing = sorted(report["missing_keys"]) + sorted(str(key[0]) for key in report.get("mismatched_keys", ()))
-    if missing:
+    missing_weights = sorted(report["missing_keys"]) + sorted(str(key[0]) for key in report.get("mismatched_keys", ()))
+    if missing_weights:
         raise ModelError(
-            f"{len(missing)} weights are not in the model's files, or of another shape; the first is {missing[0]}; "
-            "they would be random numbers",
+            f"{len(missing_weights)} weights are not in the model's files, or of another shape; the first is "
+            f"{missing_weights[0]}; they would be random numbers",
             where=source,
             fix="get the whole model again, or check that config.json belongs to these weights",
         )

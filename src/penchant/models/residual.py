@@ -155,10 +155,10 @@ def _check_shapes(models: Sequence[tuple[str, Shapes]]) -> int | None:
             ((adapted, ours), (other, theirs)),
             ((other, theirs), (adapted, ours)),
         ):
-            missing = sorted(required_shapes.keys() - other_shapes.keys())
-            if missing:
+            missing_names = sorted(required_shapes.keys() - other_shapes.keys())
+            if missing_names:
                 raise ModelError(
-                    f"it has no {missing[0]}, which {complete_model} has ({len(missing)} such weights)",
+                    f"it has no {missing_names[0]}, which {complete_model} has ({len(missing_names)} such weights)",
                     where=incomplete_model,
                     fix="name three models of one architecture: a base, and two that were trained from it",
                 )

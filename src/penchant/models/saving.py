@@ -216,10 +216,10 @@ def _values(model: PreTrainedModel, checkpoint: Checkpoint, weights: Mapping[str
             covered.add(target)
     remaining = {name: tensor for name, tensor in weights.items() if name not in covered}
     values.update(revert_weight_conversion(model, remaining))
-    missing = sorted(checkpoint.converted - values.keys())
-    if missing:
+    missing_names = sorted(checkpoint.converted - values.keys())
+    if missing_names:
         raise ModelError(
-            f"the weights cannot be written under the names of the model's files; the first is {missing[0]}",
+            f"the weights cannot be written under the names of the model's files; the first is {missing_names[0]}",
             where=checkpoint.source,
             fix="save the base model anew with transformers' save_pretrained, and train from that folder",
         )

@@ -63,10 +63,10 @@ def clip(
         both sides [R, G, K, K], and bool, whether a value was clipped on either.
     """
     sizes = chosen.mean(0).abs(), rejected.mean(0).abs()
-    both = (sizes[0] + sizes[1]).clamp(min=1e-30)
+    total_size = (sizes[0] + sizes[1]).clamp(min=1e-30)
     sides = []
     for tables, size in zip((chosen, rejected), sizes, strict=True):
-        share = largest * size / both if radius == "adaptive" else torch.full_like(size, largest)
+        share = largest * size / total_size if radius == "adaptive" else torch.full_like(size, largest)
         ends = (1 - share) * tables[0], (1 + share) * tables[0]
         bounded = tables.clamp(torch.minimum(*ends), torch.maximum(*ends))
         sides.append(torch.cat([tables[:1], bounded[1:]]))

@@ -23,25 +23,25 @@ MAX_PLANS = 6
 """Maximum number of plans for one budget."""
 
 
-def largest_budget(peak_of: Callable[[int], int], smallest: int, whole: int, room: int) -> int | None:
+def largest_budget(peak_of: Callable[[int], int], smallest: int, step_tokens: int, room: int) -> int | None:
     """The largest budget found whose peak fits into the room; None where not even the smallest does.
 
     Args:
         peak_of: returns the peak of memory in bytes with a budget; it grows with the budget.
         smallest: tokens of the longest group, which is never split.
-        whole: tokens of a step, which a larger budget would not change.
+        step_tokens: tokens of a step, which a larger budget would not change.
         room: bytes.
     """
     peak = cache(peak_of)
-    whole = max(whole, smallest)
-    low = min(max(smallest, SAFE_TOKEN_BUDGET), whole)
+    step_tokens = max(step_tokens, smallest)
+    low = min(max(smallest, SAFE_TOKEN_BUDGET), step_tokens)
     high = None if peak(low) <= room else low
     if high is not None:
         low = smallest
         if peak(low) > room:
             return None
-    while low < whole and peak.cache_info().misses < MAX_PLANS and peak(low) < CLOSE * room:
-        guess = min(whole, GROWTH * low)
+    while low < step_tokens and peak.cache_info().misses < MAX_PLANS and peak(low) < CLOSE * room:
+        guess = min(step_tokens, GROWTH * low)
         if high is not None:
             share = (room - peak(low)) / (peak(high) - peak(low))
             guess = int(low + share * (high - low)) // STEP * STEP

@@ -200,13 +200,13 @@ class Planner:
         """
         uncut = self.workload(with_training(self.config, token_budget=NO_LIMIT))
         groups = [*uncut.train, *uncut.held_out, *uncut.reference_held_out]
-        smallest, whole = max(map(uncut.cost, groups)), max(uncut.step_tokens)
+        smallest, step_tokens = max(map(uncut.cost, groups)), max(uncut.step_tokens)
         room = int(CARD_SHARE * self.available)
 
         def peak_of(budget: int) -> int:
             return self.memory(with_training(self.config, token_budget=budget)).peak
 
-        budget = largest_budget(peak_of, smallest, whole, room)
+        budget = largest_budget(peak_of, smallest, step_tokens, room)
         if budget is None:
             self.shortage = (
                 f"training.token_budget: auto is {smallest:,}, the longest group, and even that is planned to take "

@@ -57,8 +57,8 @@ def read_record(file: Path, keys: Collection[str], fix: str) -> dict[str, Any]:
         raise _damaged(file, reason_of(error), fix) from error
     if not isinstance(record, dict):
         raise _damaged(file, f"it holds no object, but {type(record).__name__}", fix)
-    if missing := [key for key in keys if key not in record]:
-        raise _damaged(file, f"it lacks {', '.join(missing)}", fix)
+    if missing_keys := [key for key in keys if key not in record]:
+        raise _damaged(file, f"it lacks {', '.join(missing_keys)}", fix)
     return record
 
 

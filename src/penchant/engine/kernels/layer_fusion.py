@@ -62,8 +62,8 @@ class _RowSubset(nn.Module):
         output = super().forward(x.index_select(1, self.rows))
         # Experts may return their router's scores too.
         row_outputs, *further_outputs = output if isinstance(output, tuple) else (output,)
-        whole = row_outputs.new_zeros(*x.shape[:2], row_outputs.shape[-1]).index_copy(1, self.rows, row_outputs)
-        return (whole, *further_outputs) if further_outputs else whole
+        all_outputs = row_outputs.new_zeros(*x.shape[:2], row_outputs.shape[-1]).index_copy(1, self.rows, row_outputs)
+        return (all_outputs, *further_outputs) if further_outputs else all_outputs
 
 
 class _LastLayer(nn.Module):

@@ -40,11 +40,11 @@ def linear_log_probs(
         [N] log-probs, nats, in float32 or better.
     """
     n = len(targets)
-    missing = -n % row_multiple(hidden.device, hidden.dtype)
+    padding = -n % row_multiple(hidden.device, hidden.dtype)
     low, up = (None, None) if adapter is None else adapter
-    if missing:
-        hidden, targets = pad(hidden, (0, 0, 0, missing)), pad(targets, (0, missing))
-        low = None if low is None else pad(low, (0, 0, 0, missing))
+    if padding:
+        hidden, targets = pad(hidden, (0, 0, 0, padding)), pad(targets, (0, padding))
+        low = None if low is None else pad(low, (0, 0, 0, padding))
     log_probs: Tensor = _LinearLogProbs.apply(
         hidden, weight, bias, low, up, targets, softcap, torch.is_grad_enabled(), shared
     )

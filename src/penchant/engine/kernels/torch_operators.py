@@ -56,10 +56,10 @@ def has_operators(calls: tuple[OperatorCall, ...], otherwise: str) -> bool:
     Args:
         otherwise: how the same is computed without them, and what that costs.
     """
-    missing = [call.operator for call in calls if not has_operator(call)]
-    if missing:
-        warn_missing(", ".join(missing), otherwise)
-    return not missing
+    missing_operators = [call.operator for call in calls if not has_operator(call)]
+    if missing_operators:
+        warn_missing(", ".join(missing_operators), otherwise)
+    return not missing_operators
 
 
 def warn_missing(operators: str, otherwise: str) -> None:

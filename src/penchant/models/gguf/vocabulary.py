@@ -273,9 +273,9 @@ def _spaces(state: dict[str, Any], where: str) -> tuple[bool, list[str]]:
 def _mark_byte_tokens(tokens: list[str], types: list[int], where: str) -> list[int]:
     numbers = {text: number for number, text in enumerate(tokens)}
     names = [f"<0x{byte:02X}>" for byte in range(256)]
-    missing = [name for name in names if name not in numbers]
-    if missing:
-        raise _refusal(f"the tokenizer falls back to bytes and has no token for {len(missing)} of them", where)
+    missing_names = [name for name in names if name not in numbers]
+    if missing_names:
+        raise _refusal(f"the tokenizer falls back to bytes and has no token for {len(missing_names)} of them", where)
     for name in names:
         types[numbers[name]] = BYTE
     return types
