@@ -17,7 +17,7 @@ import random
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -27,36 +27,29 @@ import torch
 
 from penchant.api import (
     ConfigError,
-    PreferenceGroup,
     TrainingError,
-    fill,
     folder_lock,
     read_record,
     resumable_disk_errors,
     run_log,
     write_atomically,
 )
-from penchant.recipes.self_improve.buffer import Judgement, ReplayBuffer
+from penchant.recipes.self_improve.attempts import attempt_prompts, is_satisfied
+from penchant.recipes.self_improve.buffer import ReplayBuffer
 from penchant.recipes.self_improve.config import SelfImproveConfig
-from penchant.recipes.self_improve.gate import detectable_gain, evaluate_learner, stop_reason
+from penchant.recipes.self_improve.gate import evaluate_learner, gate_note, stop_reason
 from penchant.recipes.self_improve.medium import (
     DAMAGED,
-    AnswerFunction,
     Learner,
     ServedModel,
-    answer_seed,
     read_served,
     write_served,
 )
 from penchant.recipes.self_improve.parts import PromptSplits, build_backend, open_buffer, open_run_folder
 from penchant.recipes.self_improve.report import report_rounds
 from penchant.recipes.self_improve.trainer import ERROR, is_idle, next_update
-from penchant.recipes.self_improve.verifying import Verifier
 
 logger = logging.getLogger(__name__)
-
-MIN_PRIORITY = 0.05
-"""Minimum priority of a group."""
 
 
 def self_improve(config: SelfImproveConfig, *, only_stage: str | None = None) -> dict[str, Mapping[str, Any]]:
@@ -71,86 +64,6 @@ def self_improve(config: SelfImproveConfig, *, only_stage: str | None = None) ->
     with resumable_disk_errors(folder), folder_lock(folder), run_log() as log:
         log.open(folder)
         return {"evaluation": report_rounds(config, improve(config))}
-
-
-def attempt_prompts(
-    prompts: Mapping[str, str],
-    number: int,
-    answer: AnswerFunction,
-    verifier: Verifier,
-    buffer: ReplayBuffer,
-    *,
-    attempts: int,
-    memory: str | None,
-    seed: int,
-) -> None:
-    """Attempt one batch of a round's prompts; judgements of an interrupted batch are reused.
-
-    Args:
-        prompts: prompts by id.
-        number: number of the round.
-        answer: the learner's answer function.
-        attempts: maximum attempts at a prompt.
-        memory: template of a repeated attempt's prompt, with {prompt}, {answer} and {critique}; None: the prompt.
-
-    Raises:
-        ConfigError: the verifier gives no verdict on any prompt of the batch.
-    """
-    judgements = {name: buffer.judgements(number, name) for name in prompts}
-    for nth in range(1, attempts + 1):
-        unfinished = [
-            name
-            for name, earlier in judgements.items()
-            if len(earlier) < nth and not (earlier and is_satisfied(earlier[-1]))
-        ]
-        if not unfinished:
-            continue
-        requests = [_request(prompts[name], judgements[name], memory) for name in unfinished]
-        answers = answer(requests, [answer_seed(seed, number, name, nth) for name in unfinished])
-        # The verifier judges by the original prompt; only the learner sees the memory.
-        verdicts = verifier([prompts[name] for name in unfinished], answers)
-        if all(verdict.failed for verdict in verdicts) and _is_down(judgements):
-            raise ConfigError(
-                f"the verifier gave no verdict on {len(verdicts)} answers",
-                fix="check that it is up, then run the recipe again",
-            )
-        for name, text, verdict in zip(unfinished, answers, verdicts, strict=True):
-            judgement = Judgement(number, name, nth, prompts[name], text, verdict.met, verdict.score, verdict.critique)
-            buffer.record(judgement)
-            judgements[name].append(judgement)
-    for name, prompt_judgements in judgements.items():
-        group = progress_group(name, prompt_judgements)
-        if group is not None:
-            worst = min(judgement.score for judgement in prompt_judgements if judgement.met)
-            buffer.add(group, max(MIN_PRIORITY, prompt_judgements[-1].score - worst))
-
-
-def is_satisfied(judgement: Judgement) -> bool:
-    """Whether the answer meets every condition, and there is at least one."""
-    return bool(judgement.met) and all(judgement.met)
-
-
-def progress_group(name: str, judgements: Sequence[Judgement]) -> PreferenceGroup | None:
-    """A group that prefers the satisfying last answer to the failed earlier ones; None without progress."""
-    if len(judgements) < 2 or not is_satisfied(judgements[-1]):
-        return None
-    best = judgements[-1].answer
-    earlier = dict.fromkeys(judgement.answer for judgement in judgements[:-1] if judgement.met)
-    failed = [text for text in earlier if text != best and text.strip()]
-    if not failed or not best.strip():
-        return None
-    return PreferenceGroup(judgements[-1].prompt, (best, *failed), preferred=0, id=f"{judgements[-1].round}-{name}")
-
-
-def _request(prompt: str, judgements: Sequence[Judgement], memory: str | None) -> str:
-    if memory is None or not judgements:
-        return prompt
-    return fill(memory, prompt=prompt, answer=judgements[-1].answer, critique=judgements[-1].critique)
-
-
-def _is_down(judgements: Mapping[str, Sequence[Judgement]]) -> bool:
-    """Whether none of several prompts has a verdict; a single prompt may just be impossible to judge."""
-    return len(judgements) > 1 and not any(judgement.met for earlier in judgements.values() for judgement in earlier)
 
 
 SPLITS = ("train", "gate", "test")
@@ -248,16 +161,6 @@ def improve(config: SelfImproveConfig) -> list[dict[str, Any]]:
     buffer.close()
     logger.info(f"{counts['judgements']} judgements, {counts['groups']} groups")
     return read_rounds(config)
-
-
-def gate_note(config: SelfImproveConfig, prompts: int) -> str:
-    """A sentence on the gain that the gate can detect."""
-    size = f"the gate: {prompts:,} prompts, {config.measured} answer{'s' * (config.measured > 1)} to each; "
-    gain = detectable_gain(prompts, config.measured, config.gate_error)
-    if gain is None:
-        return f"{size}no update can pass at gate_error {config.gate_error:g}: give more prompts, or raise held_out"
-    better = f"an update better by about {100 * gain:.0f} points passes 8 times in 10"
-    return f"{size}{better}, and one no better with probability {config.gate_error:g} at most"
 
 
 @contextmanager

@@ -26,6 +26,7 @@ from penchant.recipes.self_improve.config import SelfImproveConfig
 from penchant.recipes.self_improve.gate import stop_reason
 from penchant.recipes.self_improve.medium import LearnerBackend, update_folder
 from penchant.recipes.self_improve.parts import build_backend, read_splits
+from penchant.recipes.self_improve.trainer import RESULT
 from penchant.recipes.stages import write_result
 
 COLLAPSE_METRICS = ("amount", "distinct", "distance")
@@ -154,7 +155,7 @@ def _curve(unit: str, xs: Sequence[int], series: dict[str, list[float]]) -> str:
 
 def _updates(config: SelfImproveConfig) -> list[dict[str, Any]]:
     updates, number = [], 1
-    while (file := update_folder(Path(config.output), number) / "result.json").exists():
+    while (file := update_folder(Path(config.output), number) / RESULT).exists():
         record = json.loads(file.read_text(encoding="utf-8"))
         updates.append({"update": number, "kept": record["served"] == number, **record})
         number += 1
