@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from penchant.recipes import demo_world as world
 from penchant.recipes.self_improve.buffer import ReplayBuffer
 from penchant.recipes.self_improve.loop import read_rounds
 from penchant.recipes.self_improve.parts import open_buffer
@@ -72,3 +73,13 @@ def check_resume_after_kills(start_penchant):
         _wait_for(lambda: not subprocess.run(["pgrep", "-f", str(output)], capture_output=True).stdout)
 
     return check
+
+
+@pytest.fixture(scope="session")
+def learner(tmp_path_factory):
+    """A random Llama with the world's tokenizer; a few of its answers are short by chance."""
+    folder = tmp_path_factory.mktemp("learner") / "model"
+    tokenizer = world.build_tokenizer()
+    tokenizer.save_pretrained(folder)
+    world.build_model(len(tokenizer), 0).save_pretrained(folder)
+    return str(folder)

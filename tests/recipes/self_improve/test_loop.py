@@ -38,16 +38,6 @@ from penchant.storage.files import folder_lock
 RULE = "def conditions(prompt, answer):\n    return {'short': len(answer.split()) < 4}\n"
 
 
-@pytest.fixture(scope="module")
-def learner(tmp_path_factory):
-    """A random Llama with the world's tokenizer; a few of its answers are short by chance."""
-    folder = tmp_path_factory.mktemp("learner") / "model"
-    tokenizer = world.build_tokenizer()
-    tokenizer.save_pretrained(folder)
-    world.build_model(len(tokenizer), 0).save_pretrained(folder)
-    return str(folder)
-
-
 def configured(folder, learner, **changes):
     (folder / "rule.py").write_text(RULE)
     rows = [{"prompt": prompt, "source": f"kind {n % 2}"} for n, prompt in enumerate(world.prompts(24, 0))]

@@ -169,8 +169,9 @@ class TrafficConfig(LearnerConfig):
 
     @model_validator(mode="after")
     def _check_reading(self) -> Self:
-        if self.data.as_chat or self.data.chat_template is not None or self.data.chat_template_kwargs:
-            raise ValueError("data: chats are read by the served model's own template; leave chat settings out")
+        for name in ("as_chat", "chat_template", "chat_template_kwargs"):
+            if getattr(self.data, name) != getattr(DEFAULT_READING, name):
+                raise ValueError(f"data.{name}: chats are read by the served model's own template; leave it out")
         return self
 
 
