@@ -198,9 +198,7 @@ def test_conversations_are_attempted_in_their_turns(buffer):
         judged.extend(prompts)
         return verifier(prompts, answers)
 
-    attempt_prompts(
-        {"a": CHAT}, 1, answer, judge, buffer, attempts=3, memory="{prompt}|{answer}|{critique}", seed=0
-    )
+    attempt_prompts({"a": CHAT}, 1, answer, judge, buffer, attempts=3, memory="{prompt}|{answer}|{critique}", seed=0)
     again = {"role": "user", "content": "Say 2.|no|it is another number"}
     assert requests == [CHAT, (CHAT[0], again)]
     assert judged == ["system: Be short.\n\nuser: Say 2."] * 2

@@ -112,6 +112,15 @@ class ReplayBuffer:
         rows = self._database.read(query, (round, prompt_id))
         return [_judgement(body) for (body,) in rows]
 
+    def judgements_of_round(self, round: int) -> list[Judgement]:
+        """All judgements of a round."""
+        return [
+            _judgement(body)
+            for (body,) in self._database.read(
+                "SELECT body FROM judgements WHERE round = ? ORDER BY prompt_id, attempt", (round,)
+            )
+        ]
+
     def forget_judgements(self, round: int, prompt_ids: Sequence[str]) -> None:
         """Remove the judgements of some prompts in a round."""
         rows = [(round, prompt_id) for prompt_id in prompt_ids]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -184,6 +184,11 @@ class SelfImproveConfig(LearnerConfig):
         None, ge=1, description="stop after so many rounds whose updates the gate rejected; null: never"
     )
     prompts_per_round: int = Field(64, ge=1, description="number of prompts in a round")
+    while_tuning: Literal["try", "wait"] = Field(
+        "try",
+        description="what the learner does while updates of a round run whose prompts were tried: try further prompts, "
+        "or wait; in the last round it waits",
+    )
     pictures: PicturesConfig | None = Field(
         None, description="settings of a learner of pictures; null: the learner writes text"
     )

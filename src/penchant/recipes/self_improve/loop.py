@@ -10,6 +10,7 @@ OUTPUT/report.html, OUTPUT/result.json
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import os
@@ -17,7 +18,7 @@ import random
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -47,7 +48,7 @@ from penchant.recipes.self_improve.medium import (
 )
 from penchant.recipes.self_improve.parts import PromptSplits, build_backend, open_buffer, open_run_folder
 from penchant.recipes.self_improve.report import report_rounds
-from penchant.recipes.self_improve.trainer import ERROR, is_idle, next_update
+from penchant.recipes.self_improve.trainer import ERROR, is_up_to_date, next_update
 
 logger = logging.getLogger(__name__)
 
@@ -67,6 +68,8 @@ def self_improve(config: SelfImproveConfig, *, only_stage: str | None = None) ->
 
 
 SPLITS = ("train", "gate", "test")
+POLL_SECONDS = 0.05
+"""Seconds between two looks whether an update has ended."""
 RESTARTS = 3
 """Maximum restarts in a row of a trainer that ended unexpectedly."""
 
@@ -118,11 +121,8 @@ class TrainerProcess:
             )
         self._process = self._start()
 
-    def wait(self, config: SelfImproveConfig, buffer: ReplayBuffer) -> None:
-        """Wait until no update is running and too few new groups are there for another."""
-        while not is_idle(config, buffer):
-            self.check()
-            time.sleep(0.05)
+    def confirm_progress(self) -> None:
+        """Count ends of the process from here on: what it had to do is done."""
         self._killed = 0
 
     def _start(self) -> subprocess.Popen[bytes]:
@@ -191,8 +191,8 @@ def _round(
     served = read_served(output)
     assert served is not None
     learner = Learner(served, backend.load)
-    for offset in range(0, len(names), config.batch):
-        batch = {name: splits["train"][name] for name in names[offset : offset + config.batch]}
+
+    def attempt(batch: Mapping[str, str]) -> None:
         learner.switch_to(read_served(output) or served)
         attempt_prompts(
             batch,
@@ -205,15 +205,28 @@ def _round(
             seed=config.seed,
         )
         trainer.check()
-    end_of_attempts = time.perf_counter()
-    # A round's metrics include the updates that its groups started.
-    trainer.wait(config, buffer)
-    seconds_waited = time.perf_counter() - end_of_attempts
-    judgements = [judgement for name in names for judgement in buffer.judgements(number, name)]
+
+    for offset in range(0, len(names), config.batch):
+        attempt({name: splits["train"][name] for name in names[offset : offset + config.batch]})
+    groups, seconds_waited = buffer.count_added(), 0.0
+    # What is tried while the last round's updates run would be in no update.
+    tries_on = config.while_tuning == "try" and number < config.rounds
+    further = further_prompts(splits["train"], names, config.seed)
+    # A round's metrics include the updates that the groups of its own prompts started.
+    while not is_up_to_date(config, groups):
+        if tries_on:
+            attempt(dict(itertools.islice(further, config.batch)))
+        else:
+            start_of_wait = time.perf_counter()
+            time.sleep(POLL_SECONDS)
+            seconds_waited += time.perf_counter() - start_of_wait
+            trainer.check()
+    trainer.confirm_progress()
+    judgements = buffer.judgements_of_round(number)
+    first_attempts = [is_satisfied(judgement) for judgement in judgements if judgement.attempt == 1]
     details = {
         "judgements": len(judgements),
-        "first attempts satisfied": sum(judgement.attempt == 1 and is_satisfied(judgement) for judgement in judgements)
-        / len(names),
+        "first attempts satisfied": sum(first_attempts) / len(first_attempts),
         "unjudged": sum(not judgement.met for judgement in judgements),
         "swaps": learner.swaps,
         "groups": buffer.count_added(),
@@ -254,3 +267,20 @@ def _names(config: SelfImproveConfig, splits: PromptSplits, number: int) -> list
         turn, position = divmod(start + len(chosen), len(names))
         chosen.append(random.Random(f"{config.seed} {turn}").sample(names, len(names))[position])
     return list(dict.fromkeys(chosen))
+
+
+def further_prompts(train: Mapping[str, str], own: Sequence[str], seed: int) -> Iterator[tuple[str, str]]:
+    """Ids and texts of the prompts that a round tries after its own, without end: the others first.
+
+    Args:
+        train: prompts by id.
+        own: ids of the round's own prompts.
+
+    Yields:
+        Ids that differ from the round's own, by the number of the pass over all prompts.
+    """
+    others = [name for name in sorted(train) if name not in own]
+    order = random.Random(f"{seed} further {own[0]}").sample(others, len(others)) + list(own)
+    for turn in itertools.count(1):
+        for name in order:
+            yield f"{name}+{turn}", train[name]

@@ -71,12 +71,22 @@ def is_running(output: Path) -> bool:
     return (update_folder(output, next_update(output)) / BEGUN).exists()
 
 
-def is_idle(config: LearnerConfig, buffer: ReplayBuffer) -> bool:
-    """Whether no update is running and the buffer has too few groups for another that are newer than the last."""
+def is_up_to_date(config: LearnerConfig, groups: int) -> bool:
+    """Whether finished updates have drawn from all but too few for an update of the groups that were added first.
+
+    Args:
+        groups: number of these groups. Where tuning is slower than trying, one update takes all that have come since
+            the last, so that two updates at most lie between any group and this.
+    """
     output = Path(config.output)
     last = update_folder(output, next_update(output) - 1) / BEGUN
     seen_groups = read_record(last, ("added",), DAMAGED)["added"] if last.exists() else 0
-    return not is_running(output) and buffer.count_added() - seen_groups < config.update.new
+    return bool(groups - seen_groups < config.update.new)
+
+
+def is_idle(config: LearnerConfig, buffer: ReplayBuffer) -> bool:
+    """Whether no update is running and the buffer has too few groups for another that are newer than the last."""
+    return not is_running(Path(config.output)) and is_up_to_date(config, buffer.count_added())
 
 
 def run_update(config: LearnerConfig, buffer: ReplayBuffer, number: int, checks: Sequence[Text]) -> None:
