@@ -223,7 +223,7 @@ def _rounds(backend: LearnerBackend, rows: Sequence[dict[str, Any]]) -> Table:
         ],
         "The prompts are never trained on, except the first round's. 95 % intervals over prompts; gained is paired "
         "with the state before the first round. The verdicts are those without flipped conditions. Seconds count from "
-        "the round's last start; waited is the time of them in which the learner waited for updates to end.",
+        "the round's last start; waited is the time of them in which the learner did nothing until updates had ended.",
     )
 
 
