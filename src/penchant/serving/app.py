@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any
@@ -79,7 +79,7 @@ async def respond_to_chat(service: Service, learning: Learning | None, request: 
     messages = await in_thread(lambda: _conversation(chat), deadline)
     decision = await service.choose(chat.model, _question(messages), deadline)
     plan = await in_thread(lambda: _plan(service, chat, messages, decision.expert), deadline)
-    observe = _ignore
+    observe: Callable[[str, str], None] = _ignore
     if learning is not None and learning.expert == decision.expert:
         observe = answer_observer(learning, chat, service.experts.peek(decision.expert).prompt_text(messages))
     form = ChatForm(

@@ -121,7 +121,10 @@ class TrafficStore:
                 (n,),
             ).fetchall()
             connection.executemany("UPDATE answers SET tries = tries + 1 WHERE number = ?", [(row[3],) for row in rows])
-        return [TrafficAnswer(read_prompt(json.loads(row[0])), *row[1:4], bool(row[4])) for row in rows]
+        return [
+            TrafficAnswer(read_prompt(json.loads(prompt)), answer, served, number, bool(held_out))
+            for prompt, answer, served, number, held_out in rows
+        ]
 
     def put_back(self, answers: Iterable[TrafficAnswer]) -> None:
         """Let answers wait as if their judgement had not begun."""

@@ -137,8 +137,8 @@ def _start_update(config: LearnerConfig, buffer: ReplayBuffer, number: int) -> S
         new_priorities = {
             group.id: priorities[group.id] * config.update.forgets for group in groups if group.id in priorities
         }
-        record = {"served": vars(served), "priorities": new_priorities, "added": added}
-        write_atomically(file, json.dumps(record) + "\n")
+        start = {"served": vars(served), "priorities": new_priorities, "added": added}
+        write_atomically(file, json.dumps(start) + "\n")
     record = read_record(file, ("served", "priorities"), DAMAGED)
     buffer.lower_priorities(record["priorities"])
     return ServedModel(**record["served"])
