@@ -18,7 +18,7 @@ BFCL = "2026.3.23"
 LLAMA_CPP = "2026.10.11549"
 """Of the package xllamacpp."""
 AUTOGEN = "0.7.5"
-SEMANTIC_KERNEL = "SKVERSION"
+SEMANTIC_KERNEL = "1.45.0"
 
 
 def penchant_python() -> Path:
