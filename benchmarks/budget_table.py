@@ -33,10 +33,10 @@ from workloads import LLAMA, llama_config  # noqa: E402
 from penchant.config.run import RunConfig, parse_config  # noqa: E402
 from penchant.data.groups import PreferenceGroup  # noqa: E402
 from penchant.data.tokenized import TokenizedGroup  # noqa: E402
-from penchant.planning.budget import CARD_SHARE  # noqa: E402
 from penchant.planning.memory import Memory  # noqa: E402
 from penchant.planning.model import ModelSpec  # noqa: E402
 from penchant.planning.plan import Planner  # noqa: E402
+from penchant.planning.work import CARD_SHARE  # noqa: E402
 from penchant.training.automatic import with_training  # noqa: E402
 from penchant.training.inputs import Inputs  # noqa: E402
 

@@ -32,13 +32,7 @@ OPTIONS = {"sum": "mean", "mean": "sum", "groups": "pairs", "pairs": "groups"}
 """Arguments that choose how something is averaged, and what else they could be."""
 
 TESTED_BY = {
-    "decisions": "ddo_rm",
-    "draws": "beta_dpo",
-    "moments": "beta_dpo",
-    "reference_bandits": "multi_reference",
-    "reference_mixtures": "multi_reference",
-    "reference_weights": "multi_reference",
-    "reward_scales": "ddo_rm",
+    "references": "multi_reference",
     "sft": "pairs",
     "weighted_sum": "pairs",
 }

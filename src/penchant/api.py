@@ -39,10 +39,10 @@ if TYPE_CHECKING:
     from penchant.data.groups import as_text as as_text
     from penchant.data.messages import as_json as as_json
     from penchant.data.messages import content_of as content_of
+    from penchant.data.reading import add_template_columns as add_template_columns
     from penchant.data.reading import read_groups as read_groups
     from penchant.data.review import Review as Review
     from penchant.data.splitting import split_by_prompt as split_by_prompt
-    from penchant.data.template_columns import add_template_columns as add_template_columns
     from penchant.data.tokenization import tokenize_groups as tokenize_groups
     from penchant.data.tokenization import tokenize_prompts as tokenize_prompts
     from penchant.data.tokenized import Ids as Ids

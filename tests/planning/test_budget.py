@@ -13,10 +13,10 @@ from penchant.config.run import RunConfig, parse_config
 from penchant.data.groups import PreferenceGroup
 from penchant.data.tokenized import TokenizedGroup
 from penchant.planning import plan as planning
-from penchant.planning.budget import CARD_SHARE, CLOSE, MAX_PLANS, STEP, largest_budget
 from penchant.planning.memory import Memory
 from penchant.planning.model import ModelSpec
 from penchant.planning.plan import Planner
+from penchant.planning.work import CARD_SHARE, CLOSE, MAX_PLANS, STEP, largest_budget
 from penchant.training.automatic import with_training
 from penchant.training.inputs import Inputs
 

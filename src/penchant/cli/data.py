@@ -201,7 +201,7 @@ def convert(
         penchant: texts stay as they are; messages: plain prompts and responses become messages of a user and an
         assistant.
     """
-    from penchant.data.as_chat import require_messages
+    from penchant.data.rendering import require_messages
     from penchant.data.writing import renamed_columns, write_groups
 
     dataset = flags.load(file)

@@ -15,7 +15,7 @@ import yaml
 from cyclopts import Parameter
 
 from penchant.cli.output import Count, Dtype, Length, Rows, Truncation
-from penchant.config.yaml_files import parse_yaml
+from penchant.config.section import parse_yaml
 from penchant.data.rendering import AsChat, ControlText, Learn, Rendering
 from penchant.errors import ConfigError
 

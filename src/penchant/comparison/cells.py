@@ -16,7 +16,7 @@ import numpy as np
 from penchant.comparison.config import Bench, Method, Range, Search, log_uniform
 from penchant.config.reading import ReadingConfig
 from penchant.config.run import RunConfig, parse_config
-from penchant.config.yaml_files import set_key
+from penchant.config.section import set_key
 from penchant.data.groups import PreferenceGroup, as_text
 from penchant.data.writing import write_groups
 from penchant.errors import ConfigError, PenchantError

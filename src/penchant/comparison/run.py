@@ -27,7 +27,7 @@ from penchant.comparison.results_cache import (
 )
 from penchant.comparison.summary import name_of
 from penchant.config.run import dump_config, read_yaml
-from penchant.config.yaml_files import parse_yaml
+from penchant.config.section import parse_yaml
 from penchant.engine.device import best_dtype, local_device, on_device
 from penchant.engine.distributed import is_single_process
 from penchant.errors import ConfigError, DiskFullError, TrainingError

@@ -22,8 +22,7 @@ from penchant.config.run_sections import (
     SamplingConfig,
     TrainingConfig,
 )
-from penchant.config.section import Section, explain, refusal, validated
-from penchant.config.yaml_files import override, parse_yaml
+from penchant.config.section import Section, explain, override, parse_yaml, refusal, validated
 from penchant.data.rendering import Rendering
 from penchant.errors import ConfigError
 from penchant.objectives import MultiReference, Objective

@@ -13,9 +13,8 @@ from penchant.data.trees import TreeBatch, pack, with_prompts_first
 from penchant.engine.attention import TREE, tree_attention
 from penchant.engine.device import exact, has_flash_attention
 from penchant.engine.kernels.layer_fusion import fuse_layers
-from penchant.engine.kernels.linear_log_probs import compute_dtype, row_multiple
+from penchant.engine.kernels.linear_log_probs import SharedGradient, compute_dtype, embed, is_tied, row_multiple
 from penchant.engine.kernels.shared_prompts import has_flash_operators
-from penchant.engine.kernels.tied_embedding import SharedGradient, embed, is_tied
 from penchant.engine.output_head import head_log_probs
 from penchant.engine.scorer import PackedScorer
 from penchant.engine.tree_plan import TreePlan

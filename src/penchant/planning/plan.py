@@ -12,18 +12,17 @@ import transformers
 from penchant.config.objective import code_runs, names_code
 from penchant.config.run import RunConfig, parse_config
 from penchant.config.run_sections import SAFE_TOKEN_BUDGET
-from penchant.config.yaml_files import override
+from penchant.config.section import override
 from penchant.data.tokenized import TokenizedGroup
 from penchant.engine.device import best_dtype, local_device, on_device, training_products
 from penchant.engine.memory import available_bytes, process_bytes
 from penchant.engine.reference_model import NO_LIMIT
 from penchant.engine.scorer_choice import sample_groups
 from penchant.models.loading import adapter_base
-from penchant.planning.budget import CARD_SHARE, largest_budget
 from penchant.planning.memory import Memory, Surroundings, count_memory
 from penchant.planning.model import ModelSpec, read_shape
 from penchant.planning.time import NoRoom, StepCosts, check_tree, measure_step_costs
-from penchant.planning.work import Workload, plan_batches
+from penchant.planning.work import CARD_SHARE, Workload, largest_budget, plan_batches
 from penchant.training.automatic import choose_dtype, with_training
 from penchant.training.inputs import Inputs
 from penchant.training.run import read_run

@@ -30,7 +30,6 @@ from penchant.training.backward import Batch, Result, backward, objective_inputs
 from penchant.training.batches import BatchSource, Split
 from penchant.training.checkpoints import Checkpoints
 from penchant.training.log import JsonLines, direction
-from penchant.training.moving_reference import MovingReference
 from penchant.training.optimizer import (
     NO_SCALE,
     LossScale,
@@ -39,6 +38,7 @@ from penchant.training.optimizer import (
     learning_rate,
     scale_and_clip,
 )
+from penchant.training.references import MovingReference
 from penchant.training.stop_signals import STOP_SIGNALS, Interrupted, StopSignals
 
 

@@ -33,7 +33,6 @@ from penchant.training.inputs import Inputs, tokenize_inputs
 from penchant.training.loop import Loop, LoopConfig
 from penchant.training.model import Trained, load_trained, trained_responses
 from penchant.training.model_card import write_model_card
-from penchant.training.moving_reference import MovingReference
 from penchant.training.needs import (
     check_head,
     check_live_reference,
@@ -42,7 +41,7 @@ from penchant.training.needs import (
     check_sampled,
     fit_state,
 )
-from penchant.training.references import LiveReference, reference_tables
+from penchant.training.references import LiveReference, MovingReference, reference_tables
 from penchant.training.sampled import SampledBatches
 from penchant.training.stop_signals import Interrupted
 
