@@ -30,14 +30,17 @@ import torch  # noqa: E402
 from transformers import PretrainedConfig, Qwen2Config  # noqa: E402
 from workloads import LLAMA, llama_config  # noqa: E402
 
-from penchant.config.run import RunConfig, parse_config  # noqa: E402
+from penchant.config.run import (  # noqa: E402
+    RunConfig,
+    parse_config,
+    with_training,
+)
 from penchant.data.groups import PreferenceGroup  # noqa: E402
 from penchant.data.tokenized import TokenizedGroup  # noqa: E402
 from penchant.planning.memory import Memory  # noqa: E402
 from penchant.planning.model import ModelSpec  # noqa: E402
 from penchant.planning.plan import Planner  # noqa: E402
 from penchant.planning.work import CARD_SHARE  # noqa: E402
-from penchant.training.automatic import with_training  # noqa: E402
 from penchant.training.inputs import Inputs  # noqa: E402
 
 CARDS_GB = (24, 80, 139)

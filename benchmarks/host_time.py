@@ -32,8 +32,8 @@ from penchant.data.groups import PreferenceGroup  # noqa: E402
 from penchant.data.tokenized import TokenizedGroup  # noqa: E402
 from penchant.data.trees import pack, with_prompts_first  # noqa: E402
 from penchant.engine.kernels import layer_fusion, shared_prompts  # noqa: E402
+from penchant.engine.kernels.compiled import compile_layers  # noqa: E402
 from penchant.engine.tree import TreeScorer, use_tree  # noqa: E402
-from penchant.engine.whole_layers import compile_layers  # noqa: E402
 
 SHAPE = Shape(hidden=112, layers=24, heads=14, kv_heads=2, intermediate=128, vocabulary=4096, biased=True)
 GROUPS, PROMPT, RESPONSE = 4, 6, 4

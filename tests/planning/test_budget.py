@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, PretrainedConfig
 
-from penchant.config.run import RunConfig, parse_config
+from penchant.config.run import RunConfig, parse_config, with_training
 from penchant.data.groups import PreferenceGroup
 from penchant.data.tokenized import TokenizedGroup
 from penchant.planning import plan as planning
@@ -17,7 +17,6 @@ from penchant.planning.memory import Memory
 from penchant.planning.model import ModelSpec
 from penchant.planning.plan import Planner
 from penchant.planning.work import CARD_SHARE, CLOSE, MAX_PLANS, STEP, largest_budget
-from penchant.training.automatic import with_training
 from penchant.training.inputs import Inputs
 
 CARDS_GB = (24, 80, 139)

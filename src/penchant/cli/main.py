@@ -18,10 +18,10 @@ from typing import Annotated
 from cyclopts import App, CycloptsError, Parameter
 from cyclopts.validators import Number
 
-from penchant.cli.compare import compare, sweep
+from penchant.cli.compare import compare, plan, sweep
 from penchant.cli.data import data
+from penchant.cli.deploy import export, push, serve
 from penchant.cli.evaluate import generate, rank, score
-from penchant.cli.export import export, push
 from penchant.cli.flags import ALL, ReadingFlags, offers
 from penchant.cli.output import (
     VERB,
@@ -37,10 +37,8 @@ from penchant.cli.output import (
     print_result,
     show_notices,
 )
-from penchant.cli.plan import plan
 from penchant.cli.recipe import recipe, recipe_keys, recommend
 from penchant.cli.review import audit, ratings, review
-from penchant.cli.serve import serve
 from penchant.cli.tasks import tasks, tool_calls
 from penchant.errors import ConfigError, PenchantError, locate_errors
 

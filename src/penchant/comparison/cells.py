@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 
 from penchant.comparison.config import Bench, Method, Range, Search, log_uniform
-from penchant.config.reading import ReadingConfig
 from penchant.config.run import RunConfig, parse_config
 from penchant.config.section import set_key
+from penchant.config.shared_sections import ReadingConfig
 from penchant.data.groups import PreferenceGroup, as_text
 from penchant.data.writing import write_groups
 from penchant.errors import ConfigError, PenchantError

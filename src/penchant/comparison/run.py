@@ -26,8 +26,8 @@ from penchant.comparison.results_cache import (
     throw_away_weights,
 )
 from penchant.comparison.summary import name_of
-from penchant.config.run import dump_config, read_yaml
-from penchant.config.section import parse_yaml
+from penchant.config.run import dump_config, with_recorded_settings
+from penchant.config.section import parse_yaml, read_yaml
 from penchant.engine.device import best_dtype, local_device, on_device
 from penchant.engine.distributed import is_single_process
 from penchant.errors import ConfigError, DiskFullError, TrainingError
@@ -35,7 +35,6 @@ from penchant.evaluation.held_out import today
 from penchant.planning.train import train
 from penchant.progress import Progress
 from penchant.storage.files import folder_lock, read_record, resumable_disk_errors, write_atomically
-from penchant.training.automatic import as_recorded
 from penchant.training.folder import RunLog, day_note, run_log, run_writes_today
 
 logger = logging.getLogger(__name__)
@@ -285,7 +284,7 @@ def _same_run(planned: Planned) -> None:
         return {**values, "output": None, "data": {**values["data"], **files}}
 
     # The cell's own token budget was chosen when it was trained.
-    config = as_recorded(planned.config)
+    config = with_recorded_settings(planned.config)
     file = planned.folder / "config.yaml"
     recorded = content(read_yaml(file))
     current = content(parse_yaml(dump_config(config)))

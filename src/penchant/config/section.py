@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
@@ -73,6 +74,31 @@ def _check_keys(node: yaml.MappingNode) -> None:
                 None, None, f"the key {key.value!r} appears twice, in lines {earlier_line} and {line}", key.start_mark
             )
         lines[key.tag, key.value] = line
+
+
+def read_yaml(file: Path) -> dict[str, Any]:
+    """The keys and values of a YAML file; a ConfigError where it cannot be read."""
+    try:
+        text = file.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise ConfigError("there is no such file", where=str(file), fix="name the run's YAML file") from error
+    except IsADirectoryError as error:
+        raise ConfigError(
+            "this is a folder", where=str(file), fix=f"to resume a run, type: penchant train --resume {file}"
+        ) from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"byte {error.start} is not UTF-8", where=str(file), fix="save it as UTF-8") from error
+    try:
+        values = parse_yaml(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(
+            f"this is not YAML: {' '.join(str(error).split())}",
+            where=str(file),
+            fix="correct the named line; a text with a colon or a bracket needs quotes",
+        ) from error
+    if not isinstance(values, dict):
+        raise ConfigError("the file has no keys", where=str(file), fix="see examples/dpo.yaml for the needed keys")
+    return values
 
 
 def override(values: dict[str, Any], assignment: str) -> None:

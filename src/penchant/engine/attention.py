@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from penchant.engine.device import has_keyword, warn_missing
 from penchant.engine.kernels.cpu_attention import has_cpu_operators, tiled_attention
 from penchant.engine.kernels.linear_log_probs import compute_dtype
 from penchant.engine.kernels.shared_prompts import (
@@ -26,7 +27,6 @@ from penchant.engine.kernels.shared_prompts import (
     is_flash_size,
     shared_prompt_attention,
 )
-from penchant.engine.kernels.torch_operators import has_keyword, warn_missing
 from penchant.engine.tree_plan import GatheredSegments, Span, Tiling, TreePlan
 
 TREE = "penchant_tree"

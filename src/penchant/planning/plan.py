@@ -10,7 +10,7 @@ import torch
 import transformers
 
 from penchant.config.objective import code_runs, names_code
-from penchant.config.run import RunConfig, parse_config
+from penchant.config.run import RunConfig, parse_config, with_training
 from penchant.config.run_sections import SAFE_TOKEN_BUDGET
 from penchant.config.section import override
 from penchant.data.tokenized import TokenizedGroup
@@ -23,8 +23,8 @@ from penchant.planning.memory import Memory, Surroundings, count_memory
 from penchant.planning.model import ModelSpec, read_shape
 from penchant.planning.time import NoRoom, StepCosts, check_tree, measure_step_costs
 from penchant.planning.work import CARD_SHARE, Workload, largest_budget, plan_batches
-from penchant.training.automatic import choose_dtype, with_training
 from penchant.training.inputs import Inputs
+from penchant.training.model import choose_dtype
 from penchant.training.run import read_run
 
 if TYPE_CHECKING:

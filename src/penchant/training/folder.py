@@ -27,8 +27,8 @@ from pathlib import Path
 from typing import Any
 
 from penchant.config.objective import method_files
-from penchant.config.run import RunConfig, dump_config, parse_config, read_yaml
-from penchant.config.section import parse_yaml
+from penchant.config.run import RunConfig, dump_config, parse_config
+from penchant.config.section import parse_yaml, read_yaml
 from penchant.data.template import has_date, reads_clock
 from penchant.engine.device import local_device
 from penchant.errors import ConfigError

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from penchant.config.run import RunConfig
+from penchant.config.run import RunConfig, with_recorded_settings, with_training
 from penchant.config.run_sections import SAFE_TOKEN_BUDGET
 from penchant.data.second_reading import add_mismatched
 from penchant.data.tokenized import TokenizedGroup
@@ -24,14 +24,13 @@ from penchant.models.loading import adapter_base, context_length, dropout_settin
 from penchant.models.lora import untrained_adapters
 from penchant.objectives import FittedObjective
 from penchant.storage.files import disk_errors, folder_lock, is_full, resume_command
-from penchant.training.automatic import as_recorded, choose_dtype, with_training
 from penchant.training.backward import objective_tables
 from penchant.training.batches import BatchSource, FixedDataset, Order, References, Split
 from penchant.training.folder import RunLog, check, day_note, on_one_day, release, run_log, take, with_day
 from penchant.training.input_hashes import input_hashes
 from penchant.training.inputs import Inputs, tokenize_inputs
 from penchant.training.loop import Loop, LoopConfig
-from penchant.training.model import Trained, load_trained, trained_responses
+from penchant.training.model import Trained, choose_dtype, load_trained, trained_responses
 from penchant.training.model_card import write_model_card
 from penchant.training.needs import (
     check_head,
@@ -97,7 +96,7 @@ def _safe_budget(config: RunConfig, inputs: Inputs, tokenizer: PreTrainedTokeniz
 
 def _train(config: RunConfig, world: World, resume: bool, choose_budget: ChooseBudget, log: RunLog) -> None:
     config = with_day(config, world.broadcast(on_one_day(config).data.date))
-    config = config.model_copy(update={"training": world.broadcast(as_recorded(config).training)})
+    config = config.model_copy(update={"training": world.broadcast(with_recorded_settings(config).training)})
     config = with_training(config, dtype=choose_dtype(config.training.dtype, world.device))
     inputs, tokenizer, limit = read_run(config, world.size)
     if config.training.token_budget == "auto":

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
+from penchant.engine.device import OperatorCall, has_operators
 from penchant.engine.kernels import compiled
-from penchant.engine.kernels.torch_operators import OperatorCall, has_operators
 
 FLOAT32_CALLS = (
     OperatorCall("mm.dtype_out", "self mat2 out_dtype out"),

@@ -21,8 +21,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from penchant.engine.device import OperatorCall, has_operators
 from penchant.engine.kernels import compiled
-from penchant.engine.kernels.torch_operators import OperatorCall, has_operators
 
 FLASH_CALLS = (
     OperatorCall(

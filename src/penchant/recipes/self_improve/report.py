@@ -21,7 +21,7 @@ from penchant.api import (
     line_chart,
     show,
 )
-from penchant.recipes.headline import self_improve_headline
+from penchant.recipes.results import self_improve_headline
 from penchant.recipes.self_improve.config import SelfImproveConfig
 from penchant.recipes.self_improve.gate import stop_reason
 from penchant.recipes.self_improve.medium import LearnerBackend, update_folder

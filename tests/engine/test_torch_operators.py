@@ -18,8 +18,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import penchant
 from penchant.data.trees import pack, with_prompts_first
 from penchant.engine import attention, tree
-from penchant.engine.kernels import cpu_attention, output_layer, shared_prompts, torch_operators
-from penchant.engine.kernels.torch_operators import OperatorCall, has_operator, has_operators, takes
+from penchant.engine.device import OperatorCall, has_keyword, has_operator, has_operators, takes
+from penchant.engine.kernels import cpu_attention, output_layer, shared_prompts
 from penchant.engine.tree import arranged
 from penchant.engine.tree_plan import GatheredSegments, TreePlan
 
@@ -148,9 +148,9 @@ def test_varlen_attn_takes_what_is_passed():
     functions = [eval(f"lambda {text}: None") for text in VARLEN_PARAMETERS.values()]
     for function in (*functions, varlen_attn):
         names = {"scale", "window_size"} | ({"enable_gqa"} & set(inspect.signature(function).parameters))
-        assert torch_operators.has_keyword(function, "enable_gqa") == ("enable_gqa" in names)
+        assert has_keyword(function, "enable_gqa") == ("enable_gqa" in names)
         inspect.signature(function).bind(*range(7), **dict.fromkeys(names))
-    assert [torch_operators.has_keyword(function, "enable_gqa") for function in functions] == [False, True, True, True]
+    assert [has_keyword(function, "enable_gqa") for function in functions] == [False, True, True, True]
 
 
 def test_no_other_private_operator_is_called():
