@@ -118,8 +118,8 @@ def main() -> None:
             seconds, plans = time.perf_counter() - start, plan.plans
             peak = plan.memory(with_training(plan.config, token_budget=budget)).peak / 2**30
             step = max(plan.workload(with_training(plan.config, token_budget=10**9)).step_tokens)
-            fits = "" if plan.shortage is None else "  not even the longest group fits"
-            assert plan.shortage is not None or peak <= CARD_SHARE * card_gb
+            fits = "" if plan.budget_warning is None else "  not even the longest group fits"
+            assert plan.budget_warning is not None or peak <= CARD_SHARE * card_gb
             numbers = f"{budget:9,}{step:9,}{peak:9.1f}{peak / card_gb:7.0%}{plans:9}{seconds:9.1f}"
             print(f"{run:24}{card_gb:>4} GB{numbers}{fits}", flush=True)
 

@@ -127,11 +127,11 @@ def test_the_planned_peak_fits_the_card(counted_once, shape, changes, planned):
         if expected is None:
             assert budget == 9000
             assert peak > CARD_SHARE * (card_gb << 30)
-            assert "auto is 9,000, the longest group, and even that is planned to take" in plan.shortage
+            assert "auto is 9,000, the longest group, and even that is planned to take" in plan.budget_warning
         else:
             assert budget == pytest.approx(expected, abs=STEP)
             assert peak <= CARD_SHARE * (card_gb << 30)
-            assert plan.shortage is None
+            assert plan.budget_warning is None
 
 
 @pytest.mark.slow
@@ -142,7 +142,7 @@ def test_a_step_that_does_not_fit_is_cut(counted_once):
     assert budget == pytest.approx(9216, abs=STEP)
     assert plan.memory(with_training(plan.config, token_budget=budget)).peak <= CARD_SHARE * (485 << 20)
     assert plan.memory(with_training(plan.config, token_budget=14_400)).peak > CARD_SHARE * (485 << 20)
-    assert plan.shortage is None
+    assert plan.budget_warning is None
 
 
 class TestPlan:

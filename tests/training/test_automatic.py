@@ -29,7 +29,7 @@ SHORT = {**AUTOMATIC, "max_steps": 4}
 
 @pytest.fixture(autouse=True)
 def _choose_anew(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(device.CHOICE, "auto")
+    monkeypatch.setenv(device.DEVICE_VARIABLE, "auto")
 
 
 @pytest.fixture

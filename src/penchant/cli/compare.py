@@ -97,9 +97,9 @@ def lines(plan: Plan) -> list[str]:
     lines_shown = [cuts]
     if forecast.step_seconds is not None:
         phases = ", ".join(
-            f"{name.replace('_', ' ')} {spell(value)}" for name, value in forecast.seconds.items() if value
+            f"{name.replace('_', ' ')} {format_duration(value)}" for name, value in forecast.seconds.items() if value
         )
-        lines_shown.append(f"{spell(forecast.total_seconds)}: {phases}; {forecast.step_seconds:.3g} s a step")
+        lines_shown.append(f"{format_duration(forecast.total_seconds)}: {phases}; {forecast.step_seconds:.3g} s a step")
     if forecast.fits:
         lines_shown.append("it fits")
     else:
@@ -118,11 +118,13 @@ def proposals(forecasts: list[Forecast]) -> Table:
     table.add_column("peak MB", justify="right")
     table.add_column("time", justify="right")
     for forecast in forecasts:
-        table.add_row(" ".join(forecast.changes), f"{forecast.memory.peak / 2**20:,.0f}", spell(forecast.total_seconds))
+        table.add_row(
+            " ".join(forecast.changes), f"{forecast.memory.peak / 2**20:,.0f}", format_duration(forecast.total_seconds)
+        )
     return table
 
 
-def spell(seconds: float | None) -> str:
+def format_duration(seconds: float | None) -> str:
     """A duration in s, min or h."""
     if seconds is None:
         return "not predicted"

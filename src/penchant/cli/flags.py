@@ -37,7 +37,7 @@ ALL = (*ROWS, *TEMPLATE, *LENGTHS, *CANDIDATES, *COMPUTE)
 """Fields of `ReadingFlags` that verbs offer together."""
 
 
-def offers(*fields: str) -> Parameter:
+def available_flags(*fields: str) -> Parameter:
     """The annotation of a verb's parameter ``flags`` that makes these fields, and no other ones, flags of the verb."""
     # A pattern goes for the parameter and for the fields inside it.
     return Parameter(parse=re.compile(f"^({'|'.join(('flags', *fields))})$"))

@@ -22,7 +22,7 @@ from penchant.cli.compare import compare, plan, sweep
 from penchant.cli.data import data
 from penchant.cli.deploy import export, push, serve
 from penchant.cli.evaluate import generate, rank, score
-from penchant.cli.flags import ALL, ReadingFlags, offers
+from penchant.cli.flags import ALL, ReadingFlags, available_flags
 from penchant.cli.output import (
     VERB,
     Device,
@@ -134,7 +134,7 @@ def evaluate(
     reference: str | None = None,
     per_example: Path | None = None,
     beta: Annotated[float | None, Parameter(validator=Number(gt=0))] = None,
-    flags: Annotated[ReadingFlags, offers(*ALL)] = ReadingFlags(),
+    flags: Annotated[ReadingFlags, available_flags(*ALL)] = ReadingFlags(),
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
@@ -228,7 +228,7 @@ def residual(adapted: Path, *, base: Path, instruct: Path, output: Path, scale: 
         log_notes([f"the preference head is left out ({', '.join(heads)}), {reason}"])
 
 
-OWN_ROOM = {
+NOTICE_PACKAGE = {
     "compare": "penchant.comparison",
     "sweep": "penchant.comparison",
     "demo": "penchant.recipes",
@@ -261,7 +261,7 @@ def launch(
     command, bound_arguments, _ = app.parse_args(tokens, exit_on_error=False, print_error=False)
     level = logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO
     on_stderr = command is serve or bool(bound_arguments.arguments.get("as_json"))
-    with show_notices(level, OWN_ROOM.get(command.__name__, "penchant"), on_stderr=on_stderr):
+    with show_notices(level, NOTICE_PACKAGE.get(command.__name__, "penchant"), on_stderr=on_stderr):
         command(*bound_arguments.args, **bound_arguments.kwargs)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from penchant.cli.flags import COLUMNS, ReadingFlags, offers
+from penchant.cli.flags import COLUMNS, ReadingFlags, available_flags
 from penchant.cli.output import Device, Json, print_result
 
 if TYPE_CHECKING:
@@ -125,7 +125,7 @@ def recommend(
     candidates: list[str] | None = None,
     catalogue: Path | None = None,
     top: int = 10,
-    flags: Annotated[ReadingFlags, offers(*COLUMNS)] = ReadingFlags(),
+    flags: Annotated[ReadingFlags, available_flags(*COLUMNS)] = ReadingFlags(),
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:

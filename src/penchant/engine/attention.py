@@ -92,7 +92,7 @@ def tree_attention(
                 segments = Segments(layout.prompts, layout.groups, layout.candidates, layout.tokens, *layout.longest)
                 return shared_prompt_attention(q, k, v, segments, scale)[None], None
         # What that kernel lacks is computed on a row that lies group after group.
-        query, key, value = (x.index_select(2, layout.restored) for x in (query, key, value))
+        query, key, value = (x.index_select(2, layout.inverse_order) for x in (query, key, value))
     out = _group_by_group(query, key, value, tree, sliding_window, scale, softcap, s_aux)
     return (out if layout is None else out.index_select(1, layout.order)), None
 

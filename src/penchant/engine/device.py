@@ -26,7 +26,7 @@ DeviceChoice = Literal["auto", "cpu", "cuda", "mps", "xpu"]
 BFLOAT16_CAPABILITY = (8, 0)
 """Lowest compute capability of NVIDIA cards with matrix products in bfloat16 and flash attention."""
 
-CHOICE = "PENCHANT_DEVICE"
+DEVICE_VARIABLE = "PENCHANT_DEVICE"
 """Environment variable that holds the choice, so that processes which this one starts have the same device."""
 
 
@@ -48,7 +48,7 @@ def use_device(choice: DeviceChoice) -> None:
         ConfigError: the device is not there; names those that are.
     """
     _require(choice, "--device")
-    os.environ[CHOICE] = choice
+    os.environ[DEVICE_VARIABLE] = choice
 
 
 @contextmanager
@@ -59,12 +59,12 @@ def on_device(choice: DeviceChoice) -> Iterator[None]:
         ConfigError: the device is not there; names those that are.
     """
     _require(choice, "device")
-    earlier = os.environ.get(CHOICE, "auto")
-    os.environ[CHOICE] = earlier if choice == "auto" else choice
+    earlier = os.environ.get(DEVICE_VARIABLE, "auto")
+    os.environ[DEVICE_VARIABLE] = earlier if choice == "auto" else choice
     try:
         yield
     finally:
-        os.environ[CHOICE] = earlier
+        os.environ[DEVICE_VARIABLE] = earlier
 
 
 def _require(choice: str, where: str) -> None:
@@ -81,10 +81,10 @@ def local_device() -> torch.device:
     """This process's device; of several cards of the chosen type the one that torchrun's LOCAL_RANK names.
 
     Raises:
-        ConfigError: the variable `CHOICE` names a device that is not there.
+        ConfigError: the variable `DEVICE_VARIABLE` names a device that is not there.
     """
-    choice = os.environ.get(CHOICE, "auto")
-    _require(choice, CHOICE)
+    choice = os.environ.get(DEVICE_VARIABLE, "auto")
+    _require(choice, DEVICE_VARIABLE)
     name = available_devices()[0] if choice == "auto" else choice
     return torch.device(name, int(os.environ.get("LOCAL_RANK", "0"))) if name in ("cuda", "xpu") else torch.device(name)
 
@@ -94,14 +94,14 @@ def has_float64(device: torch.device) -> bool:
     return device.type != "mps"
 
 
-def sum_device(device: torch.device) -> torch.device:
+def float64_device(device: torch.device) -> torch.device:
     """The device of a model's exact sums, and of losses and metrics, which follow them: the host without float64."""
     return device if has_float64(device) else torch.device("cpu")
 
 
-def exact(values: Tensor) -> Tensor:
-    """Values of any shape in float64, on the `sum_device` of their device; gradients go back to theirs."""
-    return values.to(sum_device(values.device)).double()
+def to_float64(values: Tensor) -> Tensor:
+    """Values of any shape in float64, on the `float64_device` of their device; gradients go back to theirs."""
+    return values.to(float64_device(values.device)).double()
 
 
 def best_dtype(device: torch.device) -> Literal["float32", "bfloat16", "float16"]:

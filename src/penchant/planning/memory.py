@@ -159,17 +159,17 @@ class PeakBatches:
     held_out: Sequence[MicroBatch]
 
     @property
-    def lightened(self) -> PeakBatches:
+    def reduced(self) -> PeakBatches:
         """Only the first step and the first micro-batch of each pass."""
         return PeakBatches(self.steps[:1], self.reference[:1], self.held_out[:1])
 
     @property
     def heaviest(self) -> PeakBatches:
-        """`lightened` to one micro-batch, used twice where a step has several: gradients exist in the second."""
-        light = self.lightened
-        step = light.steps[0]
+        """`reduced` to one micro-batch, used twice where a step has several: gradients exist in the second."""
+        reduced_batches = self.reduced
+        step = reduced_batches.steps[0]
         largest = max(step, key=lambda groups: sum(group.length for group in groups))
-        return replace(light, steps=[[largest] * min(2, len(step))])
+        return replace(reduced_batches, steps=[[largest] * min(2, len(step))])
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,16 @@ from penchant.objectives import FittedObjective
 from penchant.storage.files import disk_errors, folder_lock, is_full, resume_command
 from penchant.training.backward import objective_tables
 from penchant.training.batches import BatchSource, FixedDataset, Order, References, Split
-from penchant.training.folder import RunLog, check, day_note, on_one_day, release, run_log, take, with_day
+from penchant.training.folder import (
+    RunLog,
+    check,
+    claim_folder,
+    day_note,
+    on_one_day,
+    release_folder,
+    run_log,
+    with_day,
+)
 from penchant.training.input_hashes import input_hashes
 from penchant.training.inputs import Inputs, tokenize_inputs
 from penchant.training.loop import Loop, LoopConfig
@@ -108,7 +117,7 @@ def _train(config: RunConfig, world: World, resume: bool, choose_budget: ChooseB
     loop, model, notes = _prepare(config, world, inputs, tokenizer, limit)
     world.barrier()  # Everyone has looked at the folder before it is taken.
     if world.is_main and not is_started:
-        take(config, inputs.fingerprint, [*inputs.notes, *notes], hashes)
+        claim_folder(config, inputs.fingerprint, [*inputs.notes, *notes], hashes)
     if world.is_main:
         log.open(Path(config.output))
     world.barrier()
@@ -134,7 +143,7 @@ def _released_on_failure(config: RunConfig, world: World, loop: Loop, is_started
     except Exception as error:
         # A run that a full disk ended can be resumed.
         if world.is_main and not is_started and loop.state.step == 0 and not is_full(error):
-            release(config)
+            release_folder(config)
         raise
 
 

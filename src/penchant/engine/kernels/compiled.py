@@ -102,7 +102,7 @@ def merge_attention_gradients(
 
 
 @_CompiledOnGpu
-def add_words(
+def accumulate_logsumexp(
     logits: Tensor, index: Tensor, normalisers: Tensor, chosen: Tensor, softcap: float | None
 ) -> tuple[Tensor, Tensor]:
     """Log-sum-exp [N] of soft-capped logits over the words so far, and targets' logits [N], with a block's words added.
@@ -127,7 +127,7 @@ def logits_gradient(
     """Replace raw logits [N, B] by their gradient, ``upstream (onehot - softmax)`` through the soft-cap.
 
     Args:
-        index: as in `add_words`; `normalisers` and `upstream` are [N].
+        index: as in `accumulate_logsumexp`; `normalisers` and `upstream` are [N].
     """
     values = capped(logits, softcap)
     words = torch.arange(logits.shape[1], device=logits.device)
@@ -195,7 +195,7 @@ def compile_layers(model: nn.Module, backend: str | Callable[..., Any] = "induct
     options = INDUCTOR_OPTIONS if backend == "inductor" else None
     for layer in _compiled_modules(model):
         layer.compile(dynamic=True, backend=backend, options=options)
-        layer._compiled_call_impl = _until_it_fails(layer._compiled_call_impl, layer, model)
+        layer._compiled_call_impl = _with_eager_fallback(layer._compiled_call_impl, layer, model)
 
 
 def undo_compilation(model: nn.Module) -> None:
@@ -204,7 +204,7 @@ def undo_compilation(model: nn.Module) -> None:
         layer._compiled_call_impl = None
 
 
-def _until_it_fails(compiled: Any, layer: nn.Module, model: nn.Module) -> Callable[..., Any]:
+def _with_eager_fallback(compiled: Any, layer: nn.Module, model: nn.Module) -> Callable[..., Any]:
     """The compiled call of a layer, which undoes the compilation of all layers where it cannot be compiled."""
     # Not before it is needed: the compiler takes seconds to import.
     from torch._dynamo.exc import TorchDynamoException
