@@ -89,9 +89,9 @@ class CountingPlanner(Planner):
 
     plans = 0
 
-    def memory(self, config: RunConfig, roughly: bool = False) -> Memory:
+    def memory(self, config: RunConfig, approximate: bool = False) -> Memory:
         self.plans += 1
-        return super().memory(config, roughly)
+        return super().memory(config, approximate)
 
 
 def planner(run: str, card_gb: int) -> CountingPlanner:

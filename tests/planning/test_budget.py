@@ -101,10 +101,10 @@ def counted_once(monkeypatch: pytest.MonkeyPatch) -> None:
     counts: dict[tuple[str, bool], Memory] = {}
     memory = Planner.memory
 
-    def cached_memory(self: Planner, config: RunConfig, roughly: bool = False) -> Memory:
-        key = (config.model_dump_json(), roughly)
+    def cached_memory(self: Planner, config: RunConfig, approximate: bool = False) -> Memory:
+        key = (config.model_dump_json(), approximate)
         if key not in counts:
-            counts[key] = memory(self, config, roughly)
+            counts[key] = memory(self, config, approximate)
         return counts[key]
 
     monkeypatch.setattr(Planner, "memory", cached_memory)

@@ -380,7 +380,7 @@ class TestFit:
 
     def test_nothing_helps(self, planned, config, monkeypatch):
         memory = counted_memory(config)[0]
-        monkeypatch.setattr(planning.Planner, "memory", lambda planner, config, roughly=False: memory)
+        monkeypatch.setattr(planning.Planner, "memory", lambda planner, config, approximate=False: memory)
         plan = planned(config, available=1 << 20)
         assert not plan.forecast.fits
         assert plan.proposals == []

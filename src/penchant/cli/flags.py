@@ -1,7 +1,7 @@
 """The reading flags: rows and columns, template, length limit, dropped rows, micro-batch and dtype.
 
-A verb takes one parameter, ``flags: Annotated[ReadingFlags, offers(...)]``, and names in it the flags that have an
-effect; the command line refuses the other ones. Names, help and defaults are the same on every verb.
+A verb takes one parameter, ``flags: Annotated[ReadingFlags, available_flags(...)]``, and names in it the flags that
+have an effect; the command line refuses the other ones. Names, help and defaults are the same on every verb.
 """
 
 from __future__ import annotations

@@ -230,7 +230,7 @@ def _prepare(
         folder.mkdir(exist_ok=True)
         model.save(folder, world)
 
-    loop = LoopConfig(
+    loop_config = LoopConfig(
         folder=Path(config.output),
         resume_command=_resume_command(config),
         objective=config.built_objective,
@@ -240,7 +240,7 @@ def _prepare(
         logging=config.logging,
         head_decay=config.head.weight_decay,
     )
-    return Loop(loop, model.scorer, source, state, held_out, moving, world, save_best), model, notes
+    return Loop(loop_config, model.scorer, source, state, held_out, moving, world, save_best), model, notes
 
 
 def _sampled(
