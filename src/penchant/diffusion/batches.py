@@ -20,7 +20,7 @@ from penchant.data.trees import split_into_micro_batches
 from penchant.diffusion.denoising import Denoiser, LatentChoice
 from penchant.engine.device import to_float64
 from penchant.engine.distributed import World
-from penchant.engine.scorer import Scorer
+from penchant.engine.scoring import Scorer
 from penchant.training.backward import Batch, score_batch
 from penchant.training.batches import Order, StepBatch
 

@@ -12,7 +12,7 @@ from torch.nn.functional import pad
 from penchant.data.tokenized import TokenizedGroup
 from penchant.data.trees import TreeBatch
 from penchant.engine.device import to_float64
-from penchant.engine.scorer import PackedScorer
+from penchant.engine.scoring import PackedScorer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

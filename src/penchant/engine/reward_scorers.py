@@ -12,7 +12,7 @@ from penchant.data.tokenized import TokenizedGroup
 from penchant.data.trees import TreeBatch, pack
 from penchant.engine.device import to_float64
 from penchant.engine.padded import PaddedScorer, pad_right, unpack
-from penchant.engine.scorer import PackedScorer
+from penchant.engine.scoring import PackedScorer
 from penchant.engine.tree import TreeScorer, last_hidden, reorder_for_attention
 from penchant.errors import DataError
 from penchant.models.multimodal import language_model

@@ -14,8 +14,7 @@ from penchant.engine.device import float32_products
 from penchant.engine.kernels.compiled import NOT_COMPILED, compile_layers, short_reason, undo_compilation
 from penchant.engine.padded import PaddedScorer
 from penchant.engine.reward_scorers import HeadedScorer, PaddedRewardScorer, TreeRewardScorer
-from penchant.engine.scorer import PackedScorer, Scorer
-from penchant.engine.scoring import precision
+from penchant.engine.scoring import PackedScorer, Scorer, precision
 from penchant.engine.tree import TreeScorer
 from penchant.engine.tree_check import TreeCheck, is_half, measure_rounding, rounding_note
 from penchant.engine.working_weights import WorkingWeights

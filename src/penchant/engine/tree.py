@@ -16,7 +16,7 @@ from penchant.engine.kernels.layer_fusion import fuse_layers
 from penchant.engine.kernels.linear_log_probs import SharedGradient, compute_dtype, embed, is_tied, row_multiple
 from penchant.engine.kernels.shared_prompts import has_flash_operators
 from penchant.engine.output_head import head_log_probs
-from penchant.engine.scorer import PackedScorer
+from penchant.engine.scoring import PackedScorer
 from penchant.engine.tree_plan import TreePlan
 from penchant.models.multimodal import language_model, set_attention, text_config
 

@@ -16,8 +16,7 @@ from torch import nn
 from penchant.data.tokenized import TokenizedGroup
 from penchant.engine.memory import MemoryTracker, replace_tensors, track_memory
 from penchant.engine.output_head import linear_head_memory
-from penchant.engine.scorer import Scorer
-from penchant.engine.scoring import precision
+from penchant.engine.scoring import Scorer, precision
 from penchant.engine.tree import TreeScorer
 from penchant.engine.working_weights import WorkingWeights, working_weights
 from penchant.models.multimodal import text_config

@@ -20,9 +20,8 @@ from penchant.data.tokenized import TokenizedGroup
 from penchant.engine.memory import available_bytes
 from penchant.engine.padded import PaddedScorer
 from penchant.engine.reward_scorers import PaddedRewardScorer
-from penchant.engine.scorer import Scorer
 from penchant.engine.scorer_choice import ScorerChoice, choose_reward_scorer, choose_scorer
-from penchant.engine.scoring import precision
+from penchant.engine.scoring import Scorer, precision
 from penchant.errors import PenchantError
 from penchant.models.multimodal import text_config
 from penchant.planning.model import ModelSpec, blank_model, random_model, shallow

@@ -17,8 +17,7 @@ from torch.nn.functional import pad
 from penchant.data.trees import copy_together, split_into_micro_batches
 from penchant.engine.device import float64_device, to_float64
 from penchant.engine.distributed import World
-from penchant.engine.scorer import CandidateGroup, Scorer
-from penchant.engine.scoring import precision
+from penchant.engine.scoring import CandidateGroup, Scorer, precision
 from penchant.engine.working_weights import WorkingWeights
 from penchant.errors import ConfigError
 from penchant.objectives import Groups, Objective, Output, State

@@ -20,8 +20,7 @@ from torch import Tensor
 from penchant.config.run_sections import CheckpointConfig, EvaluationConfig, LoggingConfig, TrainingConfig
 from penchant.engine.device import float64_device, to_float64
 from penchant.engine.distributed import World, reshard
-from penchant.engine.scorer import CandidateGroup, Scorer
-from penchant.engine.scoring import micro_batches
+from penchant.engine.scoring import CandidateGroup, Scorer, micro_batches
 from penchant.engine.working_weights import working_weights
 from penchant.errors import ConfigError, TrainingError
 from penchant.objectives import Objective, State

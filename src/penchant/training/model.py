@@ -21,7 +21,6 @@ from penchant.engine.output_head import lora_rank
 from penchant.engine.padded import PaddedScorer
 from penchant.engine.policy import Policy
 from penchant.engine.reward_scorers import HeadedScorer, TreeRewardScorer, require_end_tokens
-from penchant.engine.scorer import Scorer
 from penchant.engine.scorer_choice import (
     LanguageScorer,
     choose_reward_scorer,
@@ -29,6 +28,7 @@ from penchant.engine.scorer_choice import (
     compile_scorer,
     sample_groups,
 )
+from penchant.engine.scoring import Scorer
 from penchant.engine.tree import TreeScorer
 from penchant.engine.working_weights import working_weights
 from penchant.errors import ConfigError

@@ -18,9 +18,8 @@ from penchant.data.second_reading import add_mismatched, have_same_ids
 from penchant.data.tokenized import TokenizedGroup
 from penchant.engine.distributed import World
 from penchant.engine.reference_model import FrozenModel
-from penchant.engine.scorer import CandidateGroup, Scorer
 from penchant.engine.scorer_choice import choose_scorer, sample_groups
-from penchant.engine.scoring import score_groups
+from penchant.engine.scoring import CandidateGroup, Scorer, score_groups
 from penchant.errors import locate_errors
 from penchant.training.batches import References
 from penchant.training.model import Trained, copy_trained_weights
