@@ -78,12 +78,12 @@ LEAST_DEVIATION = 1e-6
 
 
 def data_scores(groups: Groups, candidates: Tensor) -> Tensor:
-    """The scores of the data, or of the run's reward."""
+    """The scores [G, K] of the data, or of the run's reward; 0 outside of the candidates (bool)."""
     return torch.where(candidates, groups.scores, 0.0)
 
 
 def win_shares(groups: Groups, candidates: Tensor) -> Tensor:
-    """Win shares ``(wins - losses) / (K - 1)`` by the group's preferences, in [-1, 1]."""
+    """Win shares [G, K] ``(wins - losses) / (K - 1)`` by the group's preferences, in [-1, 1]; 0 outside of candidates."""
     count = candidates.sum(1, keepdim=True)
     shares = (groups.better.sum(2) - groups.better.sum(1)) / (count - 1).clamp(min=1)
     return torch.where(candidates, shares, 0.0)
@@ -93,12 +93,12 @@ REWARDS: Mapping[str, Callable[[Groups, Tensor], Tensor]] = {"scores": data_scor
 
 
 def unscaled(rewards: Tensor, candidates: Tensor, state: State) -> Tensor:
-    """The rewards as they are."""
+    """The rewards [G, K] as they are."""
     return rewards
 
 
 def by_prompt(rewards: Tensor, candidates: Tensor, state: State) -> Tensor:
-    """Rewards of mean 0 and deviation 1 among each prompt's candidates; of two candidates always 1 and -1."""
+    """Rewards [G, K] of mean 0 and deviation 1 among each prompt's candidates; of two candidates always 1 and -1."""
     count = candidates.sum(1, keepdim=True)
     centred = torch.where(candidates, rewards - rewards.sum(1, keepdim=True) / count, 0.0)
     deviation = ((centred**2).sum(1, keepdim=True) / count).sqrt()
@@ -106,7 +106,7 @@ def by_prompt(rewards: Tensor, candidates: Tensor, state: State) -> Tensor:
 
 
 def by_running_moments(rewards: Tensor, candidates: Tensor, state: State) -> Tensor:
-    """Rewards less the mean and over the deviation of all rewards in the state; unchanged where there are none yet."""
+    """Rewards [G, K] less the mean and over the deviation of all in the state; unchanged where there are none yet."""
     if not float(state["count"]):
         return rewards
     deviation = (state["squares"] / state["count"]).sqrt().clamp(min=LEAST_DEVIATION)
@@ -126,7 +126,7 @@ def initial_moments() -> State:
 
 
 def add_rewards(rewards: Tensor, candidates: Tensor, state: State) -> State:
-    """The moments with a batch's rewards (Chan, Golub and LeVeque 1983, equation 2.1)."""
+    """The moments with a batch's rewards [G, K] (Chan, Golub and LeVeque 1983, equation 2.1)."""
     values = rewards[candidates].to(state["mean"])
     if not len(values):
         return state
