@@ -83,7 +83,7 @@ def data_scores(groups: Groups, candidates: Tensor) -> Tensor:
 
 
 def win_shares(groups: Groups, candidates: Tensor) -> Tensor:
-    """Win shares [G, K] ``(wins - losses) / (K - 1)`` by the group's preferences, in [-1, 1]; 0 outside of candidates."""
+    """Win shares [G, K] ``(wins - losses) / (K - 1)`` by the group's preferences, in [-1, 1]; else 0."""
     count = candidates.sum(1, keepdim=True)
     shares = (groups.better.sum(2) - groups.better.sum(1)) / (count - 1).clamp(min=1)
     return torch.where(candidates, shares, 0.0)
