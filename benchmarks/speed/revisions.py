@@ -115,13 +115,13 @@ def compare(workload: Workload, other: Path, options: argparse.Namespace) -> str
     for number in range(total):
         for checkout in checkouts[:: 1 if number % 2 else -1]:
             checkout.step()
-    mine, others = (checkout.end() for checkout in checkouts)
-    difference = max(abs(a["loss"] - b["loss"]) for a, b in zip(mine, others, strict=True))
+    ours, theirs = (checkout.end() for checkout in checkouts)
+    difference = max(abs(a["loss"] - b["loss"]) for a, b in zip(ours, theirs, strict=True))
     if not difference <= TOLERANCE["cpu", workload.dtype]:
         raise SystemExit(f"{workload.name}: losses differ by {difference:.2e}")
     line = f"{workload.name:12}"
     for clock in ("seconds", "cpu_seconds"):
-        pairs = zip(mine[options.warmup :], others[options.warmup :], strict=True)
+        pairs = zip(ours[options.warmup :], theirs[options.warmup :], strict=True)
         ratios = np.array([a[clock] / b[clock] for a, b in pairs])
         draws = np.random.default_rng(0).choice(ratios, (4000, len(ratios)))
         low, high = np.quantile(np.median(draws, 1), (0.025, 0.975))
