@@ -254,7 +254,7 @@ def test_the_installed_flash_attention_takes_tensors_without_data(batch):
     segments = shared_prompts.Segments(layout.prompts, layout.groups, layout.candidates, layout.tokens, *layout.longest)
     tokens, kernel = len(batch.input_ids), shared_prompts._Flash
     q, k, v, upstream = (torch.empty(tokens, h, 64, dtype=torch.bfloat16, device="meta") for h in (4, 2, 2, 4))
-    for call in shared_prompts._calls(segments):
+    for call in shared_prompts._attention_calls(segments):
         rows = len(q[call.rows])
         out, sums = kernel.forward(q, k, v, call, SCALE)
         assert out.shape == (rows, 4, 64)

@@ -110,7 +110,7 @@ class TestResolution:
 
     def test_the_plan_is_asked_on_a_card_only(self, write_config, monkeypatch):
         class OfAPlanner:
-            shortage = None
+            budget_warning = None
             config = load_config(write_config(training={"token_budget": 12_800}))
 
         arguments: list[tuple[object, ...]] = []
