@@ -123,7 +123,7 @@ class Planner:
 
     Attributes:
         config: the run with its dtype and token budget resolved.
-        shortage: message that no token budget fits; None where one does, or is configured.
+        budget_warning: message that no token budget fits; None where one does, or is configured.
     """
 
     config: RunConfig
