@@ -32,6 +32,7 @@ OPTIONS = {"sum": "mean", "mean": "sum", "groups": "pairs", "pairs": "groups"}
 """Arguments that choose how something is averaged, and what else they could be."""
 
 TESTED_BY = {
+    "decisions": "ddo_rm",
     "references": "multi_reference",
     "sft": "pairs",
     "weighted_sum": "pairs",
