@@ -27,7 +27,7 @@ BARE = frozenset(
 ) - {"for", "from", "in", "split", "read", "both", "many", "one", "with"}
 """Participles, pronouns, adverbs and prepositions that name nothing by themselves."""
 
-CEILINGS = {"src": 20, "tests": 1, "benchmarks": 2}
+CEILINGS = {"src": 19, "tests": 1, "benchmarks": 0}
 """Bound names in the list above that a folder may have; lower a number when it has fewer."""
 
 
@@ -78,6 +78,8 @@ def test_bare_names_only_become_fewer(folder):
     bare = {
         str(file.relative_to(REPOSITORY)): names
         for file in sorted((REPOSITORY / folder).rglob("*.py"))
+        # Environments that the benchmarks made are not ours.
+        if not any(part.startswith(".") for part in file.relative_to(REPOSITORY).parts)
         if (names := bare_names(file.read_text(encoding="utf-8")))
     }
     count = sum(map(len, bare.values()))

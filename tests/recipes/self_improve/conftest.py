@@ -14,7 +14,7 @@ import yaml
 from penchant.recipes import demo_world as world
 from penchant.recipes.self_improve.buffer import ReplayBuffer
 from penchant.recipes.self_improve.loop import read_rounds
-from penchant.recipes.self_improve.parts import open_buffer
+from penchant.recipes.self_improve.run_folder import open_buffer
 from penchant.recipes.self_improve.trainer import is_idle, next_update
 
 

@@ -18,9 +18,9 @@ from penchant.recipes.self_improve import background, trainer
 from penchant.recipes.self_improve.background import BackgroundLearning
 from penchant.recipes.self_improve.background_process import TrafficLearner, open_traffic
 from penchant.recipes.self_improve.config import TrafficConfig
-from penchant.recipes.self_improve.medium import CollapseMetrics, ServedModel, read_served, write_served
-from penchant.recipes.self_improve.parts import make_folder, open_buffer, record_configuration
-from penchant.recipes.self_improve.text_medium import TextBackend
+from penchant.recipes.self_improve.learner import CollapseMetrics, ServedModel, read_served, write_served
+from penchant.recipes.self_improve.run_folder import make_folder, open_buffer, record_configuration
+from penchant.recipes.self_improve.text_learner import TextLearner
 from penchant.recipes.self_improve.traffic import NewAnswer
 
 RULE = "def conditions(prompt, answer):\n    return {'short': len(answer.split()) < 4}\n"
@@ -57,12 +57,12 @@ def opened(tmp_path, learner):
 def answer_by(script, monkeypatch):
     """Let learners answer by a function of the model's folder, and cost nothing else."""
     nothing = CollapseMetrics(1.0, 1.0, 0.0)
-    monkeypatch.setattr(TextBackend, "collapse_metrics", lambda *_: nothing)
+    monkeypatch.setattr(TextLearner, "collapse_metrics", lambda *_: nothing)
 
     def load(self, model):
         return lambda prompts, seeds: [script(model) for _ in prompts]
 
-    monkeypatch.setattr(TextBackend, "load", load)
+    monkeypatch.setattr(TextLearner, "load", load)
 
 
 def add_traffic(config, n, answer):
@@ -159,7 +159,7 @@ def ready(opened, monkeypatch):
         (folder / "train.jsonl").exists()
         return str(folder / "merged")
 
-    monkeypatch.setattr(TextBackend, "tune", tune)
+    monkeypatch.setattr(TextLearner, "tune", tune)
     answer_by(lambda model: SHORT, monkeypatch)
     add_traffic(opened, 40, LONG)
     TrafficLearner(opened).step()
@@ -224,7 +224,7 @@ def test_a_killed_update_resumes_with_the_same_checks(ready, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         TrafficLearner(ready).step()
     open_traffic(ready).add([NewAnswer(f"later {n}", SHORT, 0) for n in range(40)], {})
-    monkeypatch.setattr(TextBackend, "tune", lambda self, folder, model, seed: str(folder / "merged"))
+    monkeypatch.setattr(TextLearner, "tune", lambda self, folder, model, seed: str(folder / "merged"))
     TrafficLearner(ready).step()
     assert len(checked) == 3
     assert checked[0] == checked[1] == checked[2]

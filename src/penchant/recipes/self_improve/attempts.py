@@ -7,7 +7,7 @@ from typing import cast
 
 from penchant.api import ConfigError, Message, PreferenceGroup, Text, content_of, fill
 from penchant.recipes.self_improve.buffer import Judgement, ReplayBuffer
-from penchant.recipes.self_improve.medium import AnswerFunction, answer_seed
+from penchant.recipes.self_improve.learner import AnswerFunction, answer_seed
 from penchant.recipes.self_improve.verifying import Verifier, verifier_text
 
 MIN_PRIORITY = 0.05

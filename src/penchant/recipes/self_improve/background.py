@@ -30,8 +30,8 @@ from penchant.api import Text, folder_lock, read_record
 from penchant.recipes.self_improve.background_process import open_traffic
 from penchant.recipes.self_improve.config import TrafficConfig
 from penchant.recipes.self_improve.gate import gate_note
-from penchant.recipes.self_improve.medium import DAMAGED, ServedModel, read_served, update_folder, write_served
-from penchant.recipes.self_improve.parts import build_backend, make_folder, open_buffer, record_configuration
+from penchant.recipes.self_improve.learner import DAMAGED, ServedModel, read_served, update_folder, write_served
+from penchant.recipes.self_improve.run_folder import build_backend, make_folder, open_buffer, record_configuration
 from penchant.recipes.self_improve.traffic import NewAnswer
 from penchant.recipes.self_improve.trainer import ERROR, RESULT, is_running, next_update
 

@@ -32,8 +32,8 @@ from penchant.api import (
 from penchant.recipes.self_improve.attempts import attempt_prompts
 from penchant.recipes.self_improve.buffer import Judgement, read_prompt
 from penchant.recipes.self_improve.config import TrafficConfig
-from penchant.recipes.self_improve.medium import Learner, read_served, update_folder
-from penchant.recipes.self_improve.parts import build_backend, open_buffer, read_config
+from penchant.recipes.self_improve.learner import Learner, read_served, update_folder
+from penchant.recipes.self_improve.run_folder import build_backend, open_buffer, read_config
 from penchant.recipes.self_improve.traffic import TrafficAnswer, TrafficStore, TrafficVerdict
 from penchant.recipes.self_improve.trainer import (
     BEGUN,
@@ -76,7 +76,7 @@ class TrafficLearner:
         self._config, self._output = config, Path(config.output)
         self._traffic, self._buffer = open_traffic(config), open_buffer(config)
         self._backend = build_backend(config)
-        self._verifier = config.verifier.open_noisy(config.seed, self._backend.read)
+        self._verifier = config.verifier.open_noisy(config.seed, self._backend.verifier_input)
         self._learner: Learner | None = None
 
     def step(self) -> bool:

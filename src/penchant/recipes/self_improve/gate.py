@@ -12,7 +12,7 @@ import numpy as np
 
 from penchant.api import ConfigError, Text
 from penchant.recipes.self_improve.config import LearnerConfig, SelfImproveConfig
-from penchant.recipes.self_improve.medium import CollapseMetrics, LearnerBackend, answer_seed
+from penchant.recipes.self_improve.learner import CollapseMetrics, LearnerBackend, answer_seed
 from penchant.recipes.self_improve.verifying import Verifier, verifier_text
 
 MAX_UNJUDGED_SHARE = 0.05

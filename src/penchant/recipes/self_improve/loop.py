@@ -39,15 +39,15 @@ from penchant.recipes.self_improve.attempts import attempt_prompts, is_satisfied
 from penchant.recipes.self_improve.buffer import ReplayBuffer
 from penchant.recipes.self_improve.config import SelfImproveConfig
 from penchant.recipes.self_improve.gate import evaluate_learner, gate_note, stop_reason
-from penchant.recipes.self_improve.medium import (
+from penchant.recipes.self_improve.learner import (
     DAMAGED,
     Learner,
     ServedModel,
     read_served,
     write_served,
 )
-from penchant.recipes.self_improve.parts import PromptSplits, build_backend, open_buffer, open_run_folder
 from penchant.recipes.self_improve.report import report_rounds
+from penchant.recipes.self_improve.run_folder import PromptSplits, build_backend, open_buffer, open_run_folder
 from penchant.recipes.self_improve.trainer import ERROR, is_up_to_date, next_update
 
 logger = logging.getLogger(__name__)
@@ -186,7 +186,7 @@ def _round(
 ) -> None:
     output, start_time = Path(config.output), time.perf_counter()
     backend = build_backend(config)
-    verifier = config.verifier.open_noisy(config.seed, backend.read)
+    verifier = config.verifier.open_noisy(config.seed, backend.verifier_input)
     names = _names(config, splits, number)
     served = read_served(output)
     assert served is not None
@@ -246,7 +246,7 @@ def _measure_round(config: SelfImproveConfig, splits: PromptSplits, number: int,
     served = read_served(output)
     assert served is not None
     backend = build_backend(config)
-    verifier = config.verifier.open(backend.read)
+    verifier = config.verifier.open(backend.verifier_input)
     first_round = [splits["train"][name] for name in _names(config, splits, 1)]
     metrics = {
         name: evaluate_learner(

@@ -36,8 +36,8 @@ from penchant.api import (
 from penchant.recipes.self_improve.buffer import ReplayBuffer
 from penchant.recipes.self_improve.config import LearnerConfig, SelfImproveConfig
 from penchant.recipes.self_improve.gate import LearnerMetrics, choose_served, evaluate_learner
-from penchant.recipes.self_improve.medium import DAMAGED, ServedModel, read_served, update_folder, write_served
-from penchant.recipes.self_improve.parts import build_backend, open_buffer, read_config, read_splits
+from penchant.recipes.self_improve.learner import DAMAGED, ServedModel, read_served, update_folder, write_served
+from penchant.recipes.self_improve.run_folder import build_backend, open_buffer, read_config, read_splits
 
 ERROR, LOCK, BEGUN, RESULT = "trainer_error.json", "trainer.lock", "begun.json", "result.json"
 PAUSE = 0.1
@@ -153,7 +153,7 @@ def _gate_metrics(
         measures_distance: whether its distance from the first learner is computed, which takes time; else it is 0.
     """
     backend = build_backend(config)
-    verifier = config.verifier.open_noisy(config.seed, backend.read)
+    verifier = config.verifier.open_noisy(config.seed, backend.verifier_input)
     first_model = config.model if measures_distance else learner.model
     return evaluate_learner(backend, learner.model, first_model, checks, verifier, number, config.measured)
 
