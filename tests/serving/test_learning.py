@@ -158,18 +158,18 @@ def test_a_server_without_learning_has_no_such_path(folders):
 def test_a_swap_changes_answers_to_those_of_the_new_model(client, notebook, folders):
     with TestClient(build_app(Experts({"m": str(folders / "second")}), None, Limits(max_tokens=100))) as http:
         expected = ask(http, temperature=0).json()["choices"]
-    before = ask(client, temperature=0).json()["choices"]
+    first_choices = ask(client, temperature=0).json()["choices"]
     notebook.swap(str(folders / "second"))
-    assert ask(client, temperature=0).json()["choices"] == expected != before
-    assert ask(client, model="other", temperature=0).json()["choices"] == before
+    assert ask(client, temperature=0).json()["choices"] == expected != first_choices
+    assert ask(client, model="other", temperature=0).json()["choices"] == first_choices
 
 
 def test_a_model_that_cannot_be_loaded_leaves_the_old_one(client, notebook, tmp_path):
-    before = ask(client, temperature=0).json()["choices"]
+    first_choices = ask(client, temperature=0).json()["choices"]
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "nothing"}))
     with pytest.raises(ModelError):
         notebook.swap(str(tmp_path))
-    assert ask(client, temperature=0).json()["choices"] == before
+    assert ask(client, temperature=0).json()["choices"] == first_choices
 
 
 def greedy(folder: Path, tokens: int) -> str:

@@ -199,8 +199,8 @@ def test_conversations_are_attempted_in_their_turns(buffer):
         return verifier(prompts, answers)
 
     attempt_prompts({"a": CHAT}, 1, answer, judge, buffer, attempts=3, memory="{prompt}|{answer}|{critique}", seed=0)
-    again = {"role": "user", "content": "Say 2.|no|it is another number"}
-    assert requests == [CHAT, (CHAT[0], again)]
+    second_turn = {"role": "user", "content": "Say 2.|no|it is another number"}
+    assert requests == [CHAT, (CHAT[0], second_turn)]
     assert judged == ["system: Be short.\n\nuser: Say 2."] * 2
     assert [judgement.prompt for judgement in buffer.judgements(1, "a")] == [CHAT, CHAT]
     [group] = buffer.draw(9, seed=0)

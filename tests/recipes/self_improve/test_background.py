@@ -45,7 +45,7 @@ def configured(folder, learner, **changes):
 
 
 @pytest.fixture
-def opened(tmp_path, learner):
+def config(tmp_path, learner):
     """A folder as a server opens it."""
     config = configured(tmp_path, learner)
     make_folder(config)
@@ -56,8 +56,8 @@ def opened(tmp_path, learner):
 
 def answer_by(script, monkeypatch):
     """Let learners answer by a function of the model's folder, and cost nothing else."""
-    nothing = CollapseMetrics(1.0, 1.0, 0.0)
-    monkeypatch.setattr(TextLearner, "collapse_metrics", lambda *_: nothing)
+    constant = CollapseMetrics(1.0, 1.0, 0.0)
+    monkeypatch.setattr(TextLearner, "collapse_metrics", lambda *_: constant)
 
     def load(self, model):
         return lambda prompts, seeds: [script(model) for _ in prompts]
@@ -74,84 +74,84 @@ def add_traffic(config, n, answer):
     return held_out, {a.prompt for a in answers} - held_out
 
 
-def test_a_failed_answer_and_a_satisfying_attempt_make_a_pair(opened, monkeypatch):
+def test_a_failed_answer_and_a_satisfying_attempt_make_a_pair(config, monkeypatch):
     answer_by(lambda model: SHORT, monkeypatch)
-    held_out, tried = add_traffic(opened, 20, LONG)
-    traffic_learner = TrafficLearner(opened)
+    held_out, trained_on = add_traffic(config, 20, LONG)
+    traffic_learner = TrafficLearner(config)
     assert traffic_learner.step()
-    groups = open_buffer(opened).draw(99, seed=0)
-    assert {group.prompt for group in groups} == tried
+    groups = open_buffer(config).draw(99, seed=0)
+    assert {group.prompt for group in groups} == trained_on
     assert {(group.candidates, group.preferred) for group in groups} == {((SHORT, LONG), 0)}
     assert len(held_out) >= 8
-    assert set(open_traffic(opened).checks()) <= held_out
-    [row] = open_traffic(opened).success()
+    assert set(open_traffic(config).checks()) <= held_out
+    [row] = open_traffic(config).success()
     assert (row["judged"], row["satisfied"]["value"]) == (20, 0)
     # The texts of judgements are not needed any more.
-    assert open_buffer(opened).counts()["judgements"] == 0
+    assert open_buffer(config).counts()["judgements"] == 0
 
 
-def test_a_satisfying_answer_is_counted_and_nothing_is_tried(opened, monkeypatch):
+def test_a_satisfying_answer_is_counted_and_nothing_is_tried(config, monkeypatch):
     def refuse(model):
         raise AssertionError
 
     answer_by(refuse, monkeypatch)
-    add_traffic(opened, 20, SHORT)
-    traffic_learner = TrafficLearner(opened)
+    add_traffic(config, 20, SHORT)
+    traffic_learner = TrafficLearner(config)
     assert traffic_learner.step()
     assert not traffic_learner.step()
-    assert open_buffer(opened).count_added() == 0
-    assert open_traffic(opened).success()[0]["satisfied"]["value"] == 1
+    assert open_buffer(config).count_added() == 0
+    assert open_traffic(config).success()[0]["satisfied"]["value"] == 1
 
 
-def test_a_prompt_without_room_for_another_answer_is_not_tried(opened, monkeypatch):
+def test_a_prompt_without_room_for_another_answer_is_not_tried(config, monkeypatch):
     answer_by(lambda model: SHORT, monkeypatch)
-    traffic = open_traffic(opened)
+    traffic = open_traffic(config)
     prompts = [f"{'the ' * 70}{number}" for number in range(4)]
     traffic.add([NewAnswer(prompt, LONG, 0) for prompt in prompts], {})
     monkeypatch.setattr(TrafficLearner, "_context", 72)
-    TrafficLearner(opened).step()
-    assert open_buffer(opened).count_added() == 0
-    assert open_traffic(opened).success()[0]["judged"] == 4
+    TrafficLearner(config).step()
+    assert open_buffer(config).count_added() == 0
+    assert open_traffic(config).success()[0]["judged"] == 4
 
 
-def test_a_killed_judgement_goes_on_from_what_is_stored(opened, monkeypatch):
+def test_a_killed_judgement_goes_on_from_what_is_stored(config, monkeypatch):
     """No judgement is lost or doubled, and the verdicts are those it began with."""
     calls = []
 
     def killed_at_the_second_attempt(model):
         calls.append(model)
-        if len(calls) > len(tried):
+        if len(calls) > len(trained_on):
             raise KeyboardInterrupt
         return LONG + " indeed"
 
     answer_by(killed_at_the_second_attempt, monkeypatch)
-    _, tried = add_traffic(opened, 20, LONG)
+    _, trained_on = add_traffic(config, 20, LONG)
     with pytest.raises(KeyboardInterrupt):
-        TrafficLearner(opened).step()
-    assert open_buffer(opened).counts()["judgements"] == 2 * len(tried)
-    assert open_traffic(opened).counts()["waiting"] == 20
+        TrafficLearner(config).step()
+    assert open_buffer(config).counts()["judgements"] == 2 * len(trained_on)
+    assert open_traffic(config).counts()["waiting"] == 20
     answer_by(lambda model: SHORT, monkeypatch)
-    TrafficLearner(opened).step()
-    groups = open_buffer(opened).draw(99, seed=0)
+    TrafficLearner(config).step()
+    groups = open_buffer(config).draw(99, seed=0)
     assert {group.candidates for group in groups} == {(SHORT, LONG, LONG + " indeed")}
-    assert len(groups) == len(tried)
-    assert open_traffic(opened).success()[0]["judged"] == 20
+    assert len(groups) == len(trained_on)
+    assert open_traffic(config).success()[0]["judged"] == 20
 
 
-def test_a_verifier_that_is_down_leaves_the_answers_waiting(opened, monkeypatch):
+def test_a_verifier_that_is_down_leaves_the_answers_waiting(config, monkeypatch):
     from penchant.recipes.self_improve.verifying import FAILED
 
-    add_traffic(opened, 5, LONG)
-    traffic_learner = TrafficLearner(opened)
+    add_traffic(config, 5, LONG)
+    traffic_learner = TrafficLearner(config)
     traffic_learner._verifier = lambda prompts, answers: [FAILED] * len(prompts)
     for _ in range(5):
         with pytest.raises(ConfigError, match="no verdict on 5 answers"):
             traffic_learner.step()
-    assert open_traffic(opened).counts()["waiting"] == 5
+    assert open_traffic(config).counts()["waiting"] == 5
 
 
 @pytest.fixture
-def ready(opened, monkeypatch):
+def ready(config, monkeypatch):
     """A folder with pairs and checks for an update; a tuned model answers as its folder's file says."""
 
     def tune(self, folder, model, seed):
@@ -161,9 +161,9 @@ def ready(opened, monkeypatch):
 
     monkeypatch.setattr(TextLearner, "tune", tune)
     answer_by(lambda model: SHORT, monkeypatch)
-    add_traffic(opened, 40, LONG)
-    TrafficLearner(opened).step()
-    return opened
+    add_traffic(config, 40, LONG)
+    TrafficLearner(config).step()
+    return config
 
 
 def result(config, number):
@@ -213,11 +213,11 @@ def test_the_groups_of_an_update_start_no_other_one(ready, monkeypatch):
 def test_a_killed_update_resumes_with_the_same_checks(ready, monkeypatch):
     checked = []
 
-    def evaluate(backend, model, first_model, prompts, *rest):
+    def evaluate(backend, model, first_model, prompts, *arguments):
         checked.append(prompts)
         if len(checked) == 1:
             raise KeyboardInterrupt
-        return real(backend, model, first_model, prompts, *rest)
+        return real(backend, model, first_model, prompts, *arguments)
 
     real = trainer.evaluate_learner
     monkeypatch.setattr(trainer, "evaluate_learner", evaluate)
@@ -265,11 +265,11 @@ def wait_until():
 
 @pytest.fixture
 def learning(tmp_path, learner, process, swaps, wait_until):
-    with BackgroundLearning(configured(tmp_path, learner), "m") as started:
-        started.start(swaps.append)
-        wait_until(lambda: started._process is not None)
-        yield started
-        started.stop()
+    with BackgroundLearning(configured(tmp_path, learner), "m") as in_background:
+        in_background.start(swaps.append)
+        wait_until(lambda: in_background._process is not None)
+        yield in_background
+        in_background.stop()
 
 
 def test_recorded_answers_are_stored_and_shown(learning, wait_until):
@@ -289,23 +289,23 @@ def test_recording_never_waits(tmp_path, learner, process, monkeypatch):
     """Beyond what memory holds, answers are counted as lost, even while the disk does not answer."""
     monkeypatch.setattr(background, "MAX_QUEUE", 3)
     release = threading.Event()
-    with BackgroundLearning(configured(tmp_path, learner), "m") as started:
-        monkeypatch.setattr(started._traffic, "add", lambda *_: release.wait(20))
-        started.start(lambda folder: None)
+    with BackgroundLearning(configured(tmp_path, learner), "m") as in_background:
+        monkeypatch.setattr(in_background._traffic, "add", lambda *_: release.wait(20))
+        in_background.start(lambda folder: None)
         for _ in range(100):
-            started.record("prompt", "answer")
-        assert started.status()["traffic"]["lost"] >= 94
+            in_background.record("prompt", "answer")
+        assert in_background.status()["traffic"]["lost"] >= 94
         release.set()
-        started.stop()
+        in_background.stop()
 
 
 def test_what_was_recorded_is_stored_when_the_server_stops(tmp_path, learner, process):
     config = configured(tmp_path, learner)
-    with BackgroundLearning(config, "m") as started:
-        started.start(lambda folder: None)
-        started.record("prompt", "answer")
-        started.stop()
-        process_left = started._process
+    with BackgroundLearning(config, "m") as in_background:
+        in_background.start(lambda folder: None)
+        in_background.record("prompt", "answer")
+        in_background.stop()
+        process_left = in_background._process
     assert open_traffic(config).counts()["waiting"] == 1
     assert process_left is None or process_left.poll() is not None
 
@@ -334,14 +334,14 @@ def test_pauses_between_starts_double(tmp_path, learner, monkeypatch):
     starts, seconds = [], [1000.0]
     monkeypatch.setattr(background.time, "monotonic", lambda: seconds[0])
     monkeypatch.setattr(BackgroundLearning, "_start", lambda self: starts.append(seconds[0]) or Ended())
-    with BackgroundLearning(configured(tmp_path, learner), "m") as started:
+    with BackgroundLearning(configured(tmp_path, learner), "m") as in_background:
         for _ in range(64):
-            started._watch_process()
+            in_background._watch_process()
             seconds[0] += 0.5
         assert [later - earlier for earlier, later in itertools.pairwise(starts)] == [1.5, 2.5, 4.5, 8.5]
         for pause in (background.MAX_RESTART_PAUSE, background.MAX_RESTART_PAUSE + 1, 1.0):
             seconds[0] += pause
-            started._watch_process()
+            in_background._watch_process()
         assert starts[-1] - starts[-2] == background.MAX_RESTART_PAUSE + 2
 
 
@@ -390,11 +390,11 @@ def test_a_failed_load_is_shown_and_the_old_model_stays(learning, wait_until, tm
 
 def test_a_restarted_server_goes_on_with_the_learner_that_was_served(tmp_path, learner, process):
     config = configured(tmp_path, learner)
-    with BackgroundLearning(config, "m") as started:
-        assert started.served == ServedModel(0, learner)
+    with BackgroundLearning(config, "m") as in_background:
+        assert in_background.served == ServedModel(0, learner)
     write_served(tmp_path / "out", ServedModel(3, "updates/3/merged"))
-    with BackgroundLearning(config, "m") as started:
-        assert started.served == ServedModel(3, "updates/3/merged")
+    with BackgroundLearning(config, "m") as in_background:
+        assert in_background.served == ServedModel(3, "updates/3/merged")
 
 
 def test_a_second_server_in_the_folder_is_an_error(tmp_path, learner, process):

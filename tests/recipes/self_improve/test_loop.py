@@ -105,8 +105,8 @@ def test_files_of_a_run(finished_run, buffer_counts):
 
 def test_further_prompts_are_the_others_and_then_all_again():
     train = {str(n): f"prompt {n}" for n in range(7)}
-    own = ["2", "5", "0"]
-    further = list(itertools.islice(loop.further_prompts(train, own, 0), 21))
+    round_names = ["2", "5", "0"]
+    further = list(itertools.islice(loop.further_prompts(train, round_names, 0), 21))
     assert [name.partition("+")[2] for name, _ in further] == ["1"] * 7 + ["2"] * 7 + ["3"] * 7
     assert {name for name, _ in further[:4]} == {"1+1", "3+1", "4+1", "6+1"}
     assert len({name for name, _ in further}) == 21

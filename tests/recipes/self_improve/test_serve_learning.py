@@ -19,7 +19,7 @@ from penchant.serving.run import find_experts
 RULE = "def conditions(prompt, answer):\n    return {'short': len(answer.split()) < 6}\n"
 
 
-def written(folder, model, **changes):
+def write_config(folder, model, **changes):
     (folder / "rule.py").write_text(RULE)
     values = {
         "model": str(model),
@@ -44,7 +44,7 @@ def written(folder, model, **changes):
 
 
 def test_a_model_that_is_not_served_cannot_learn(tiny_model, tmp_path, capsys):
-    file = written(tmp_path, tmp_path / "elsewhere")
+    file = write_config(tmp_path, tmp_path / "elsewhere")
     assert run(["serve", str(tiny_model), "--learn", str(file)]) == 2
     message = " ".join(capsys.readouterr().err.split())
     assert "elsewhere is to learn and is served under 0 names, expected one" in message
@@ -52,7 +52,7 @@ def test_a_model_that_is_not_served_cannot_learn(tiny_model, tmp_path, capsys):
 
 
 def test_an_unknown_key_of_the_file_is_named(tiny_model, tmp_path, capsys):
-    assert run(["serve", "--learn", str(written(tmp_path, tiny_model, rounds=3))]) == 2
+    assert run(["serve", "--learn", str(write_config(tmp_path, tiny_model, rounds=3))]) == 2
     assert "rounds" in capsys.readouterr().err
 
 
@@ -97,7 +97,7 @@ class Server:
 @pytest.mark.slow
 def test_traffic_makes_answers_better_through_a_crash_and_a_restart(tiny_model, tmp_path, start_penchant):
     assert list(find_experts([str(tiny_model)])[0]) == [Server.name]
-    file = written(tmp_path, tiny_model)
+    file = write_config(tmp_path, tiny_model)
     server = Server(start_penchant, file, tmp_path)
     prompts = [f"{first} {second} {third}" for first in WORDS for second in WORDS for third in WORDS]
     until, has_crashed = time.monotonic() + 900, False

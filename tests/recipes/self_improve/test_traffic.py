@@ -19,8 +19,8 @@ def answers(n, served=0):
     return [NewAnswer(f"prompt {number}", f"answer {number}", served) for number in range(n)]
 
 
-def verdicts(begun, satisfied=True):
-    return [TrafficVerdict(answer, satisfied) for answer in begun]
+def verdicts(waiting, satisfied=True):
+    return [TrafficVerdict(answer, satisfied) for answer in waiting]
 
 
 def texts(path):
@@ -49,8 +49,8 @@ def test_another_process_goes_on_from_the_file(tmp_path):
 def test_prompts_are_held_out_by_their_text_and_the_seed(tmp_path):
     traffic = store(tmp_path, held_out=0.25)
     traffic.add(answers(400) + answers(400), {})
-    begun = traffic.begin(800)
-    held_out = [answer.held_out for answer in begun]
+    waiting = traffic.begin(800)
+    held_out = [answer.held_out for answer in waiting]
     assert held_out[:400] == held_out[400:]
     assert 60 < sum(held_out[:400]) < 140
     (tmp_path / "other").mkdir()
@@ -62,11 +62,11 @@ def test_prompts_are_held_out_by_their_text_and_the_seed(tmp_path):
 def test_judged_texts_are_deleted_except_the_latest_held_out_prompts(tmp_path):
     traffic = store(tmp_path, checks=3)
     traffic.add(answers(40), {})
-    begun = traffic.begin(40)
-    held_out = [answer.prompt for answer in begun if answer.held_out]
+    waiting = traffic.begin(40)
+    held_out = [answer.prompt for answer in waiting if answer.held_out]
     assert len(held_out) > 5
-    traffic.settle(verdicts(begun[:-1]))
-    traffic.settle(verdicts(begun[-1:]))
+    traffic.settle(verdicts(waiting[:-1]))
+    traffic.settle(verdicts(waiting[-1:]))
     assert traffic.checks() == held_out[:-4:-1]
     assert texts(tmp_path) == set(held_out[-3:])
     # A prompt that comes again is the latest, and is one check.
@@ -96,8 +96,10 @@ def test_an_answer_whose_judgement_never_ends_is_dropped(tmp_path):
 def test_success_by_the_update_that_answered(tmp_path):
     traffic = store(tmp_path)
     traffic.add(answers(4) + answers(2, served=3), {})
-    begun = traffic.begin(9)
-    traffic.settle([TrafficVerdict(a, s) for a, s in zip(begun, (True, False, None, True, False, False), strict=True)])
+    waiting = traffic.begin(9)
+    traffic.settle(
+        [TrafficVerdict(a, s) for a, s in zip(waiting, (True, False, None, True, False, False), strict=True)]
+    )
     first, third = traffic.success()
     assert (first["update"], first["judged"], first["unjudged"], third["update"], third["judged"]) == (0, 4, 1, 3, 2)
     assert (first["satisfied"]["value"], first["satisfied"]["n"]) == (pytest.approx(2 / 3), 3)

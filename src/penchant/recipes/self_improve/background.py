@@ -69,7 +69,7 @@ class BackgroundLearning:
         self._resources = ExitStack()
         self._queue: Queue[NewAnswer | str] = Queue(MAX_QUEUE)
         self._unstored: list[NewAnswer | str] = []
-        self._lost, self._ends, self._ends_in_a_row, self._swaps = 0, 0, 0, 0
+        self._n_lost, self._ends, self._ends_in_a_row, self._swaps = 0, 0, 0, 0
         self._error: dict[str, str] | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._start_time, self._started_at = 0.0, 0.0
@@ -138,7 +138,7 @@ class BackgroundLearning:
             "loaded": vars(self.served),
             "served": vars(served) if served is not None else None,
             "swaps": self._swaps,
-            "traffic": {**counts, "lost": self._lost},
+            "traffic": {**counts, "lost": self._n_lost},
             "judged": sum(row["judged"] for row in success),
             "success": success,
             "buffer": {"pairs": self._buffer.count_added(), **{k: v for k, v in buffer.items() if k != "judgements"}},
@@ -172,7 +172,7 @@ class BackgroundLearning:
         try:
             self._queue.put_nowait(item)
         except Full:
-            self._lost += 1
+            self._n_lost += 1
 
     def _work(self) -> None:
         while not self._stopping.wait(PAUSE):

@@ -269,18 +269,18 @@ def _names(config: SelfImproveConfig, splits: PromptSplits, number: int) -> list
     return list(dict.fromkeys(chosen))
 
 
-def further_prompts(train: Mapping[str, str], own: Sequence[str], seed: int) -> Iterator[tuple[str, str]]:
+def further_prompts(train: Mapping[str, str], round_names: Sequence[str], seed: int) -> Iterator[tuple[str, str]]:
     """Ids and texts of the prompts that a round tries after its own, without end: the others first.
 
     Args:
         train: prompts by id.
-        own: ids of the round's own prompts.
+        round_names: ids of the round's own prompts.
 
     Yields:
         Ids that differ from the round's own, by the number of the pass over all prompts.
     """
-    others = [name for name in sorted(train) if name not in own]
-    order = random.Random(f"{seed} further {own[0]}").sample(others, len(others)) + list(own)
+    other_names = [name for name in sorted(train) if name not in round_names]
+    order = random.Random(f"{seed} further {round_names[0]}").sample(other_names, len(other_names)) + list(round_names)
     for turn in itertools.count(1):
         for name in order:
             yield f"{name}+{turn}", train[name]
