@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
@@ -101,8 +102,9 @@ def test_traffic_makes_answers_better_through_a_crash_and_a_restart(tiny_model, 
     server = Server(start_penchant, file, tmp_path)
     prompts = [f"{first} {second} {third}" for first in WORDS for second in WORDS for third in WORDS]
     until, has_crashed = time.monotonic() + 900, False
-    for number, prompt in enumerate(prompts):
+    for number, prompt in enumerate(itertools.cycle(prompts)):
         server.ask(prompt, seed=number)
+        time.sleep(0.3)
         status = server.learning()
         if not has_crashed and status["judged"]:
             for child in threads_children(server.process.pid):
