@@ -106,7 +106,7 @@ def _open_learning(config: TrafficConfig, folders: Mapping[str, str]) -> Backgro
         served = ", ".join(f"{name}={folder}" for name, folder in folders.items())
         raise ConfigError(
             f"{config.model} is to learn and is served under {len(names)} names, expected one; served are {served}",
-            where="--learn, key model",
+            where="model, in the file of what learns",
             fix=f"penchant serve {config.model} --learn FILE",
         )
     return BackgroundLearning(config, names[0])
