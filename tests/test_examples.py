@@ -69,7 +69,18 @@ def of_runs(names: list[str]) -> list[str]:
     return [name for name in names if re.search("^(objective|methods):", (EXAMPLES / name).read_text(), re.MULTILINE)]
 
 
-@pytest.mark.parametrize("name", [*names("."), *names("methods"), *names("protocols"), *of_runs(names("real"))])
+LEARNING = ("beta_dpo", "bradley_terry", "dpo", "kto", "multi_reference", "preference_head", "rloo", "sft")
+QUICK = ["dpo.yaml", "dpo_lora.yaml", *(f"methods/{name}.yaml" for name in LEARNING)]
+"""Of every kind of learning one. Some of the others compare several methods, which takes seconds."""
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[] if name in QUICK else [pytest.mark.slow])
+        for name in [*names("."), *names("methods"), *names("protocols"), *of_runs(names("real"))]
+    ],
+)
 def test_example_runs(name, tmp_path, tiny_model, scored_pairs, reward_model):
     """Each on a tiny model, shortened, with everything else as it stands in the file."""
     text = (EXAMPLES / name).read_text(encoding="utf-8")

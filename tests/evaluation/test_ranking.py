@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -85,13 +83,9 @@ def test_a_folder_without_a_head(tiny_model):
 
 
 class TestVerbs:
-    def run(self, *arguments: object) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "penchant", *map(str, arguments)]
-        return subprocess.run(command, capture_output=True, text=True, check=False)
-
-    def test_rank(self, headed, tiny_pairs, tmp_path):
+    def test_rank(self, headed, tiny_pairs, tmp_path, run_penchant):
         out = tmp_path / "ranked.jsonl"
-        process = self.run("rank", headed, "--data", tiny_pairs, "--by", "head", "--output", out, "--json")
+        process = run_penchant("rank", headed, "--data", tiny_pairs, "--by", "head", "--output", out, "--json")
         assert process.returncode == 0, process.stderr
         document = json.loads(process.stdout)
         rows = [json.loads(line) for line in out.read_text().splitlines()]
@@ -101,19 +95,19 @@ class TestVerbs:
         right = sum(row["order"][0] == 0 for row in rows) / 48
         assert document["accuracy"]["value"] == pytest.approx(right)
 
-    def test_generate_best_of(self, headed):
-        process = self.run("generate", headed, "the old cat", "--best-of", 3, "--max-new-tokens", 5, "--json")
+    def test_generate_best_of(self, headed, run_penchant):
+        process = run_penchant("generate", headed, "the old cat", "--best-of", 3, "--max-new-tokens", 5, "--json")
         assert process.returncode == 0, process.stderr
         (row,) = json.loads(process.stdout)["answers"]
         assert row["reward"] == max(row["rewards_of_all"])
         assert len(row["rewards_of_all"]) == 3
 
-    def test_mistakes_exit_with_2(self, tiny_model, headed):
+    def test_mistakes_exit_with_2(self, tiny_model, headed, run_penchant):
         for arguments, message in (
             (("generate", tiny_model, "cat", "--best-of", 2), "no preference head"),
             (("generate", headed, "cat", "--best-of", 2, "--samples", 2), "both given"),
         ):
-            process = self.run(*arguments)
+            process = run_penchant(*arguments)
             assert process.returncode == 2
             assert message in process.stderr
             assert "Traceback" not in process.stderr

@@ -155,6 +155,7 @@ def scripted_answers(tokenizer, questions, style, answers):
     return answer_questions(model, tokenizer, questions, STYLES[style], max_new_tokens=2000, constrained=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("style", STYLES)
 def test_random_answers_are_read_as_calls_on_offer(tokenizer, style):
     complete_answers, call_count, arguments = 0, 0, set()
@@ -398,7 +399,8 @@ def in_json(question, *, ascii_only):
 
 
 class TestRightAnswersCanBeWritten:
-    @settings(max_examples=80, deadline=None)
+    @pytest.mark.slow
+    @settings(max_examples=50, deadline=None)
     @given(question=questions_with_answers(), style=st.sampled_from(["signatures", "messages"]))
     def test_in_python(self, tokenizer, question, style):
         right = right_answer(question) if style == "signatures" else right_answer(question).strip()
@@ -407,7 +409,7 @@ class TestRightAnswersCanBeWritten:
         assert judged.is_complete
         assert read_calls(judged.answer) == right_calls(question)
 
-    @settings(max_examples=60, deadline=None)
+    @settings(max_examples=25, deadline=None)
     @given(question=questions_with_answers(), ascii_only=st.booleans())
     def test_in_json(self, tokenizer, question, ascii_only):
         right = in_json(question, ascii_only=ascii_only)
@@ -469,7 +471,7 @@ class TestNative:
         assert '"</tool_call>"' not in judged.answer
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
     text=st.from_regex(re.compile(PROSE), fullmatch=True) | st.sampled_from(["f f(x)", "not f()", "I (see)", "a, b()"])
 )

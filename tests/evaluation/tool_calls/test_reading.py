@@ -21,6 +21,7 @@ VALUES = st.recursive(
 )
 
 
+@pytest.mark.slow
 @given(st.lists(st.tuples(NAMES, st.dictionaries(NAMES, VALUES, max_size=3)), min_size=1, max_size=3))
 def test_written_calls_are_read_back(pairs):
     calls = [Call(name, arguments) for name, arguments in pairs]

@@ -126,7 +126,8 @@ def test_the_mean_of_categories_by_hand():
     assert math.isnan(macro_mean([]).value)
 
 
-def test_the_verb(bfcl, tiny_model, tmp_path, capsys):
+@pytest.mark.slow
+def test_the_verb(bfcl, tiny_model, tmp_path, capsys, request):
     command = ["tool-calls", str(tiny_model), "--data", str(bfcl), "--style", "signatures", "--max-new-tokens", "4"]
     assert run([*command, "--limit", "1", "--answers", str(tmp_path / "a.jsonl"), "--json"]) == 0
     out, stderr = capsys.readouterr()
@@ -139,6 +140,7 @@ def test_the_verb(bfcl, tiny_model, tmp_path, capsys):
     assert sum(row["fault"] is None for row in rows) == result["overall"]["value"] * 5
     assert run([*command, "--category", "nothing"]) == 2
     assert "there is no category 'nothing'" in capsys.readouterr().err
+    request.getfixturevalue("latency_in_this_process")
     assert run([*command, "--timed", "2", "--category", "irrelevance", "--category", "irrelevance"]) == 0
     assert "mean of categories" in capsys.readouterr().out
 
@@ -163,6 +165,7 @@ def test_the_verb_constrained(bfcl, tmp_path, capsys, latency_in_this_process):
     assert "--category" in stderr
 
 
+@pytest.mark.slow
 def test_a_gguf_file_answers_as_its_folder_does(bfcl, tmp_path, latency_in_this_process):
     build_small_llama(tmp_path / "model", ["m.add(a=1)  # the sum of 1 and 2"], Sizes(300, 32, 1, 2, 512), seed=0)
     export_gguf(str(tmp_path / "model"), tmp_path / "model.gguf", "f32")

@@ -346,6 +346,7 @@ def test_missing_verdicts_stop_the_recipe_at_the_review(questions, tmp_path):
     assert not (tmp_path / "out" / "dpo-3").exists()
 
 
+@pytest.mark.slow
 def test_constrained_answers(questions, tmp_path):
     """The setting changes the evaluation alone; the earlier stages are finished and skipped."""
     changes = {"paths": {"sft": ["sft"]}, "answer_tokens": 8}
