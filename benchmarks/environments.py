@@ -17,6 +17,8 @@ TRL = "1.16.0"
 BFCL = "2026.3.23"
 LLAMA_CPP = "2026.10.11549"
 """Of the package xllamacpp."""
+AUTOGEN = "0.7.5"
+SEMANTIC_KERNEL = "1.45.0"
 
 
 def penchant_python() -> Path:
@@ -32,6 +34,16 @@ def trl_python() -> Path:
 def llama_cpp_python() -> Path:
     """The interpreter of an environment with llama.cpp's server."""
     return _python(f"llama-cpp-{LLAMA_CPP}", f"xllamacpp=={LLAMA_CPP}")
+
+
+def autogen_python() -> Path:
+    """The interpreter of an environment with AutoGen's agents and their client of OpenAI's protocol."""
+    return _python(f"autogen-{AUTOGEN}", f"autogen-agentchat=={AUTOGEN}", f"autogen-ext[openai]=={AUTOGEN}")
+
+
+def semantic_kernel_python() -> Path:
+    """The interpreter of an environment with Semantic Kernel."""
+    return _python(f"semantic-kernel-{SEMANTIC_KERNEL}", f"semantic-kernel=={SEMANTIC_KERNEL}")
 
 
 def bfcl_python() -> Path:
