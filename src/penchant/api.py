@@ -79,6 +79,7 @@ if TYPE_CHECKING:
     from penchant.errors import locate_errors as locate_errors
     from penchant.errors import rename_options_in_errors as rename_options_in_errors
     from penchant.errors import require_extra as require_extra
+    from penchant.evaluation.bert_score import BertScore as BertScore
     from penchant.evaluation.answering import Sampling as Sampling
     from penchant.evaluation.answering import answer as answer
     from penchant.evaluation.answering import fit_prompts as fit_prompts
@@ -120,7 +121,6 @@ if TYPE_CHECKING:
     from penchant.evaluation.statistics import resampled_mean as resampled_mean
     from penchant.evaluation.statistics import roc_auc as roc_auc
     from penchant.evaluation.style import style_leak as style_leak
-    from penchant.evaluation.text_similarity import BertScore as BertScore
     from penchant.evaluation.text_similarity import SentenceSimilarity as SentenceSimilarity
     from penchant.evaluation.text_similarity import exact_match as exact_match
     from penchant.evaluation.text_similarity import rouge_l as rouge_l

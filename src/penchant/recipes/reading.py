@@ -46,10 +46,11 @@ class EncoderConfig(Section):
 
     model: str = Field(description="folder or hub id of an encoder, or of any language model")
     layers: int | None = Field(None, ge=1, description="layer whose hidden states are compared; null: the last")
+    idf: bool = Field(False, description="weight tokens by their inverse document frequency in the references")
 
     def open(self) -> BertScore:
         """The loaded `BertScore`, which raises the same errors as its constructor."""
-        return BertScore(self.model, self.layers)
+        return BertScore(self.model, self.layers, idf=self.idf)
 
 
 def judge_settings(judge: JudgeConfig | None) -> dict[str, Any] | None:
