@@ -79,11 +79,11 @@ if TYPE_CHECKING:
     from penchant.errors import locate_errors as locate_errors
     from penchant.errors import rename_options_in_errors as rename_options_in_errors
     from penchant.errors import require_extra as require_extra
-    from penchant.evaluation.bert_score import BertScore as BertScore
     from penchant.evaluation.answering import Sampling as Sampling
     from penchant.evaluation.answering import answer as answer
     from penchant.evaluation.answering import fit_prompts as fit_prompts
     from penchant.evaluation.answering import generate as generate
+    from penchant.evaluation.bert_score import BertScore as BertScore
     from penchant.evaluation.comparisons import Difference as Difference
     from penchant.evaluation.comparisons import holm as holm
     from penchant.evaluation.comparisons import paired_difference as paired_difference
@@ -97,6 +97,7 @@ if TYPE_CHECKING:
     from penchant.evaluation.held_out import read_held_out as read_held_out
     from penchant.evaluation.held_out import score as score
     from penchant.evaluation.judges import EndpointJudge as EndpointJudge
+    from penchant.evaluation.judges import RubricJudge as RubricJudge
     from penchant.evaluation.judges import fill as fill
     from penchant.evaluation.one_preferred import TargetRank as TargetRank
     from penchant.evaluation.preferences import PreferenceReport as PreferenceReport
@@ -160,6 +161,7 @@ if TYPE_CHECKING:
     from penchant.objectives import Needs as Needs
     from penchant.planning.train import train as train
     from penchant.progress import Progress as Progress
+    from penchant.serving.router import Decision as Decision
     from penchant.serving.router import Router as Router
     from penchant.storage.caches import AnswerCache as AnswerCache
     from penchant.storage.caches import cache_folder as cache_folder

@@ -73,7 +73,9 @@ def domain_expert_headline(results: Results) -> Headline:
     """Accuracy of the router with and without its fallback, and the scores of its experts' answers."""
     router, routed = results["router"], results["evaluation"]["models"]["routed experts"]
     with_fallback, without_fallback = router["accuracy_with_fallback"], router["accuracy"]
-    answers = _labelled({key: routed.get(key) for key in ("instructions_f1", "tasks_exact", "preferences_rouge_l")})
+    answers = _labelled(
+        {key: routed.get(key) for key in ("instructions_f1", "tasks_exact", "summaries_rouge_l", "preferences_rouge_l")}
+    )
     accuracy = (
         f"{format_estimate(with_fallback)} of requests reach the right expert, "
         f"{router['fell_back']} of {with_fallback['n']} fell back"

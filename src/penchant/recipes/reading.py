@@ -58,12 +58,17 @@ def judge_settings(judge: JudgeConfig | None) -> dict[str, Any] | None:
     if judge is None:
         return None
     template = None if judge.prompt is None else file_fingerprint(judge.prompt)
-    return judge.model_dump(mode="json") | {"prompt": template}
+    # Leaving empty fields out keeps stages valid that were done before the key existed.
+    unset = set() if judge.request else {"request"}
+    return judge.model_dump(mode="json", exclude=unset) | {"prompt": template}
 
 
 def encoder_settings(encoder: EncoderConfig | None) -> dict[str, Any] | None:
     """An encoder's settings for a stage, with a fingerprint of its weights."""
-    return None if encoder is None else encoder.model_dump() | {"weights": weights_fingerprint(encoder.model)}
+    if encoder is None:
+        return None
+    unset = set() if encoder.idf else {"idf"}
+    return encoder.model_dump(exclude=unset) | {"weights": weights_fingerprint(encoder.model)}
 
 
 class ReadingConfig(DataReadingConfig):

@@ -57,7 +57,8 @@ def test_the_example_runs(tmp_path, monkeypatch):
     result = domain_expert(_shortened(config))
     assert result["data"]["left_out"]["held out for tests"] == 0
     assert set(result["evaluation"]["models"]) == {
-        "base", "instruct", "adapted", "residual", "conversation", "structured", "routed experts"
+        "base", "instruct", "adapted", "residual", "conversation", "structured", "single",
+        "routed experts",
     }  # fmt: skip
     assert (tmp_path / "out" / "report.html").exists()
 

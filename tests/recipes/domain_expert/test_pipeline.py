@@ -42,6 +42,9 @@ def make_config(folder: Path, **changes: object) -> DomainExpertConfig:
             {"prompt": f"Repeat {word} {n}:", "completion": f" {word}"} for n, word in enumerate(WORDS * 3)
         ],
         "tasks": [{"prompt": f"Letters of {a} {b}:", "completion": f" {len(a)}"} for a in WORDS for b in WORDS[:3]],
+        "summaries": [
+            {"prompt": f"Sum up: {sentence(draw, 6)} {a} {n}.", "completion": f" {a}"} for a in WORDS for n in range(3)
+        ],
         "preferences": [
             {"prompt": f"What is {a} for {b}?", "chosen": f" a {b}", "rejected": f" no {a}"}
             for a in WORDS
@@ -57,7 +60,7 @@ def make_config(folder: Path, **changes: object) -> DomainExpertConfig:
             "excluded": str(folder / "excluded.jsonl"),
             "held_out": 0.3,
         },
-        **{name: str(folder / f"{name}.jsonl") for name in ("instructions", "tasks", "preferences")},
+        **{name: str(folder / f"{name}.jsonl") for name in ("instructions", "tasks", "summaries", "preferences")},
         "output": str(folder / "out"),
         "new_models": {
             "texts": str(folder / "general.jsonl"),
@@ -90,9 +93,18 @@ def recipe_run(tmp_path_factory):
 def test_every_stage_writes_its_files(recipe_run):
     folder, result = recipe_run
     out = folder / "out"
-    names = ["data", "base", "instruct", "adapted", "residual", "conversation", "structured", "router", "evaluation"]
+    names = ["data", "base", "instruct", "adapted", "residual", "conversation", "structured", "single", "router"]
+    names.append("evaluation")
     assert list(result) == names == [stage.name for stage in stages(make_config(folder))]
-    for path in ("base/run", "instruct/run", "adapted/run", "residual/model", "conversation/run", "structured/run"):
+    for path in (
+        "base/run",
+        "instruct/run",
+        "adapted/run",
+        "residual/model",
+        "conversation/run",
+        "structured/run",
+        "single/run",
+    ):
         assert (out / path / "model.safetensors").exists()
     assert sorted(item.name for item in (out / "residual").iterdir()) == ["model", "stage.json"]
     assert json.loads((out / "result.json").read_text()) == result
@@ -104,7 +116,7 @@ def test_the_files_of_stage_data(recipe_run):
     folder, result = recipe_run
     out = folder / "out" / "data"
     assert result["data"]["left_out"] == {"held out for tests": 3, "near repeats": 0}
-    for name in ("instructions", "preferences", "tasks"):
+    for name in ("instructions", "preferences", "tasks", "summaries"):
         parts = [
             {group.prompt for group in read_groups(out / f"{name}_{part}.jsonl").groups}
             for part in ("train", "validation", "test")
@@ -116,13 +128,25 @@ def test_the_files_of_stage_data(recipe_run):
 def test_training_data_of_the_structured_expert(recipe_run):
     """It learns its tasks, and the router's prompt about requests that are neither examples nor test requests."""
     out = recipe_run[0] / "out"
-    routing_groups = read_groups(out / "structured" / "train.jsonl").groups[18:]
+    groups = read_groups(out / "structured" / "train.jsonl").groups
+    expected = [read_groups(out / "data" / f"{name}_train.jsonl").groups for name in ("tasks", "summaries")]
+    assert [group.prompt for group in groups[:36]] == [group.prompt for part in expected for group in part]
+    held_out = read_groups(out / "structured" / "validation.jsonl").groups
+    assert len(held_out) == 12
+    routing_groups = groups[36:]
     assert [group.candidates for group in routing_groups] == [(" question",)] * 3 + [(" task",)] * 3
     router = load_router(out / "router")
     example_texts = {text for text, _ in router.examples}
-    for name, rows in (("preferences", routing_groups[:3]), ("tasks", routing_groups[3:])):
-        prompts = {group.prompt for group in read_groups(out / "data" / f"{name}_train.jsonl").groups} - example_texts
-        assert {group.prompt for group in rows} <= {router.question(prompt).prompt for prompt in prompts}
+    prompts_by_set = {
+        name: {group.prompt for group in read_groups(out / "data" / f"{name}_train.jsonl").groups}
+        for name in ("preferences", "tasks", "summaries")
+    }
+    # The sets of one expert take turns, in the examples and after them.
+    expected_sets = ["preferences"] * 3 + ["tasks", "summaries", "tasks"]
+    for group, name in zip(routing_groups, expected_sets, strict=True):
+        assert group.prompt in {router.question(prompt).prompt for prompt in prompts_by_set[name] - example_texts}
+    examples_of = {name: len(prompts & example_texts) for name, prompts in prompts_by_set.items()}
+    assert examples_of == {"preferences": 2, "tasks": 1, "summaries": 1}
 
 
 def test_a_residual_of_scale_0_is_the_adapted_model(recipe_run):
@@ -137,20 +161,24 @@ def test_a_residual_of_scale_0_is_the_adapted_model(recipe_run):
 def test_decisions_and_their_counts_agree(recipe_run):
     folder, result = recipe_run
     rows = [json.loads(line) for line in (folder / "out" / "router" / "decisions.jsonl").read_text().splitlines()]
-    assert len(rows) == 8
+    assert len(rows) == 12
     right = sum(row["is"] == row["likeliest"] for row in rows)
-    assert result["router"]["accuracy"]["value"] == pytest.approx(right / 8)
+    assert result["router"]["accuracy"]["value"] == pytest.approx(right / 12)
     confusion = result["router"]["confusion"]
     assert sum(confusion[name][name] for name in confusion) == right
-    assert sum(sum(row.values()) for row in confusion.values()) == 8
-    assert {row["expert"] for row in rows if row["confidence"] < 0.6} <= {"conversation"}
+    assert sum(sum(row.values()) for row in confusion.values()) == 12
+    threshold = load_router(folder / "out" / "router").threshold
+    assert result["router"]["threshold"] == threshold
+    for row in rows:
+        assert row["expert"] == (row["likeliest"] if row["confidence"] >= threshold else "conversation")
+    assert sum(row["confidence"] < threshold for row in rows) == result["router"]["fell_back"]
 
 
 def test_the_router_may_compare_labels_per_token(recipe_run):
     """Its decisions agree with the labels' log-probs per token, end tokens included."""
     folder, _ = recipe_run
     out = folder / "out"
-    config = make_config(folder, router={"shots": 2, "taught": 3, "normalize": "mean"})
+    config = make_config(folder, router={"shots": 2, "taught": 3, "normalize": "mean", "threshold": 0.6})
     route(config, out / "router_per_token")
     router, summed = load_router(out / "router_per_token"), load_router(out / "router")
     model = str(out / "structured" / "run")
@@ -159,7 +187,7 @@ def test_the_router_may_compare_labels_per_token(recipe_run):
         model, [router.question(row["request"]) for row in rows], config.token_budget, config.data
     )
     assert router.lengths == dict(zip(router.names, scored[0].tokens, strict=True))
-    assert router.prior == pytest.approx(summed.prior)
+    assert (router.prior, router.threshold) == (pytest.approx(summed.prior), 0.6)
     for row, labels in zip(rows, scored, strict=True):
         values = [
             (log_prob - router.prior[name]) / tokens
@@ -204,7 +232,7 @@ def test_a_judge_without_verdicts_and_bert_score(recipe_run, tmp_path, chat_endp
     encoder = {"model": str(tmp_path / "out" / "base" / "run"), "layers": 1}
     evaluated = domain_expert(make_config(tmp_path, judge=judge, bert_score=encoder))["evaluation"]
     result, judged = evaluated["models"], evaluated["judged"]
-    assert set(judged) == {"base", "adapted", "residual", "conversation", "structured"}
+    assert set(judged) == {"base", "adapted", "residual", "conversation", "structured", "single"}
     assert (judged["structured"]["rate"]["value"], judged["structured"]["failed"]) == (0.5, 8)
     assert "By the judge" in (tmp_path / "out" / "report.html").read_text()
     assert 0 <= result["routed experts"]["tasks_bert_score"]["value"] <= 1
@@ -226,7 +254,7 @@ def test_a_killed_recipe_resumes_to_the_same_result(recipe_run, tmp_path, run_wi
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"base": "here"}, "base and instruct come together"),
+        ({"instruct": "here"}, "instruct is the sibling of a base, which is not named"),
         ({"new_models": {}}, "a base trained from scratch needs general text"),
         ({"residual": {"scales": []}}, "expected one scale or more"),
         ({"router": {"names": {"conversation": "a", "structured": "a"}}}, "expected two different names"),
@@ -268,5 +296,6 @@ def test_advice_of_a_stages_run_can_be_followed(recipe_run, advised_sections):
         "adapted": {"training", "lora"},
         "conversation": {"training", "lora", "objective"},
         "structured": {"training", "lora"},
+        "single": {"training", "lora", "objective"},
     }
     assert advised_sections(make_config(recipe_run[0]), stages, expected) == expected
