@@ -15,11 +15,12 @@ from penchant.cli.main import run
 from penchant.config.section import validated
 from penchant.data.reading import read_groups
 from penchant.errors import ConfigError, DataError, ModelError
+from penchant.evaluation.text_similarity import rouge_l
 from penchant.recipes.domain_expert.config import DomainExpertConfig
 from penchant.recipes.domain_expert.pipeline import domain_expert, stages
-from penchant.recipes.domain_expert.routing import route
+from penchant.recipes.domain_expert.routing import PromptSet, choose_threshold, route, routing_groups
 from penchant.recipes.reading import compute_log_probs
-from penchant.serving.router import load_router
+from penchant.serving.router import Decision, load_router
 
 STEPS = {"batch_size": 8, "learning_rate": 1e-3, "max_steps": 4}
 WORDS = ["loan", "rate", "lender", "escrow", "fee", "title", "notice", "borrower", "closing", "servicer"]
@@ -205,6 +206,90 @@ def test_the_routed_experts_have_the_chosen_experts_metrics(recipe_run):
         assert models["routed experts"]["tasks_f1"] == models["conversation"]["tasks_f1"]
 
 
+def test_two_experts_are_compared_with_one_model_prompt_by_prompt(recipe_run):
+    """The differences, computed again from the written answers."""
+    folder, result = recipe_run
+    out = folder / "out"
+
+    def rows(file):
+        return [json.loads(line) for line in (out / file).read_text().splitlines()]
+
+    chosen = {row["request"]: row["expert"] for row in rows("router/decisions.jsonl")}
+    answers = {name: rows(f"evaluation/{name}.jsonl") for name in ("conversation", "structured", "single")}
+    for name in ("tasks", "summaries", "preferences"):
+        references = PromptSet.from_file(out / "data" / f"{name}_test.jsonl", 4).references
+        numbers = [n for n, row in enumerate(answers["single"]) if row["set"] == name]
+        differences = [
+            rouge_l(answers[chosen[answers["single"][n]["prompt"]]][n]["answer"], reference)
+            - rouge_l(answers["single"][n]["answer"], reference)
+            for n, reference in zip(numbers, references, strict=True)
+        ]
+        difference = result["evaluation"]["experts_over_single"][f"{name}_rouge_l"]
+        assert difference["value"] == pytest.approx(sum(differences) / 4)
+        assert difference["n"] == 4
+    assert "instructions_f1" not in result["evaluation"]["experts_over_single"]
+
+
+def test_one_model_starts_from_the_structured_expert(recipe_run):
+    config = yaml.safe_load((recipe_run[0] / "out" / "single" / "run" / "config.yaml").read_text())
+    assert config["model"] == str(recipe_run[0] / "out" / "structured" / "run")
+    assert config["objective"]["name"] == "dpo"
+    assert config["data"]["train"].endswith("preferences_train.jsonl")
+
+
+def test_a_named_base_without_a_sibling_is_taught_the_instructions(recipe_run, tmp_path):
+    base = str(recipe_run[0] / "out" / "base" / "run")
+    config = make_config(tmp_path, base=base, new_models={"instruct": STEPS})
+    assert [stage.name for stage in stages(config)][:3] == ["data", "instruct", "adapted"]
+    for name in ("data", "instruct"):
+        domain_expert(config, only_stage=name)
+    ran = yaml.safe_load((tmp_path / "out" / "instruct" / "run" / "config.yaml").read_text())
+    assert (ran["model"], ran["training"]["max_steps"]) == (base, 4)
+    assert ran["data"]["train"].endswith("instructions_train.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("likeliest", "confidences", "threshold"),
+    [
+        # All right: nothing need fall back.
+        (["structured", "conversation"], [0.9, 0.6], 0.0),
+        # The wrong ones, at 0.55 and 0.7, fall back to the right expert; the right one at 0.8 does not.
+        (["structured", "structured", "structured"], [0.55, 0.7, 0.8], 0.75),
+        # All are wrong, and all fall back.
+        (["structured", "structured"], [0.6, 0.9], 0.95),
+    ],
+)
+def test_the_threshold_by_which_most_requests_reach_the_right_expert(likeliest, confidences, threshold):
+    right = ["structured", "conversation"] if len(set(likeliest)) == 2 else ["conversation"] * len(likeliest)
+    if len(likeliest) == 3:
+        right[2] = "structured"
+    decisions = [Decision(expert, expert, c) for expert, c in zip(likeliest, confidences, strict=True)]
+    assert choose_threshold(decisions, right, "conversation") == pytest.approx(threshold)
+
+
+def test_the_threshold_is_chosen_on_validation_requests(recipe_run, tmp_path):
+    """Another validation set gives another threshold, with the same test set."""
+    out = recipe_run[0] / "out"
+    model = str(out / "structured" / "run")
+    router = load_router(out / "router")
+    config = make_config(recipe_run[0])
+    requests = [
+        (group.prompt, expert)
+        for expert, name in (("conversation", "preferences"), ("structured", "tasks"), ("structured", "summaries"))
+        for group in read_groups(out / "data" / f"{name}_validation.jsonl").groups[:4]
+    ]
+    scored = compute_log_probs(model, [router.question(text) for text, _ in requests], config.token_budget, config.data)
+    decisions = [router.decide(labels.log_probs) for labels in scored]
+    assert router.threshold == choose_threshold(decisions, [expert for _, expert in requests], "conversation")
+
+
+def test_a_chat_model_is_asked_in_messages(recipe_run):
+    config = make_config(recipe_run[0], data={"as_chat": "true"})
+    groups = routing_groups(config, recipe_run[0] / "out" / "data")
+    assert [group.candidates[0][0]["content"] for group in groups] == ["question"] * 3 + ["task"] * 3
+    assert [(message["role"], message["content"][-5:]) for message in groups[0].prompt] == [("user", "Kind:")]
+
+
 def test_finished_stages_are_skipped(assert_stages_done, recipe_run):
     folder, result = recipe_run
     assert_stages_done(domain_expert, make_config(folder), result)
@@ -230,12 +315,21 @@ def test_a_judge_without_verdicts_and_bert_score(recipe_run, tmp_path, chat_endp
     shutil.copytree(recipe_run[0], tmp_path, dirs_exist_ok=True, ignore=shutil.ignore_patterns("out"))
     judge = {"url": chat_endpoint(lambda question: "Hm."), "model": "m", "retries": 0}
     encoder = {"model": str(tmp_path / "out" / "base" / "run"), "layers": 1}
-    evaluated = domain_expert(make_config(tmp_path, judge=judge, bert_score=encoder))["evaluation"]
+    # Of the preferences no rating can be read; 9 is beyond the rubric.
+    by_word = {"Letters": "It counts. [[2]]", "Repeat": "[[1]] or [[4.5]]", "Sum up": "[[5]]", "What is": "[[9]]"}
+    url = chat_endpoint(lambda question: next(reply for word, reply in by_word.items() if word in question))
+    rating = {"url": url, "model": "m", "retries": 0}
+    evaluated = domain_expert(make_config(tmp_path, judge=judge, rating=rating, bert_score=encoder))["evaluation"]
     result, judged = evaluated["models"], evaluated["judged"]
     assert set(judged) == {"base", "adapted", "residual", "conversation", "structured", "single"}
     assert (judged["structured"]["rate"]["value"], judged["structured"]["failed"]) == (0.5, 8)
     assert "By the judge" in (tmp_path / "out" / "report.html").read_text()
     assert 0 <= result["routed experts"]["tasks_bert_score"]["value"] <= 1
+    ratings = {name: result["single"][f"{name}_rating"]["value"] for name in ("tasks", "instructions", "summaries")}
+    assert ratings == {"tasks": 2, "instructions": 4.5, "summaries": 5}
+    assert result["single"]["preferences_rating"] == {"value": None, "low": None, "high": None, "n": 0}
+    assert evaluated["unrated"] == 8 * 4
+    assert evaluated["experts_over_single"]["tasks_rating"]["value"] == 0
     assert result["base"]["tasks_exact"] == recipe_run[1]["evaluation"]["models"]["base"]["tasks_exact"]
 
 
