@@ -35,8 +35,8 @@ class JudgeConfig(Section):
     parallel: int = Field(4, ge=1, description="number of concurrent requests")
     request: dict[str, Any] = Field(
         {},
-        description="fields of every request besides model and messages, over {temperature: 0}; null leaves one out, as "
-        "in {temperature: null, max_completion_tokens: 2000} for a model that refuses a temperature",
+        description="fields of every request besides model and messages, over {temperature: 0}; null leaves one out, "
+        "as in {temperature: null, max_completion_tokens: 2000} for a model that refuses a temperature",
     )
 
     @field_validator("url")

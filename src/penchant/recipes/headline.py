@@ -94,9 +94,9 @@ def recovered_line(results: Results) -> str:
 
 
 def dialogue_headline(results: Results) -> Headline:
-    """The last method of the last model over all questions, compared with its SFT model."""
+    """The last method of the last trained model over all questions, compared with its SFT model."""
     models = results["evaluation"]["models"]
-    model = list(models)[-1]
+    model = [name for name, methods in models.items() if "endpoint" not in methods][-1]
     method = list(models[model])[-1]
     values, sft_values = (models[model].get(name, {}).get("all", {}) for name in (method, "sft"))
     sft = _labelled({"sft": sft_values.get("preference_accuracy") if method != "sft" else None})
