@@ -24,6 +24,7 @@ def source(folder: Path) -> Path:
                 "section": f"s{n % 30}",
                 "reg": ("1024", "1003")[n % 2],
                 "kind": ("rule", "interpretation")[n % 3 == 0],
+                "heading": "" if n % 4 else f"Notice {b}.",
             }
             for n in range(1000)
             for a, b in [(numbers[n % 10], numbers[n // 10 % 10])]
@@ -56,6 +57,9 @@ def test_the_example_runs(tmp_path, monkeypatch):
     config = load_section(DomainExpertConfig, EXAMPLES / "domain_expert.yaml", ["output=out", "texts.similarity=1"])
     result = domain_expert(_shortened(config))
     assert result["data"]["left_out"]["held out for tests"] == 0
+    rows = [json.loads(line) for line in (tmp_path / "files" / "summaries.jsonl").read_text().splitlines()]
+    assert len(rows) == 250
+    assert all(row["completion"].startswith(" Notice ") and row["completion"][-1] != "." for row in rows)
     assert set(result["evaluation"]["models"]) == {
         "base", "instruct", "adapted", "residual", "conversation", "structured", "single",
         "routed experts",
