@@ -102,9 +102,9 @@ def make_files(data: Path, out: Path) -> None:
         "paragraphs": paragraphs,
         "definitions": definitions,
     }
+    if empty := [name for name, rows in sets.items() if not rows]:
+        raise DataError(f"nothing in it gives {empty[0]}", where=str(data), fix="give more paragraphs and definitions")
     for name, rows in sets.items():
-        if not rows:
-            raise DataError(f"nothing in it gives {name}", where=str(data), fix="give more paragraphs and definitions")
         write_rows(out / f"{name}.jsonl", rows)
 
 

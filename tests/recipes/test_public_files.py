@@ -101,14 +101,15 @@ def test_other_parts_need_no_table_of_names(tmp_path):
         write(tmp_path / name / "train.json", json.dumps([{"instruction": "Which?"}]))
     with pytest.raises(DataError, match="nothing in it gives preferences"):
         regulations.make_files(tmp_path, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
     write(
         tmp_path / "cfpb" / "1778.xml", REGULATION.replace("1777", "1778").replace("Fee", "Loan").replace("fee", "loan")
     )
     regulations.make_files(tmp_path, tmp_path / "out")
     rows = [json.loads(line) for line in (tmp_path / "out" / "preferences.jsonl").read_text().splitlines()]
-    assert [(row["prompt"][-14:-8], row["chosen"], row["rejected"]) for row in rows] == [
-        ("1777?\n", " Fee means a price.", " Loan means a price."),
-        ("1778?\n", " Loan means a price.", " Fee means a price."),
+    assert [(row["prompt"][-13:-8], row["chosen"], row["rejected"]) for row in rows] == [
+        ("1777?", " Fee means a price.", " Loan means a price."),
+        ("1778?", " Loan means a price.", " Fee means a price."),
     ]
     tasks = [json.loads(line) for line in (tmp_path / "out" / "tasks.jsonl").read_text().splitlines()]
     assert {row["completion"] for row in tasks} == {" 1777", " 1778", " rule", " interpretation"}
