@@ -39,6 +39,7 @@ def source(folder: Path) -> Path:
             {
                 "question": f"What is {name} {n} ?",
                 "focus": f"{name} {n}",
+                "qtype": "information",
                 "answer": f"Summary : The illness number {n} makes people tired. A physician can help with it.",
             }
             for n in range(100)
