@@ -130,10 +130,10 @@ def test_a_script_ends_with_one_message(script, other, tmp_path, monkeypatch, ca
         for name, text in OTHER_FILES.items():
             write(tmp_path / "data" / name, text)
     monkeypatch.setattr(sys, "argv", ["script", str(tmp_path / "data"), str(tmp_path / "out")])
-    with pytest.raises(SystemExit) as ended:
+    with pytest.raises(SystemExit) as caught:
         public_files.run_script(script.make_files, "usage")
     message = capsys.readouterr().err
-    assert ended.value.code == 2
+    assert caught.value.code == 2
     assert message.startswith(str(tmp_path / "data" / SCRIPTS[script]))
     assert "what to do" in message
     assert not (tmp_path / "out").exists()
@@ -141,6 +141,6 @@ def test_a_script_ends_with_one_message(script, other, tmp_path, monkeypatch, ca
 
 def test_a_script_without_its_folders_shows_its_usage(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["script"])
-    with pytest.raises(SystemExit) as ended:
+    with pytest.raises(SystemExit) as caught:
         public_files.run_script(regulations.make_files, "usage")
-    assert (ended.value.code, capsys.readouterr().err) == (2, "usage\n")
+    assert (caught.value.code, capsys.readouterr().err) == (2, "usage\n")

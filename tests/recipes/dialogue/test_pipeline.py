@@ -217,10 +217,10 @@ def test_judge_and_adapters(recipe_run, tmp_path, chat_endpoint, tiny_bert):
     An endpoint is a row of the table, and a method learns from one source alone.
     """
     url = chat_endpoint(lambda question: "[[A]]")
-    asked = []
+    seen_questions = []
 
     def answer_question(question):
-        asked.append(question)
+        seen_questions.append(question)
         return "[[4]]" if question.startswith("Rate") else f"I hear you. {question} Call a doctor at 3."
 
     answering = chat_endpoint(answer_question)
@@ -261,19 +261,19 @@ def test_judge_and_adapters(recipe_run, tmp_path, chat_endpoint, tiny_bert):
     assert bought["crisis"]["refers"]["value"] == bought["unsafe"]["declines"]["value"] == 1
     assert "preference_accuracy" not in bought["all"]
     over = result["over_endpoints"]["all"]["bought"]["own ipo"]["rouge_l"]
-    own = result["models"]["own"]["ipo"]["all"]["rouge_l"]["value"]
-    assert over["value"] == pytest.approx(own - bought["all"]["rouge_l"]["value"])
+    tuned = result["models"]["own"]["ipo"]["all"]["rouge_l"]["value"]
+    assert over["value"] == pytest.approx(tuned - bought["all"]["rouge_l"]["value"])
     assert "bought" not in result["differences"]["all"]
-    learnt = read_groups(tmp_path / "out" / "own-ipo-3" / "preferences_train.jsonl").groups
-    assert {group.source for group in learnt} == {"talks"}
+    tuning_groups = read_groups(tmp_path / "out" / "own-ipo-3" / "preferences_train.jsonl").groups
+    assert {group.source for group in tuning_groups} == {"talks"}
     config_of_run = yaml.safe_load((tmp_path / "out" / "own-ipo-3" / "run" / "config.yaml").read_text())
     assert config_of_run["data"]["train"].endswith("own-ipo-3/preferences_train.jsonl")
     # An evaluation that is run again pays for no answer and no rating twice.
     shutil.rmtree(tmp_path / "out" / "answers")
     shutil.rmtree(tmp_path / "out" / "evaluation")
-    n_asked = len(asked)
+    n_questions = len(seen_questions)
     assert dialogue(config)["evaluation"] == result
-    assert len(asked) == n_asked
+    assert len(seen_questions) == n_questions
 
 
 def test_a_served_model_is_a_row_like_the_local_one(recipe_run, serve_locally):
