@@ -46,9 +46,16 @@ def run_script(make: Callable[..., None], usage: str) -> None:
         raise SystemExit(2)
     try:
         make(*arguments)
-    except (PenchantError, OSError) as error:
-        print(error, file=sys.stderr)
-        raise SystemExit(2) from None
+    except PenchantError as error:
+        message = str(error)
+    except OSError as error:
+        message = (
+            f"{error.filename}: {error.strerror}\n  what to do: name folders that can be read, and written for OUT"
+        )
+    else:
+        return
+    print(message, file=sys.stderr)
+    raise SystemExit(2)
 
 
 def write_rows(file: Path, rows: Iterable[Row]) -> None:

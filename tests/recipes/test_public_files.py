@@ -139,6 +139,15 @@ def test_a_script_ends_with_one_message(script, other, tmp_path, monkeypatch, ca
     assert not (tmp_path / "out").exists()
 
 
+def test_a_folder_that_cannot_be_written(tmp_path, monkeypatch, capsys):
+    write(tmp_path / "out", "a file")
+    monkeypatch.setattr(sys, "argv", ["script", str(tmp_path / "out")])
+    with pytest.raises(SystemExit) as caught:
+        public_files.run_script(lambda out: public_files.write_rows(out / "a.jsonl", []), "usage")
+    assert caught.value.code == 2
+    assert capsys.readouterr().err.startswith(f"{tmp_path / 'out'}: ")
+
+
 def test_a_script_without_its_folders_shows_its_usage(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["script"])
     with pytest.raises(SystemExit) as caught:
