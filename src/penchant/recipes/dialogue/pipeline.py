@@ -175,10 +175,11 @@ def _stage(config: DialogueConfig, model: str, method: str, seed: int, start: st
     seeded = TuningConfig(training=tuned.training.model_copy(update={"seed": seed}), lora=tuned.lora)
 
     def run(folder: Path) -> StageResult:
-        files = (folder.parent / "review" / f"{kind}_train.jsonl", folder.parent / "data" / f"{kind}_validation.jsonl")
+        train = folder.parent / "review" / f"{kind}_train.jsonl"
+        validation = folder.parent / "data" / f"{kind}_validation.jsonl"
         if isinstance(tuned, MethodConfig) and tuned.sources is not None:
-            files = tuple(_write_pairs_of(tuned.sources, file, folder) for file in files)
-        tune(folder, start, StageData(*files, config.data), objective, seeded, keys=keys)
+            train, validation = (_write_pairs_of(tuned.sources, file, folder) for file in (train, validation))
+        tune(folder, start, StageData(train, validation, config.data), objective, seeded, keys=keys)
         if method == "sft":
             write_full_model(folder, seeded)
         return {}
