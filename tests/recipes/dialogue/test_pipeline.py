@@ -15,8 +15,8 @@ import uvicorn
 import yaml
 
 from penchant.cli.main import run
-from penchant.config.reward import JudgeConfig
 from penchant.config.section import validated
+from penchant.config.shared_sections import JudgeConfig
 from penchant.data.groups import as_text
 from penchant.data.reading import read_groups
 from penchant.data.review import Review

@@ -34,7 +34,7 @@ from penchant.recipes.domain_expert.routing import (
     perplexity,
     preference_accuracy,
 )
-from penchant.recipes.headline import domain_expert_headline, estimate_table, recovered_line
+from penchant.recipes.results import domain_expert_headline, estimate_table, recovered_line
 from penchant.recipes.stages import StageResult
 
 
