@@ -39,8 +39,11 @@ from penchant.recipes.stages import StageResult
 
 
 def evaluate(config: DomainExpertConfig, folder: Path, base: str, instruct: str, adapted: str) -> StageResult:
-    """The metrics of every model and of the routed experts, the recovered share of the instruct model's gain, and what
-    two experts gain over one model."""
+    """The metrics of every model and of the routed experts, and of what these gain over one model.
+
+    Returns:
+        Also a judge's verdicts, and the share of the instruct model's score that the residual recovered.
+    """
     data, output = folder.parent / "data", folder.parent
     models = {
         "base": base,
