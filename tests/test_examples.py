@@ -66,7 +66,7 @@ def names(folder: str) -> list[str]:
 
 def of_runs(names: list[str]) -> list[str]:
     """Those that describe a run or a comparison; recipes' are tested with the recipes."""
-    return [name for name in names if re.search("^(objective|methods):", (EXAMPLES / name).read_text(), re.MULTILINE)]
+    return [name for name in names if re.search("^(objective:|base:$)", (EXAMPLES / name).read_text(), re.MULTILINE)]
 
 
 LEARNING = ("beta_dpo", "bradley_terry", "dpo", "kto", "multi_reference", "preference_head", "rloo", "sft")

@@ -83,6 +83,7 @@ if TYPE_CHECKING:
     from penchant.evaluation.answering import answer as answer
     from penchant.evaluation.answering import fit_prompts as fit_prompts
     from penchant.evaluation.answering import generate as generate
+    from penchant.evaluation.bert_score import BertScore as BertScore
     from penchant.evaluation.comparisons import Difference as Difference
     from penchant.evaluation.comparisons import holm as holm
     from penchant.evaluation.comparisons import paired_difference as paired_difference
@@ -96,6 +97,7 @@ if TYPE_CHECKING:
     from penchant.evaluation.held_out import read_held_out as read_held_out
     from penchant.evaluation.held_out import score as score
     from penchant.evaluation.judges import EndpointJudge as EndpointJudge
+    from penchant.evaluation.judges import RubricJudge as RubricJudge
     from penchant.evaluation.judges import fill as fill
     from penchant.evaluation.one_preferred import TargetRank as TargetRank
     from penchant.evaluation.preferences import PreferenceReport as PreferenceReport
@@ -120,7 +122,6 @@ if TYPE_CHECKING:
     from penchant.evaluation.statistics import resampled_mean as resampled_mean
     from penchant.evaluation.statistics import roc_auc as roc_auc
     from penchant.evaluation.style import style_leak as style_leak
-    from penchant.evaluation.text_similarity import BertScore as BertScore
     from penchant.evaluation.text_similarity import SentenceSimilarity as SentenceSimilarity
     from penchant.evaluation.text_similarity import exact_match as exact_match
     from penchant.evaluation.text_similarity import rouge_l as rouge_l
@@ -160,6 +161,7 @@ if TYPE_CHECKING:
     from penchant.objectives import Needs as Needs
     from penchant.planning.train import train as train
     from penchant.progress import Progress as Progress
+    from penchant.serving.router import Decision as Decision
     from penchant.serving.router import Router as Router
     from penchant.storage.caches import AnswerCache as AnswerCache
     from penchant.storage.caches import cache_folder as cache_folder

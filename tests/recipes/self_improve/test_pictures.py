@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 import shutil
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -280,11 +279,10 @@ def test_example_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name, value in (("STEPS", 2), ("BATCH", 6), ("PROMPTS", 8)):
         monkeypatch.setattr(script, name, value)
-    monkeypatch.setattr(sys, "argv", ["pictures.py", "files"])
-    script.main()
+    script.make_files(Path("files"))
     weights = Path("files/learner/unet/diffusion_pytorch_model.safetensors")
     written_at = weights.stat().st_mtime_ns
-    script.main()
+    script.make_files(Path("files"))
     assert weights.stat().st_mtime_ns == written_at
     rows = [json.loads(line) for line in Path("files/prompts.jsonl").read_text().splitlines()]
     assert len({row["prompt"] for row in rows}) == len(rows) == 4 + 6 + 4 * 8
