@@ -216,6 +216,21 @@ def bootstrap_auc(
     return _estimate(auc, blocks, len(positives))
 
 
+def bootstrap_weighted(
+    statistic: Callable[[Floats], Floats], clusters: ArrayLike, *, resamples: int = 2000, seed: int = 0
+) -> Estimate:
+    """A statistic of weighted observations with a percentile interval over clusters drawn with replacement.
+
+    Args:
+        statistic: function from [B, N] weights, how often each observation counts, to [B] values.
+        clusters: [N] integers; equal ones are drawn together.
+    """
+    names, inverse = np.unique(np.asarray(clusters), return_inverse=True)
+    value = float(statistic(np.ones((1, len(inverse))))[0])
+    blocks = [statistic(draws[:, inverse]) for draws in _draws(len(names), len(inverse), resamples, seed)]
+    return _estimate(value, blocks, len(inverse))
+
+
 @dataclass(frozen=True)
 class _WeightedAuc:
     """ROC-AUC of N pairs for any weights of the pairs: sorted once, then O(N) for each weighting.
