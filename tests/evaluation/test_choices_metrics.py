@@ -116,7 +116,9 @@ class TestTasks:
     def test_a_task_is_published_by_the_mean_of_its_metrics(self, task, names):
         report = evaluate_choices(task, scored(task, self.CHOSEN, self.RIGHT), resamples=50)
         expected = {name: THEIRS[name](np.array(self.CHOSEN), np.array(self.RIGHT)) for name in names}
-        assert {name: values["log"].value for name, values in report.official.metrics.items()} == pytest.approx(expected)
+        assert {name: values["log"].value for name, values in report.official.metrics.items()} == pytest.approx(
+            expected
+        )
         assert report.official.value["log"].value == pytest.approx(sum(expected.values()) / len(expected))
         document = report.to_json()["official"]
         assert document["metrics"][names[0]]["log"]["n"] == 9

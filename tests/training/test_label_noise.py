@@ -59,6 +59,8 @@ def test_noise_where_it_has_no_meaning_is_refused(write_config, tiny_model, tmp_
     with pytest.raises(DataError, match=r"ranked\.jsonl: data\.label_noise is 0\.5"):
         tokenize_inputs(config, load_tokenizer(str(tiny_model)), 128)
     with pytest.raises(ConfigError, match=r"label_noise is 0\.5, and candidates is sampled"):
-        load_config(file, ["data.label_noise=0.5", "candidates=sampled", "reward.function=f.py:g", "objective={name: rloo}"])
+        load_config(
+            file, ["data.label_noise=0.5", "candidates=sampled", "reward.function=f.py:g", "objective={name: rloo}"]
+        )
     with pytest.raises(ConfigError, match=r"data\.label_noise: input should be less than or equal to 1"):
         load_config(file, ["data.label_noise=20"])

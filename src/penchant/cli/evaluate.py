@@ -108,9 +108,7 @@ def generate(
     print_result(answers.to_json(), as_json, answers.table)
 
 
-def _check_best_of(
-    samples: int, best_of: int | None, head: str | None, reward: str | None, label: int | None
-) -> None:
+def _check_best_of(samples: int, best_of: int | None, head: str | None, reward: str | None, label: int | None) -> None:
     """Refuse flags of `generate` that contradict each other or have no effect."""
     if best_of is not None and samples > 1:
         raise ConfigError("--samples and --best-of are both given", fix="give one of them")
@@ -122,7 +120,9 @@ def _check_best_of(
         ("--label", label, reward, "--reward MODEL"),
     ):
         if value is not None and needed is None:
-            raise ConfigError(f"{flag} is given without {example.split()[0]}, so it has no effect", fix=f"add {example}")
+            raise ConfigError(
+                f"{flag} is given without {example.split()[0]}, so it has no effect", fix=f"add {example}"
+            )
 
 
 def score(

@@ -10,9 +10,7 @@ from penchant.data.groups import PreferenceGroup
 from penchant.errors import DataError
 
 
-def add_label_noise(
-    groups: Sequence[PreferenceGroup], share: float, seed: int
-) -> tuple[list[PreferenceGroup], int]:
+def add_label_noise(groups: Sequence[PreferenceGroup], share: float, seed: int) -> tuple[list[PreferenceGroup], int]:
     """The groups in their order, a share of them with the opposite label, and the number of these.
 
     A pair's two candidates exchange all that is known of their worth, and a single response's label is negated. With

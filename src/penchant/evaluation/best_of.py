@@ -71,9 +71,7 @@ class BestOf:
         from rich.text import Text as Plain
 
         table = Table("prompt", "best response", "reward", show_lines=True)
-        for prompt, (response,), reward in zip(
-            self.answers.prompts, self.answers.responses, self.rewards, strict=True
-        ):
+        for prompt, (response,), reward in zip(self.answers.prompts, self.answers.responses, self.rewards, strict=True):
             table.add_row(Plain(as_text(prompt)), Plain(response), f"{reward:.4f}")
         return table
 

@@ -50,8 +50,8 @@ SUITES = {
                 *("mnli_matched", "mnli_mismatched", "qnli", "rte", "wnli"),
             ),
             "tasks",
-            "unweighted mean over nine tasks of Matthews' correlation (cola), the mean of accuracy and F1 (mrpc, qqp), of "
-            "Pearson's and Spearman's correlation (stsb), of the accuracies of both parts (mnli), and accuracy (the rest)",
+            "unweighted mean of nine tasks: Matthews' correlation (cola); the mean of accuracy and F1 (mrpc, qqp), of "
+            "Pearson's and Spearman's correlation (stsb), of both accuracies (mnli); accuracy (the others)",
             {"mnli_matched": 0.5, "mnli_mismatched": 0.5},
         ),
     )
@@ -127,9 +127,7 @@ def evaluate_suite(suite: Suite, reports: Sequence[TaskReport]) -> SuiteReport:
     require_tasks(suite, [report.name for report in reports])
     report_by_name = {report.name: report for report in reports}
     members = [report_by_name[task] for task in suite.tasks]
-    sizes = [
-        suite.shares.get(member.name, 1.0) if suite.counts == "tasks" else member.questions for member in members
-    ]
+    sizes = [suite.shares.get(member.name, 1.0) if suite.counts == "tasks" else member.questions for member in members]
     weights = [size / sum(sizes) for size in sizes]
     mean = {
         score: weighted_sum([member.official.value[score] for member in members], weights)

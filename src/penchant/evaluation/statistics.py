@@ -6,7 +6,7 @@ Legend: N values, C clusters (prompts), B resamples in a block.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np

@@ -121,7 +121,10 @@ class TestQuestions:
         ("rows", "message"),
         [
             ([row(["A"], "B", ["X"])] * 2, "no question with a history for train"),
-            ([row(["A"], "B", [])] * 3, r"1 different titles in 'itemList', and a method takes 1 beside the right one \(3"),
+            (
+                [row(["A"], "B", [])] * 3,
+                r"1 different titles in 'itemList', and a method takes 1 beside the right one \(3",
+            ),
             ([{**row(["A"], "B", ["X"]), "trueSelection": "Q"}], "expected one of the 2 titles of 'itemList'"),
             ([{"historyList": [], "itemList": []}], "no column 'trueSelection'"),
         ],

@@ -27,9 +27,9 @@ class QuestionsConfig(Section):
 
     file: str | None = Field(
         None,
-        description="instead of interactions: a file of questions as S-DPO's authors publish them (historyList, itemList, "
-        "trueSelection), cut by shares in its order, or a folder of files named train, val and test; questions: FILE "
-        "is short for it",
+        description="instead of interactions: a file of questions as S-DPO's authors publish them (historyList, "
+        "itemList, trueSelection), cut by shares in its order, or a folder of files named train, val and test; "
+        "questions: FILE is short for it",
     )
     min_rating: float | None = Field(RULES.min_rating, description="interactions rated lower are left out; null: none")
     min_count: int = Field(RULES.min_count, ge=0, description="an item's interactions in training, at least")

@@ -1,7 +1,7 @@
 """Questions of a file instead of interactions: history, titles and the right one, as S-DPO's authors publish them.
 
-The file has no users and no times. Rows are taken to be in the order of time, and a row whose history goes on from the row
-before is the same user's.
+The file has no users and no times. Rows are taken to be in the order of time, and a row whose history goes on from the
+row before is the same user's.
 """
 
 from __future__ import annotations
@@ -55,8 +55,8 @@ def read_published(source: str, rules: Rules, negatives: int, columns: Mapping[s
     short = [row for rows in rows_by_part.values() for row in rows if len(row.candidates) <= negatives]
     if short:
         raise DataError(
-            f"{len(short[0].candidates)} different titles in 'itemList', and a method takes {negatives} beside the right "
-            f"one ({len(short)} such rows)",
+            f"{len(short[0].candidates)} different titles in 'itemList', and a method takes {negatives} beside the "
+            f"right one ({len(short)} such rows)",
             where=short[0].where,
             fix=f"methods with fewer negatives: {len(short[0].candidates) - 1} at most",
         )

@@ -1,4 +1,4 @@
-"""The first stage: questions made of interactions or of a file, and the baselines' metrics (hit ratio, NDCG, MRR) on them."""
+"""The first stage: questions of interactions or of a file, and the baselines' hit ratio, NDCG and MRR on them."""
 
 from __future__ import annotations
 
