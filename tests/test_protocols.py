@@ -48,6 +48,7 @@ class TestSentiment:
         assert np.std(rewards) > 0.4
         prompts, kept_apart = (rows_of(tmp_path / f"{name}.jsonl") for name in ("prompts", "test_prompts"))
         assert all(2 <= len(row["prompt"].split()) <= 8 for row in (*prompts, *kept_apart))
+        assert not set(texts) & {row["text"] for row in rows_of(tmp_path / "test_reviews.jsonl")}
         assert all(any(text.startswith(row["prompt"]) for text in texts) for row in prompts)
 
     @pytest.mark.parametrize(("column", "ending"), [("text", "jsonl"), ("review", "csv")])
@@ -59,9 +60,9 @@ class TestSentiment:
         else:
             file.write_text("".join(json.dumps({column: review, "label": 1}) + "\n" for review in reviews))
         load("sentiment").main(["reviews", str(tmp_path / "out"), "--file", str(file)])
-        written = {row["text"] for row in rows_of(tmp_path / "out" / "reviews.jsonl")}
-        assert len(written) == 18
-        assert written < {f"It was {n} hours of joy." for n in range(20)}
+        texts = {row["text"] for row in rows_of(tmp_path / "out" / "reviews.jsonl")}
+        assert len(texts) == 18
+        assert texts < {f"It was {n} hours of joy." for n in range(20)}
         assert "18 reviews to imitate, 2 kept apart" in capsys.readouterr().out
 
     def test_another_file_is_refused_without_a_traceback(self, tmp_path):

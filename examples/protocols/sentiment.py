@@ -96,10 +96,10 @@ def write_reviews(out: Path, file: Path | None, count: int) -> None:
     draw.shuffle(reviews)
     test = max(1, len(reviews) // 10)
     out.mkdir(parents=True, exist_ok=True)
-    write_rows(out / "reviews.jsonl", [{"text": review} for review in reviews[test:]])
-    for name, part in (("prompts", reviews[test:]), ("test_prompts", reviews[:test])):
+    for prefix, part in (("", reviews[test:]), ("test_", reviews[:test])):
+        write_rows(out / f"{prefix}reviews.jsonl", [{"text": review} for review in part])
         beginnings = dict.fromkeys(" ".join(review.split()[: draw.randint(2, 8)]) for review in part)
-        write_rows(out / f"{name}.jsonl", [{"prompt": beginning} for beginning in beginnings])
+        write_rows(out / f"{prefix}prompts.jsonl", [{"prompt": beginning} for beginning in beginnings])
     print(f"{out}: {len(reviews) - test} reviews to imitate, {test} kept apart")
 
 
@@ -142,7 +142,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run one of the three steps."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     steps = parser.add_subparsers(dest="step", required=True)
-    reviews, pairs, measured = (steps.add_parser(name) for name in ("reviews", "pairs", "measure"))
+    reviews, pairs, measure_parser = (steps.add_parser(name) for name in ("reviews", "pairs", "measure"))
     reviews.add_argument("data", type=Path)
     reviews.add_argument("--file", type=Path, help="public file of reviews")
     reviews.add_argument("--count", type=int, default=4000, help="reviews to write where there is no file")
@@ -150,7 +150,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     pairs.add_argument("model")
     pairs.add_argument("--count", type=int, default=2000, help="prompts, from the start of the file")
     pairs.add_argument("--max-new-tokens", type=int, default=48)
-    measured.add_argument("file", type=Path)
+    measure_parser.add_argument("file", type=Path)
     options = parser.parse_args(arguments)
     try:
         if options.step == "reviews":

@@ -93,7 +93,7 @@ def convert(rows: Iterator[tuple[str, Row]] | Sequence[tuple[str, Row]]) -> tupl
                 continue
             prompt = PROMPT.format(subreddit=info["subreddit"], title=info["title"], post=info["post"])
             chosen, rejected = (summaries[k]["text"] for k in (choice, 1 - choice))
-            own = [summary["text"] for summary in summaries if summary["policy"] == "ref"]
+            own_summaries = [summary["text"] for summary in summaries if summary["policy"] == "ref"]
         except (KeyError, IndexError, TypeError) as error:
             raise SystemExit(
                 f"{where}: no comparison ({error!r}); expected info, summaries of text and policy, choice and split"
@@ -106,12 +106,12 @@ def convert(rows: Iterator[tuple[str, Row]] | Sequence[tuple[str, Row]]) -> tupl
             pair = {"id": f"{info['id']}/{len(parts['train']) + len(parts['held_out'])}", "prompt": prompt}
             parts[SPLITS[split]].append({**pair, "chosen": chosen, "rejected": rejected})
             if split == "train":
-                parts["sft"] += [{"prompt": prompt, "completion": text} for text in own]
+                parts["sft"] += [{"prompt": prompt, "completion": text} for text in own_summaries]
     held_out = {row["prompt"] for row in parts["held_out"]}
     for part in ("train", "sft"):
-        kept = [row for row in parts[part] if row["prompt"] not in held_out]
-        left_out[f"{part}: posts of held_out"] = len(parts[part]) - len(kept)
-        parts[part] = kept
+        remaining_rows = [row for row in parts[part] if row["prompt"] not in held_out]
+        left_out[f"{part}: posts of held_out"] = len(parts[part]) - len(remaining_rows)
+        parts[part] = remaining_rows
     # A post's own summary is compared several times.
     parts["sft"] = list({(row["prompt"], row["completion"]): row for row in parts["sft"]}.values())
     return parts, left_out

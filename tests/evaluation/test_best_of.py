@@ -158,6 +158,6 @@ class TestVerb:
         ],
     )
     def test_mistakes_exit_with_2(self, flags, message, tiny_model, reward_model, capsys):
-        named = [flag.format(reward=reward_model, model=tiny_model) for flag in flags]
-        assert run(["generate", str(tiny_model), "cat", *named]) == 2
+        filled_flags = [flag.format(reward=reward_model, model=tiny_model) for flag in flags]
+        assert run(["generate", str(tiny_model), "cat", *filled_flags]) == 2
         assert message in capsys.readouterr().err

@@ -90,9 +90,9 @@ def test_the_interval_is_of_resampled_clusters():
     predicted, true = sample("f1", 24, 3)
     clusters = np.arange(24) // 2
     estimate = bootstrap_weighted(mean_of(["accuracy", "f1"], predicted, true), clusters, resamples=20, seed=5)
-    drawn = np.random.default_rng(5).integers(12, size=(20, 12))
+    cluster_rows = np.random.default_rng(5).integers(12, size=(20, 12))
     values = []
-    for row in drawn:
+    for row in cluster_rows:
         index = np.concatenate([np.flatnonzero(clusters == cluster) for cluster in row])
         values.append((THEIRS["accuracy"](predicted[index], true[index]) + f1_score(true[index], predicted[index])) / 2)
     assert (estimate.low, estimate.high) == pytest.approx(tuple(np.quantile(values, (0.025, 0.975))))

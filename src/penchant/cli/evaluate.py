@@ -114,12 +114,12 @@ def _check_best_of(samples: int, best_of: int | None, head: str | None, reward: 
         raise ConfigError("--samples and --best-of are both given", fix="give one of them")
     if reward is not None and head is not None:
         raise ConfigError("--head and --reward are both given", fix="give one of them")
-    for flag, value, needed, example in (
+    for flag, value, other_value, example in (
         ("--reward", reward, best_of, "--best-of 8"),
         ("--head", head, best_of, "--best-of 8"),
         ("--label", label, reward, "--reward MODEL"),
     ):
-        if value is not None and needed is None:
+        if value is not None and other_value is None:
             raise ConfigError(
                 f"{flag} is given without {example.split()[0]}, so it has no effect", fix=f"add {example}"
             )

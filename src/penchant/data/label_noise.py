@@ -24,11 +24,12 @@ def add_label_noise(groups: Sequence[PreferenceGroup], share: float, seed: int) 
     Raises:
         DataError: a group has neither two candidates nor a label to negate.
     """
-    others = [group for group in groups if not _is_reversible(group)]
-    if share and others:
+    irreversible = [group for group in groups if not _is_reversible(group)]
+    if share and irreversible:
+        first = irreversible[0]
         raise DataError(
-            f"data.label_noise is {share} and reverses pairs and yes/no labels; {len(others)} of {len(groups)} groups "
-            f"are neither (first: group {others[0].id}, {len(others[0].candidates)} candidates)",
+            f"data.label_noise is {share} and reverses pairs and yes/no labels; {len(irreversible)} of {len(groups)} "
+            f"groups are neither (first: group {first.id}, {len(first.candidates)} candidates)",
             fix="data.label_noise=0, or use data with a chosen and a rejected response",
         )
     order = list(range(len(groups)))

@@ -39,9 +39,9 @@ def title_question(row: Row) -> TitleQuestion:
         DataError: a list is none, or the title that was taken is not listed.
     """
     history_cell, list_cell, chosen_cell = (row.need(column) for column in COLUMNS)
-    listed, history = _titles(list_cell), _titles(history_cell)
-    candidates = tuple(dict.fromkeys(listed))
-    if len(candidates) < len(listed):
+    item_list, history = _titles(list_cell), _titles(history_cell)
+    candidates = tuple(dict.fromkeys(item_list))
+    if len(candidates) < len(item_list):
         row.read_log.count("items that occur twice in 'itemList', taken once", row.where)
     chosen = chosen_cell.name()
     if chosen not in candidates:

@@ -37,9 +37,14 @@ def matthews(predicted: Floats, true: Floats) -> OfWeights:
     cells = _cells(predicted, true)
 
     def of_weights(weights: Floats) -> Floats:
-        both, only_predicted, only_true, neither = (weights @ cell for cell in cells)
-        margins = (both + only_predicted) * (both + only_true) * (neither + only_predicted) * (neither + only_true)
-        return _ratio(both * neither - only_predicted * only_true, np.sqrt(margins))
+        both, only_predicted, only_true, true_negatives = (weights @ cell for cell in cells)
+        margins = (
+            (both + only_predicted)
+            * (both + only_true)
+            * (true_negatives + only_predicted)
+            * (true_negatives + only_true)
+        )
+        return _ratio(both * true_negatives - only_predicted * only_true, np.sqrt(margins))
 
     return of_weights
 

@@ -62,9 +62,9 @@ def test_negatives_in_proportion_to_their_weights():
 
 
 def test_negatives_without_weight_come_last_in_a_random_order():
-    drawn = [draw_negatives(make_question(number), 3, [0, 2, 50, 0], 0) for number in range(400)]
-    assert {negatives[0] for negatives in drawn} == {1}
-    counts = Counter(negatives[1] for negatives in drawn)
+    orders = [draw_negatives(make_question(number), 3, [0, 2, 50, 0], 0) for number in range(400)]
+    assert {negatives[0] for negatives in orders} == {1}
+    counts = Counter(negatives[1] for negatives in orders)
     assert set(counts) == {0, 3}
     assert abs(counts[0] - 200) < 40
 

@@ -20,8 +20,8 @@ from penchant.recipes.recommend.published import read_published
 STEPS = {"batch_size": 8, "learning_rate": 1e-3, "max_steps": 2}
 
 
-def row(history: list[str], target: str, others: list[str]) -> dict:
-    return {"historyList": "::".join(history), "itemList": sorted([target, *others]), "trueSelection": target}
+def row(history: list[str], target: str, other_titles: list[str]) -> dict:
+    return {"historyList": "::".join(history), "itemList": sorted([target, *other_titles]), "trueSelection": target}
 
 
 def circle(users: range, steps: int = 6) -> list[dict]:
@@ -159,11 +159,11 @@ def test_metrics_of_ranks_and_of_greedy_answers(recipe_run):
     metrics = result["evaluation"]["models"]["s_dpo"]
     hits = [(row["above"] == 0) / row["tied"] for row in rows]
     assert metrics["hit_ratio@1"]["value"] == pytest.approx(sum(hits) / 10)
-    named = [
+    named_titles = [
         {title for title in values["itemList"] if re.search(rf"{title}(?!\w)", row["answer"])}
         for row, values in zip(rows[:4], circle(range(10, 12)), strict=False)
     ]
-    assert metrics["valid_ratio"]["value"] == pytest.approx(sum(len(titles) == 1 for titles in named) / 4)
+    assert metrics["valid_ratio"]["value"] == pytest.approx(sum(len(titles) == 1 for titles in named_titles) / 4)
     assert metrics["said_hit_ratio@1"]["n"] == 4
     assert metrics["catalogue"]["mrr"]["n"] == 3
 

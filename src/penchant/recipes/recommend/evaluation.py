@@ -119,7 +119,7 @@ def _by_kind(facts: Sequence[QuestionFacts], hits: Sequence[float]) -> dict[str,
     return metrics
 
 
-def _listed(config: RecommendConfig) -> str:
+def _list_length(config: RecommendConfig) -> str:
     return str(config.questions.candidates) if config.questions.file is None else "its row's"
 
 
@@ -143,7 +143,7 @@ def build_report(config: RecommendConfig, results: Mapping[str, StageResult]) ->
             estimate_table(
                 "On test questions",
                 rows,
-                f"Every question lists {_listed(config)} titles. Ranks are by a title's log-prob, with "
+                f"Every question lists {_list_length(config)} titles. Ranks are by a title's log-prob, with "
                 "the expected value over ties. Columns said_ are of greedy answers, which are valid if they name "
                 "exactly one title. 95 % intervals over users. The rows 'alone' ignore histories: a value above "
                 "popularity would show a leak.",

@@ -78,8 +78,8 @@ def read_published(source: str, rules: Rules, negatives: int, columns: Mapping[s
             question = Question(user, number, row.history[-rules.max_history :], target, float(time))
             parts[part].append(question)
             candidate_lists[question.id] = row.candidates
-            joined = (*row.history, target)
-            following = (joined, joined[1:])
+            extended_history = (*row.history, target)
+            following = (extended_history, extended_history[1:])
     _refuse_empty(parts, source)
     return Published(_histories(parts, candidate_lists, times_by_user, dropped), candidate_lists)
 
@@ -120,7 +120,7 @@ def _histories(
     train_end = parts["validation"][0].time
     counts = Counter(title for times in times_by_user.values() for title, time in times.items() if time < train_end)
     titles = [title for times in times_by_user.values() for title in times]
-    items = tuple(dict.fromkeys([*titles, *(title for listed in candidate_lists.values() for title in listed)]))
+    items = tuple(dict.fromkeys([*titles, *(title for candidates in candidate_lists.values() for title in candidates)]))
     return Histories(
         tuple(parts["train"]),
         tuple(parts["validation"]),
