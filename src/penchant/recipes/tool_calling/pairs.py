@@ -24,8 +24,8 @@ from penchant.api import (
     write_anew,
     write_calls,
 )
-from penchant.recipes.headline import read_verdicts
 from penchant.recipes.reading import generate_answers
+from penchant.recipes.results import read_verdicts
 from penchant.recipes.stages import StageResult
 from penchant.recipes.tool_calling.config import ToolCallingConfig
 from penchant.recipes.tool_calling.data import PAIRED, as_candidate, fresh_questions, question_prompt
