@@ -66,7 +66,8 @@ def read_published(source: str, rules: Rules, negatives: int, columns: Mapping[s
     dropped: Counter[str] = Counter()
     time = 0
     for part, rows in rows_by_part.items():
-        user, number, following = "", 0, ((),)
+        user, number = "", 0
+        following: tuple[tuple[str, ...], ...] = ()
         for row in rows:
             if not row.history:
                 dropped[WITHOUT_HISTORY] += 1
