@@ -101,14 +101,10 @@ def _local(text: str, folder: Path, model: Path, reward: Path) -> str:
     """The example with its hub ids, and the functions it imagines, in place."""
     function = folder / "my_reward.py"
     function.write_text("def score(prompt, responses):\n    return [float(len(text) % 7) for text in responses]\n")
-    for name in (
-        "runs/bradley_terry",
-        "runs/ddo-rm/reward",
-        "runs/real/ddo_rm/reward",
-        "siebert/sentiment-roberta-large-english, label: 1",
-    ):
+    for name in ("runs/bradley_terry", "runs/ddo-rm/reward", "runs/real/ddo_rm/reward", "runs/tldr/reward"):
         text = text.replace(name, str(reward))
     text = text.replace("my_reward.py", str(function)).replace("as_chat: true", "as_chat: false")
+    text = text.replace("examples/protocols", str(EXAMPLES / "protocols"))
     text = re.sub(r"\bruns/real/references/\w+|\breal/smollm2", str(model), text)
     return re.sub(r"(?<=[\[ ])[A-Za-z-]+/(Qwen|Llama|Mistral)[\w.-]+", str(model), text)
 

@@ -43,6 +43,8 @@ if TYPE_CHECKING:
     from penchant.data.reading import read_groups as read_groups
     from penchant.data.review import Review as Review
     from penchant.data.splitting import split_by_prompt as split_by_prompt
+    from penchant.data.title_questions import TitleQuestion as TitleQuestion
+    from penchant.data.title_questions import read_title_questions as read_title_questions
     from penchant.data.tokenization import tokenize_groups as tokenize_groups
     from penchant.data.tokenization import tokenize_prompts as tokenize_prompts
     from penchant.data.tokenized import Ids as Ids
