@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from rich.console import Group
 
     from penchant.evaluation.tool_calls.latency import LatencyReport
+    from penchant.evaluation.tool_calls.leaderboard import LeaderboardScore
     from penchant.evaluation.tool_calls.suite import ToolReport
 
 
@@ -34,6 +35,8 @@ def tool_calls(
     as_json: Json = False,
 ) -> None:
     """Measure a model's function calls: accuracy by category, and time and memory per answer on this machine.
+
+    Questions of several turns (categories multi_turn_*) need the extra bfcl: their functions are programs.
 
     Parameters
     ----------
@@ -58,14 +61,19 @@ def tool_calls(
         Output file with a JSON line per answer.
     """
     from penchant.engine.device import local_device, use_device
+    from penchant.evaluation.tool_calls.conversations import answer_all, first_question
     from penchant.evaluation.tool_calls.latency import LatencySettings, measure_latency
-    from penchant.evaluation.tool_calls.questions import evenly_spaced, read_bfcl, select_questions
+    from penchant.evaluation.tool_calls.multi_turn import MultiTurnQuestion, read_all
+    from penchant.evaluation.tool_calls.questions import evenly_spaced, select_questions
     from penchant.evaluation.tool_calls.styles import STYLES
-    from penchant.evaluation.tool_calls.suite import ToolReport, answer_questions, write_answers
+    from penchant.evaluation.tool_calls.suite import ToolReport, write_answers
     from penchant.models.loading import load_model, load_tokenizer
 
     use_device(device)
-    read, left_out = read_bfcl(data)
+    read, left_out = read_all(data)
+    for name in category:
+        if name in left_out:
+            raise ConfigError(f"{name} is left out: {left_out[name]}", where=str(data), fix="name another --category")
     log_notes(f"{name} is left out: {reason}" for name, reason in left_out.items())
     questions = select_questions(read, category, limit)
     tokenizer = load_tokenizer(model, chat_template=flags.chat_template)
@@ -79,7 +87,7 @@ def tool_calls(
         rendering=flags.rendering,
     )
     # The model has no name here, so that its memory is free before the other process loads it.
-    answered_questions = answer_questions(
+    answered_questions = answer_all(
         load_model(model).to(local_device()),
         tokenizer,
         questions,
@@ -90,7 +98,11 @@ def tool_calls(
     )
     if answers is not None:
         write_answers(answered_questions, answers)
-    edge = measure_latency(setting, evenly_spaced(questions, timed))
+    first_questions = [
+        first_question(question, STYLES[style]) if isinstance(question, MultiTurnQuestion) else question
+        for question in questions
+    ]
+    edge = measure_latency(setting, evenly_spaced(first_questions, timed))
     report = ToolReport.from_answers(answered_questions)
     settings = {"style": style, "constrained": constrained, "left_out": left_out}
     print_result(report.to_json() | {"edge": edge.to_json()} | settings, as_json, _report_view(report, edge))
@@ -114,12 +126,25 @@ def _report_view(report: ToolReport, edge: LatencyReport) -> Group:
     return Group(
         table,
         Text(f"wrong: {faults}"),
+        *([] if report.leaderboard is None else [Text(_leaderboard_line(report.leaderboard))]),
         Text(f"cut by the limit of tokens: {report.truncated} of {report.overall.n}"),
         Text(f"an answer alone: {middle:.2f} s (95th percentile {late:.2f} s), {edge.tokens_per_second:.0f} tokens/s"),
         Text(
             f"weights {edge.weight_bytes / 2**20:.0f} MiB, peak memory {edge.peak_bytes / 2**20:.0f} MiB, of which "
             f"{edge.above_bytes / 2**20:.0f} MiB above the process without the model"
         ),
+    )
+
+
+def _leaderboard_line(score: LeaderboardScore) -> str:
+    from penchant.evaluation.report import show
+
+    line = f"the leaderboard's overall score: {show(score.overall.to_json())}"
+    if not score.missing:
+        return line
+    return (
+        f"{line}, where what is not measured counts as 0, {1 - score.measured_weight:.0%} of its weight "
+        f"({', '.join(score.missing)}); {score.of_measured:.3f} of what is measured"
     )
 
 

@@ -12,9 +12,10 @@ from penchant.cli.main import run
 from penchant.data.groups import Message
 from penchant.errors import ModelError
 from penchant.evaluation.tool_calls.calls import Call, Fault, Function
+from penchant.evaluation.tool_calls.category_means import macro_mean
 from penchant.evaluation.tool_calls.questions import ToolQuestion, read_bfcl
 from penchant.evaluation.tool_calls.styles import STYLES
-from penchant.evaluation.tool_calls.suite import JudgedAnswer, ToolReport, macro_mean
+from penchant.evaluation.tool_calls.suite import JudgedAnswer, ToolReport
 from penchant.models.gguf.writing import export_gguf
 from penchant.models.loading import load_tokenizer
 from penchant.recipes.small_llama import Sizes, build_small_llama

@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from penchant.evaluation.tool_calls.calls import Call, Function, Language
+from penchant.evaluation.tool_calls.calls import Call, DueCall, Function, Language
 
 OPENING, CLOSING = "([{", ")]}"
 
@@ -247,6 +247,22 @@ def write_calls(calls: Sequence[Call]) -> str:
         )
         + "]"
     )
+
+
+def read_due_call(text: str) -> DueCall:
+    """A call that is due, as the leaderboard's files write it; unlike an answer's, it may have positional arguments.
+
+    Raises:
+        ValueError: the text is anything else.
+    """
+    try:
+        node = ast.parse(text, mode="eval").body
+        if not isinstance(node, ast.Call):
+            raise ValueError("not a call")
+        call = _parse_call(node)
+        return DueCall(call.name, tuple(map(_parse_value, node.args)), call.arguments)
+    except (SyntaxError, TypeError, RecursionError, MemoryError) as error:
+        raise ValueError(str(error)) from error
 
 
 def _parse_python(text: str) -> list[Call]:

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from penchant.data.chat import ChatRenderer
 from penchant.data.groups import Message, Text
-from penchant.data.messages import Context, with_context
+from penchant.data.messages import Context, ToolCall, with_context
 from penchant.data.rendering import PLAIN, Rendering
+from penchant.data.template import Template
 from penchant.errors import ModelError
 from penchant.evaluation.tool_calls.calls import Argument, Call, Function, Language
 from penchant.evaluation.tool_calls.grammars import Tags, json_calls, python_calls
 from penchant.evaluation.tool_calls.questions import ToolQuestion
-from penchant.evaluation.tool_calls.reading import native_name, read_calls, read_json_calls
+from penchant.evaluation.tool_calls.reading import native_name, read_calls, read_json_calls, write_calls
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -41,6 +42,10 @@ ROLE_MARKS = {"user": "Q", "assistant": "A"}
 LANGUAGE_NAMES = {"java": "Java", "javascript": "JavaScript"}
 
 
+SEVERAL_TURNS = """The user may go on after your answer. After calls you are shown their results: then call again, until
+all that the user asked for is done, and end with an answer without calls."""
+
+
 class PromptFunction(Protocol):
     """A function that returns the prompt of a question."""
 
@@ -57,11 +62,15 @@ class Style:
         ask: returns the prompt of a question.
         read: returns the calls of an answer; None if none can be read.
         grammar: returns the grammar of a question's constrained answers; raises a DataError if there is none.
+        follow: returns an answer with calls, and their results, as messages of the conversation after it.
+        instruction: the system message that begins a conversation of several turns; empty for none.
     """
 
     ask: PromptFunction
     read: Callable[[str, ToolQuestion], list[Call] | None]
     grammar: Callable[[ToolQuestion, PreTrainedTokenizerBase], str]
+    follow: Callable[[str, Sequence[Call], Sequence[str]], list[Message]]
+    instruction: str = ""
 
 
 def as_messages(question: ToolQuestion) -> Text:
@@ -81,10 +90,15 @@ def native(question: ToolQuestion, tokenizer: PreTrainedTokenizerBase, rendering
     the value in the string.
 
     Raises:
-        ModelError: the tokenizer has no chat template.
+        ModelError: the tokenizer has no chat template, or one that ignores tools.
     """
     if not tokenizer.chat_template:
         raise ModelError("the tokenizer has no chat template", fix="--style signatures, which needs none")
+    if not Template.from_tokenizer(tokenizer, tools=True).mentions("tools"):
+        raise ModelError(
+            "the model's chat template ignores tools",
+            fix="--style messages, or a template that writes them: --chat-template FILE",
+        )
     tools = tuple(
         {"type": "function", "function": _tool(function, question.language)} for function in question.functions
     )
@@ -113,21 +127,74 @@ def signature(function: Function) -> str:
     return f"{function.name}({', '.join(arguments)})"
 
 
+def _results_as_user_message(answer: str, calls: Sequence[Call], results: Sequence[str]) -> list[Message]:
+    """Many chat templates refuse tool messages, or those that no call in the template's own form precedes."""
+    rows = [
+        json.dumps({"call": write_calls([call])[1:-1], "result": result}, ensure_ascii=False)
+        for call, result in zip(calls, results, strict=True)
+    ]
+    content = "\n".join(["Results of the calls, in JSON:", *rows])
+    return [Message(role="assistant", content=answer.strip()), Message(role="user", content=content)]
+
+
+def _results_as_lines(answer: str, calls: Sequence[Call], results: Sequence[str]) -> list[Message]:
+    return [
+        Message(role="assistant", content=answer.strip()),
+        *(Message(role="tool", content=result) for result in results),
+    ]
+
+
+def _results_as_tool_messages(answer: str, calls: Sequence[Call], results: Sequence[str]) -> list[Message]:
+    # Some templates want ids, and Mistral's of nine letters.
+    ids = [f"call{number:05}" for number in range(len(calls))]
+    return [
+        native_answer(calls, ids),
+        *(
+            Message(role="tool", name=native_name(call.name), tool_call_id=call_id, content=result)
+            for call, call_id, result in zip(calls, ids, results, strict=True)
+        ),
+    ]
+
+
+def native_answer(calls: Sequence[Call], ids: Sequence[str]) -> Message:
+    """Calls as the message that a chat template writes in the model's own form.
+
+    Args:
+        ids: an id for every call.
+    """
+    return Message(
+        role="assistant",
+        content="",
+        tool_calls=[
+            ToolCall(
+                type="function",
+                id=call_id,
+                function={"name": native_name(call.name), "arguments": dict(call.arguments)},
+            )
+            for call, call_id in zip(calls, ids, strict=True)
+        ],
+    )
+
+
 STYLES: Mapping[str, Style] = {
     "messages": Style(
         lambda question, tokenizer, rendering=PLAIN: as_messages(question),
         lambda answer, question: read_calls(answer, question.language),
         lambda question, tokenizer: python_calls(question, prose=True),
+        _results_as_user_message,
+        SEVERAL_TURNS,
     ),
     "native": Style(
         native,
         lambda answer, question: read_json_calls(answer, question.functions),
         lambda question, tokenizer: json_calls(question, Tags.from_tokenizer(tokenizer)),
+        _results_as_tool_messages,
     ),
     "signatures": Style(
         lambda question, tokenizer, rendering=PLAIN: as_signatures(question),
         lambda answer, question: read_calls(answer, question.language),
         lambda question, tokenizer: python_calls(question, prose=False),
+        _results_as_lines,
     ),
 }
 
