@@ -128,7 +128,7 @@ if TYPE_CHECKING:
     from penchant.evaluation.tool_calls.calls import Accepted as Accepted
     from penchant.evaluation.tool_calls.calls import Call as Call
     from penchant.evaluation.tool_calls.calls import Function as Function
-    from penchant.evaluation.tool_calls.grammars import python_calls as python_calls
+    from penchant.evaluation.tool_calls.grammars import Tags as Tags
     from penchant.evaluation.tool_calls.latency import LatencySettings as LatencySettings
     from penchant.evaluation.tool_calls.latency import measure_latency as measure_latency
     from penchant.evaluation.tool_calls.latency import quantize_int8 as quantize_int8
@@ -137,10 +137,11 @@ if TYPE_CHECKING:
     from penchant.evaluation.tool_calls.questions import read_bfcl as read_bfcl
     from penchant.evaluation.tool_calls.questions import write_bfcl as write_bfcl
     from penchant.evaluation.tool_calls.reading import read_calls as read_calls
+    from penchant.evaluation.tool_calls.reading import read_native_calls as read_native_calls
     from penchant.evaluation.tool_calls.reading import write_calls as write_calls
     from penchant.evaluation.tool_calls.styles import STYLES as STYLES
-    from penchant.evaluation.tool_calls.styles import as_messages as as_messages
-    from penchant.evaluation.tool_calls.styles import as_signatures as as_signatures
+    from penchant.evaluation.tool_calls.styles import require_readable_calls as require_readable_calls
+    from penchant.evaluation.tool_calls.styles import write_native as write_native
     from penchant.evaluation.tool_calls.suite import ToolReport as ToolReport
     from penchant.evaluation.tool_calls.suite import answer_questions as answer_questions
     from penchant.evaluation.tool_calls.suite import write_answers as write_answers

@@ -230,8 +230,9 @@ def test_conversations_are_judged(folder, tmp_path):
 
 def test_limits_of_time_memory_and_files(package, tmp_path):
     scenario = Scenario({"Tally": "tiny_bfcl.programs"}, {"Tally": {}}, long=False)
-    with ProgramProcess(scenario, Limits(seconds=0.2)) as programs, pytest.raises(LimitError):
-        programs.execute([Call("spin", {})])
+    for limits in (Limits(seconds=0.2), Limits(computing_seconds=1)):
+        with ProgramProcess(scenario, limits) as programs, pytest.raises(LimitError):
+            programs.execute([Call("spin", {})])
     with ProgramProcess(scenario) as programs:
         [result] = programs.execute([Call("write", {"path": str(tmp_path / "x")})])
         assert "File too large" in result

@@ -168,7 +168,7 @@ def test_pairs_prefer_right_answers_to_wrong_ones(recipe_run):
 
 def test_the_reward_agrees_with_the_scorer(recipe_run):
     out = recipe_run[0] / "out"
-    score = reward_of(out / "reward" / "questions")
+    score = reward_of(out / "reward" / "questions", "signatures")
     for question in read_bfcl(out / "data" / "train")[0]:
         [group] = [g for g in read_groups(out / "reward" / "train.jsonl").groups if g.id == question.id]
         assert score(group.prompt, [right_answer(question), " Sorry.", " [other(a=1)]"]) == [

@@ -163,6 +163,7 @@ def converse(
         DataError: the chat template refuses the messages of calls or results.
         PenchantError: as `answer_questions`.
     """
+    style.check(tokenizer)
     limit = context_length(model.config) or NO_LIMIT
     sampling = Sampling(temperature=0.0, max_new_tokens=max_new_tokens, batch_size=batch_size)
     ends, waiting = ends_of(model, tokenizer), deque(questions)
@@ -175,7 +176,7 @@ def converse(
                 programs = processes.enter_context(ProgramProcess(question.scenario))
                 running.append(RunningConversation(question, style, programs))
             steps = [conversation.next_question for conversation in running]
-            prompts = tokenize_prompts([style.ask(step, tokenizer, rendering) for step in steps], tokenizer, rendering)
+            prompts = tokenize_prompts([style.ask(step) for step in steps], tokenizer, rendering)
             fitting = [number for number, prompt in enumerate(prompts) if len(prompt) + max_new_tokens <= limit]
             guides = None
             if constrained:

@@ -19,8 +19,8 @@ from penchant.evaluation.tool_calls.program_process import OUT_OF_MEMORY, Invoca
 # As in `latency`: `-c`, and this process's path.
 START = "import sys; sys.path[:] = {path!r}; from penchant.evaluation.tool_calls.program_process import serve; serve()"
 
-START_SECONDS = 60
-"""Seconds that a process may take to import its programs."""
+START_SECONDS = 600
+"""Seconds that a process may take to import its programs, on a machine that is busy with others."""
 
 
 @dataclass(frozen=True)
@@ -28,13 +28,13 @@ class Limits:
     """Limits of the process that runs one question's programs.
 
     Attributes:
-        seconds: seconds that the calls of one answer may take.
-        computing_seconds: seconds of computing in the whole conversation.
+        computing_seconds: seconds of computing in the whole conversation, however busy the machine is.
+        seconds: seconds by the clock that the calls of one answer may take, for a program that waits.
         bytes_of_memory: size of the process's address space.
     """
 
-    seconds: float = 10
-    computing_seconds: int = 60
+    computing_seconds: int = 20
+    seconds: float = 120
     bytes_of_memory: int = 2**30
 
 

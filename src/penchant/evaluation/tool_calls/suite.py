@@ -18,6 +18,7 @@ from penchant.evaluation.answering import ends_of, text_after
 from penchant.evaluation.statistics import Estimate, proportion
 from penchant.evaluation.tool_calls.calls import Fault
 from penchant.evaluation.tool_calls.category_means import macro_mean
+from penchant.evaluation.tool_calls.grammars import Tags
 from penchant.evaluation.tool_calls.leaderboard import LeaderboardScore
 from penchant.evaluation.tool_calls.multi_turn import MultiTurnQuestion
 from penchant.evaluation.tool_calls.questions import ToolQuestion
@@ -113,12 +114,11 @@ def answer_questions(
     Raises:
         ConfigError: constrained, and the package `llguidance` is missing.
         DataError: constrained, and a question's calls are not in Python.
-        ModelError: constrained, and the tokenizer does not give its tokens' texts.
+        ModelError: the tokenizer cannot write the style's prompts; or, constrained, does not give its tokens' texts.
     """
     guided = guide_factories(model, tokenizer, questions, style) if constrained else None
-    prompts = tokenize_prompts(
-        [style.ask(question, tokenizer, rendering) for question in questions], tokenizer, rendering
-    )
+    style.check(tokenizer)
+    prompts = tokenize_prompts([style.ask(question) for question in questions], tokenizer, rendering)
     sampling = Sampling(temperature=0.0, max_new_tokens=max_new_tokens, batch_size=batch_size)
     ends = ends_of(model, tokenizer)
     with Progress("answering", len(prompts), "questions") as progress:
@@ -136,8 +136,8 @@ def guide_factories(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, questions: Sequence[ToolQuestion], style: Style
 ) -> list[Callable[[], Guide]]:
     """For every question a function that makes the guide of its answer, so that few guides are in memory at a time."""
-    grammars = Grammars(tokenizer, ends_of(model, tokenizer))
-    return [partial(grammars.guide, style.grammar(question, tokenizer)) for question in questions]
+    grammars, tags = Grammars(tokenizer, ends_of(model, tokenizer)), Tags.from_tokenizer(tokenizer)
+    return [partial(grammars.guide, style.grammar(question, tags)) for question in questions]
 
 
 def write_answers(answers: Sequence[JudgedAnswer], file: Path) -> None:

@@ -105,7 +105,9 @@ class ToolCallingConfig(Section):
     output: str = Field(description="the recipe's folder")
     model: str | None = Field(None, description="the base: folder or hub id; null: trained from scratch")
     new_model: NewModelConfig = NewModelConfig()
-    style: Literal["messages", "signatures"] = Field("signatures", description="how the prompt describes functions")
+    style: Literal["messages", "native", "signatures"] = Field(
+        "signatures", description="how the prompt describes functions, and how answers write calls"
+    )
     held_out: float = Field(0.2, gt=0, lt=0.5, description="share of questions for the test, and for validation")
     data: ReadingConfig = Field(DEFAULT_READING, description="how every stage reads its data")
     variants: int = Field(10, ge=0, description="variants of each training question with other names and values")
@@ -162,6 +164,8 @@ class ToolCallingConfig(Section):
     def _check_base(self) -> ToolCallingConfig:
         if self.model is None and self.new_model.texts is None:
             raise ValueError("new_model.texts: a base trained from scratch needs text, or name a model")
-        if self.model is None and self.style == "messages":
-            raise ValueError("style: a base trained from scratch has no chat template for messages; name signatures")
+        if self.model is None and self.style != "signatures":
+            raise ValueError(
+                f"style: a base trained from scratch has no chat template for {self.style}; name signatures"
+            )
         return self

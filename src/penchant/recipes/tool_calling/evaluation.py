@@ -205,14 +205,21 @@ def _latency_reports(
     config: ToolCallingConfig, path: str, test: Sequence[ToolQuestion], in_float32: Estimate
 ) -> dict[str, Any]:
     """The share of right answers, latency and memory on the CPU, in float32 and with int8 weights."""
-    style, tokenizer = STYLES[config.style], load_tokenizer(path)
+    template, rendering = config.data.chat_template, config.data.rendering("last")
     max_new_tokens, constrained, timed = config.answer_tokens, config.constrained, evenly_spaced(test, config.timed)
-    quantized = quantize_int8(load_model(path))
     judged_answers = answer_questions(
-        quantized, tokenizer, test, style, max_new_tokens=max_new_tokens, constrained=constrained
+        quantize_int8(load_model(path)),
+        load_tokenizer(path, chat_template=template),
+        test,
+        STYLES[config.style],
+        max_new_tokens=max_new_tokens,
+        constrained=constrained,
+        rendering=rendering,
     )
     reports = {}
     for name, right in (("float32", in_float32), ("int8", ToolReport.from_answers(judged_answers).overall)):
-        setting = LatencySettings(path, config.style, "cpu", name == "int8", max_new_tokens, constrained)
+        setting = LatencySettings(
+            path, config.style, "cpu", name == "int8", max_new_tokens, constrained, template, rendering
+        )
         reports[name] = {"right": right.to_json(), **measure_latency(setting, timed).to_json()}
     return reports
