@@ -132,6 +132,8 @@ if TYPE_CHECKING:
     from penchant.evaluation.tool_calls.latency import LatencySettings as LatencySettings
     from penchant.evaluation.tool_calls.latency import measure_latency as measure_latency
     from penchant.evaluation.tool_calls.latency import quantize_int8 as quantize_int8
+    from penchant.evaluation.tool_calls.llama_cpp import answer_with_llama_cpp as answer_with_llama_cpp
+    from penchant.evaluation.tool_calls.llama_cpp import llama_cpp_library as llama_cpp_library
     from penchant.evaluation.tool_calls.questions import ToolQuestion as ToolQuestion
     from penchant.evaluation.tool_calls.questions import evenly_spaced as evenly_spaced
     from penchant.evaluation.tool_calls.questions import read_bfcl as read_bfcl
@@ -147,6 +149,8 @@ if TYPE_CHECKING:
     from penchant.evaluation.tool_calls.suite import write_answers as write_answers
     from penchant.evaluation.win_rate import verdict_tables as verdict_tables
     from penchant.evaluation.win_rate import win_rate as win_rate
+    from penchant.models.gguf.reading import gguf_library as gguf_library
+    from penchant.models.gguf.writing import export_gguf as export_gguf
     from penchant.models.loading import adapter_base as adapter_base
     from penchant.models.loading import check_folder as check_folder
     from penchant.models.loading import context_length as context_length

@@ -12,7 +12,7 @@ from typing import Any
 
 from penchant.data.files import read_rows
 from penchant.data.messages import Message
-from penchant.errors import ConfigError, DataError, require_extra
+from penchant.errors import ConfigError, DataError
 from penchant.evaluation.tool_calls.calls import Call, DueCall, Fault, Function
 from penchant.evaluation.tool_calls.programs import DEFAULT_LIMITS, LimitError, Limits, ProgramProcess, Scenario
 from penchant.evaluation.tool_calls.questions import (
@@ -27,6 +27,8 @@ from penchant.evaluation.tool_calls.questions import (
 from penchant.evaluation.tool_calls.reading import read_due_call
 
 PACKAGE = "bfcl_eval"
+INSTALL = "python -m pip install --no-deps bfcl-eval==2026.3.23"
+"""No extra can name the package: it pins NumPy 1.26, which Penchant does not support and its programs do not need."""
 
 
 @dataclass(frozen=True)
@@ -104,12 +106,11 @@ class Registry:
         """The registry of the installed package.
 
         Raises:
-            ConfigError: it is missing, or is another version, without these tables.
+            ConfigError: it is another version, without these tables.
         """
-        with require_extra("bfcl", "multi-turn questions need bfcl-eval, which holds their functions' programs"):
+        try:
             classes = import_module(f"{package}.constants.executable_backend_config")
             prompts = import_module(f"{package}.constants.default_prompts")
-        try:
             return cls(
                 classes.CLASS_FILE_PATH_MAPPING,
                 frozenset(classes.STATELESS_CLASSES),
@@ -117,10 +118,8 @@ class Registry:
                 prompts.DEFAULT_USER_PROMPT_FOR_ADDITIONAL_FUNCTION_FC,
                 prompts.MAXIMUM_STEP_LIMIT,
             )
-        except AttributeError as error:
-            raise ConfigError(
-                f"this version of bfcl-eval is not supported: {error}", fix="python -m pip install 'penchant[bfcl]'"
-            ) from error
+        except (ImportError, AttributeError) as error:
+            raise ConfigError(f"this version of bfcl-eval is not supported: {error}", fix=INSTALL) from error
 
 
 def read_multi_turn(folder: Path, package: str = PACKAGE) -> tuple[list[MultiTurnQuestion], dict[str, str]]:
@@ -138,7 +137,7 @@ def read_multi_turn(folder: Path, package: str = PACKAGE) -> tuple[list[MultiTur
     """
     files = [entry for entry in category_files(folder) if entry[0].startswith(MULTI_TURN)]
     if find_spec(package) is None:
-        reason = "its functions are programs of bfcl-eval: python -m pip install 'penchant[bfcl]'"
+        reason = f"its functions are programs of bfcl-eval: {INSTALL}"
         return [], {category: reason for category, _, _ in files}
     questions: list[MultiTurnQuestion] = []
     left_out: dict[str, str] = {}

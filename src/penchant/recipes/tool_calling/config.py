@@ -120,6 +120,9 @@ class ToolCallingConfig(Section):
     constrained: bool = Field(
         False, description="answers in the evaluation can only be calls of the functions on offer, or none"
     )
+    llama_cpp: bool = Field(
+        False, description="also measure each path as GGUF in q8_0, with llama.cpp's own answers, time and memory"
+    )
     answer_tokens: int = Field(128, ge=1, description="tokens of an answer, at most")
     timed: int = Field(20, ge=1, description="number of questions, evenly spaced, whose answers are timed one by one")
     seed: int = Field(0, ge=0, description="seed of the split, the variants and a model trained from scratch")

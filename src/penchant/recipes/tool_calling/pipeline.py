@@ -23,7 +23,9 @@ from penchant.api import (
     ToolQuestion,
     as_text,
     file_fingerprint,
+    gguf_library,
     grammar_library,
+    llama_cpp_library,
     optional_weights_fingerprint,
     prompts_to_answer,
     read_bfcl,
@@ -233,6 +235,8 @@ def stages(config: ToolCallingConfig) -> list[Stage]:
         rows.append(Row(name, tuple(str(_model(config, tuple(steps), seed)) for seed in config.seeds)))
     evaluation_settings = {key: settings[key] for key in ("paths", "seeds", "answer_tokens", "timed", "constrained")}
     evaluation_settings |= config.data.settings
+    # Left out where it is off: evaluations that were done before the setting existed stay valid.
+    evaluation_settings |= {"llama_cpp": True} if config.llama_cpp else {}
     # Every path is compared with the first one, and the saved dict of paths does not keep their order.
     evaluation_settings["order"] = list(config.paths)
     return [
@@ -248,6 +252,9 @@ def stages(config: ToolCallingConfig) -> list[Stage]:
 
 def _check(config: ToolCallingConfig) -> None:
     """Raise the errors now that the last stage would raise."""
+    if config.llama_cpp:
+        llama_cpp_library()
+        gguf_library()
     if config.constrained:
         grammar_library()
         for question in read_bfcl(Path(config.questions))[0]:
