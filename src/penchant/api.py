@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     from penchant.data.groups import as_text as as_text
     from penchant.data.messages import as_json as as_json
     from penchant.data.messages import content_of as content_of
+    from penchant.data.messages import context_of as context_of
+    from penchant.data.messages import with_context as with_context
     from penchant.data.reading import read_groups as read_groups
     from penchant.data.review import Review as Review
     from penchant.data.splitting import split_by_prompt as split_by_prompt

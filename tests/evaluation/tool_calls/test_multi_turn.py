@@ -8,6 +8,7 @@ import os
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from signal import SIGKILL, SIGXCPU
 
 import pytest
 
@@ -229,9 +230,10 @@ def test_conversations_are_judged(folder, tmp_path):
 
 def test_limits_of_time_memory_and_files(package, tmp_path):
     scenario = Scenario({"Tally": "tiny_bfcl.programs"}, {"Tally": {}}, long=False)
-    for limits in (Limits(seconds=0.2), Limits(computing_seconds=1)):
+    for limits, signal_number in ((Limits(seconds=0.2), SIGKILL), (Limits(computing_seconds=1), SIGXCPU)):
         with ProgramProcess(scenario, limits) as programs, pytest.raises(LimitError):
             programs.execute([Call("spin", {})])
+        assert programs._process.returncode == -signal_number
     with ProgramProcess(scenario) as programs:
         [result] = programs.execute([Call("write", {"path": str(tmp_path / "x")})])
         assert "File too large" in result

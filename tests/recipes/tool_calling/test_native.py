@@ -157,6 +157,31 @@ def test_pairs_and_rewards(prepared, base, monkeypatch):
         assert score(group.prompt, [text, wrong, "Sorry."]) == [1, 0, float(not train[group.id].accepted)]
 
 
+TURNS = [("user", "Go in."), ("assistant", "open"), ("user", "It is open."), ("assistant", "go"), ("user", "Now?")]
+
+
+@pytest.mark.parametrize(("learn", "prompts"), [(None, [5]), ("last", [5]), ("all", [1, 3, 5])])
+def test_a_trajectory_gives_a_pair_for_each_step(tmp_path, base, questions, monkeypatch, learn, prompts):
+    """Where the earlier turns are learnt too; what the weaker model also does is not rejected."""
+    messages = [{"role": role, "content": content} for role, content in TURNS]
+    row = {"prompt": messages, "completion": [{"role": "assistant", "content": "stop"}]}
+    (tmp_path / "steps.jsonl").write_text(json.dumps(row))
+    config = make_config(tmp_path, base, questions, trajectories=str(tmp_path / "steps.jsonl"), data={"learn": learn})
+    tool_calling(config, only_stage="data")
+    weaker_answers = lambda config, weaker, prompts: [["open", " stop ", "wait"] for _ in prompts]  # noqa: E731
+    monkeypatch.setattr(pairs, "_weaker_answers", weaker_answers)
+    out = Path(config.output)
+    (out / "pairs").mkdir()
+    pairs.make_pairs(config, "weaker", out / "pairs")
+    groups = [group for group in read_groups(out / "pairs" / "all.jsonl").groups if group.source == "trajectories"]
+    assert [len(group.prompt) for group in groups] == prompts
+    chosen = {1: "open", 3: "go", 5: "stop"}
+    for group in groups:
+        first, *wrong = [candidate[0]["content"] for candidate in group.candidates]
+        assert first == chosen[len(group.prompt)]
+        assert wrong == [text for text in ("open", "stop", "wait") if text != first]
+
+
 def test_answers_that_differ_in_ids_and_spaces_are_equal():
     call = {"type": "function", "function": {"name": "f", "arguments": {"b": 1, "a": 2}}}
     turned = {"type": "function", "id": "x", "function": {"name": "f", "arguments": {"a": 2, "b": 1}}}

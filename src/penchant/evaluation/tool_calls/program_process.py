@@ -148,5 +148,6 @@ def _limit(seconds: int, bytes_of_memory: int) -> None:
         (resource.RLIMIT_CORE, 0),
     ):
         _, highest = resource.getrlimit(kind)
-        lowered = limit if highest == resource.RLIM_INFINITY else min(limit, highest)
-        resource.setrlimit(kind, (lowered, lowered))
+        # Between the two limits of computing the process gets a signal that tells this limit from the clock's.
+        hard = limit + 1 if highest == resource.RLIM_INFINITY else min(limit + 1, highest)
+        resource.setrlimit(kind, (min(limit, hard), hard))

@@ -133,7 +133,7 @@ def require_readable_calls(tokenizer: PreTrainedTokenizerBase, rendering: Render
 NO_CALL_IS_DUE = "None of the functions serves."
 
 
-def write_native(calls: Sequence[Call]) -> Text:
+def write_native(calls: Sequence[Call]) -> tuple[Message]:
     """Calls as the message that a chat template writes in the model's own form; a sentence for no call."""
     if not calls:
         return (Message(role="assistant", content=NO_CALL_IS_DUE),)

@@ -19,9 +19,11 @@ from penchant.api import (
     Text,
     ToolQuestion,
     content_of,
+    context_of,
     read_bfcl,
     read_groups,
     style_leak,
+    with_context,
     write_anew,
 )
 from penchant.recipes.headline import read_verdicts
@@ -183,6 +185,8 @@ def make_pairs(config: ToolCallingConfig, weaker: str, folder: Path) -> StageRes
     # The supervised variants would give few wrong answers, since the weaker model may have been trained on them.
     groups = _groups(config, weaker, fresh_questions(config, data, PAIRED), kinds)
     steps = [g for g in read_groups(data / "supervised_train.jsonl").groups if g.source == "trajectories"]
+    if config.data.learn == "all":
+        steps = [step for trajectory in steps for step in split_into_steps(trajectory)]
     groups += _steps(config, weaker, steps, kinds)
     held_out = _groups(config, weaker, validation, Counter())
     if not groups or not held_out:
@@ -242,6 +246,24 @@ def _steps(
         if wrong:
             groups.append(replace(step, candidates=(*step.candidates, *wrong.values()), preferred=0))
     return groups
+
+
+def split_into_steps(trajectory: PreferenceGroup) -> list[PreferenceGroup]:
+    """A group for every message of the assistant in a conversation, with the messages before it as the prompt."""
+    if isinstance(trajectory.prompt, str):
+        return [trajectory]
+    messages, context = trajectory.prompt, context_of(trajectory.prompt)
+    earlier_steps = [
+        replace(
+            trajectory,
+            prompt=with_context(messages[:number], context),
+            candidates=((message,),),
+            id=f"{trajectory.id}-{number}",
+        )
+        for number, message in enumerate(messages)
+        if message["role"] == "assistant" and number and messages[number - 1]["role"] != "assistant"
+    ]
+    return [*earlier_steps, trajectory]
 
 
 def answer_key(candidate: Text) -> str:
