@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import math
 import re
@@ -9,6 +10,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -62,7 +64,12 @@ def names(folder: str) -> list[str]:
     return sorted(str(file.relative_to(EXAMPLES)) for file in (EXAMPLES / folder).glob("*.yaml"))
 
 
-@pytest.mark.parametrize("name", [*names("."), *names("methods"), *names("protocols")])
+def of_runs(names: list[str]) -> list[str]:
+    """Those that describe a run or a comparison; recipes' are tested with the recipes."""
+    return [name for name in names if re.search("^(objective|methods):", (EXAMPLES / name).read_text(), re.MULTILINE)]
+
+
+@pytest.mark.parametrize("name", [*names("."), *names("methods"), *names("protocols"), *of_runs(names("real"))])
 def test_example_runs(name, tmp_path, tiny_model, scored_pairs, reward_model):
     """Each on a tiny model, shortened, with everything else as it stands in the file."""
     text = (EXAMPLES / name).read_text(encoding="utf-8")
@@ -83,9 +90,15 @@ def _local(text: str, folder: Path, model: Path, reward: Path) -> str:
     """The example with its hub ids, and the functions it imagines, in place."""
     function = folder / "my_reward.py"
     function.write_text("def score(prompt, responses):\n    return [float(len(text) % 7) for text in responses]\n")
-    for name in ("runs/bradley_terry", "runs/ddo-rm/reward", "siebert/sentiment-roberta-large-english, label: 1"):
+    for name in (
+        "runs/bradley_terry",
+        "runs/ddo-rm/reward",
+        "runs/real/ddo_rm/reward",
+        "siebert/sentiment-roberta-large-english, label: 1",
+    ):
         text = text.replace(name, str(reward))
-    text = text.replace("my_reward.py", str(function))
+    text = text.replace("my_reward.py", str(function)).replace("as_chat: true", "as_chat: false")
+    text = re.sub(r"\bruns/real/references/\w+|\breal/smollm2", str(model), text)
     return re.sub(r"(?<=[\[ ])[A-Za-z-]+/(Qwen|Llama|Mistral)[\w.-]+", str(model), text)
 
 
@@ -104,7 +117,7 @@ def _compare(file: Path, folder: Path, model: Path, data: Path) -> None:
         "measure.max_new_tokens=5",
     ]
     comparison = compare(load_bench(file, overrides), str(file))
-    assert len(comparison.cells) > 3
+    assert len(comparison.cells) >= 3
     assert [cell.failed for cell in comparison.cells] == [None] * len(comparison.cells)
     assert all(math.isfinite(cell.metrics[comparison.primary]) for cell in comparison.cells if cell.method != "start")
 
@@ -120,3 +133,56 @@ def test_happy_stories(shared_data, tmp_path):
         float(line.split("reward ")[1].split()[0]) for line in process.stdout.splitlines() if "reward" in line
     )
     assert end_reward > start_reward
+
+
+def script(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location("example", EXAMPLES / name)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_choices_become_preference_groups(tmp_path):
+    """The right option is preferred, options are the assistant's messages, and `--limit` draws by the seed."""
+    from penchant.data.reading import read_groups
+
+    rows = [{"prompt": f"Is {i} even?", "options": ["no", "yes"], "answer": 1 - i % 2} for i in range(8)]
+    source, output = tmp_path / "test.jsonl", tmp_path / "new" / "groups.jsonl"
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    script("real/choices.py").main([f"choices={source}", str(output), "--limit", "5"])
+    groups = read_groups(output).groups
+    assert len(groups) == 5
+    for group in groups:
+        [message] = group.prompt
+        number = int(message["content"].split()[1])
+        assert group.preferred == 1 - number % 2
+        assert [candidate[0]["content"] for candidate in group.candidates] == ["no", "yes"]
+    prompts = [group.prompt for group in groups]
+    script("real/choices.py").main([f"choices={source}", str(tmp_path / "other.jsonl"), "--limit", "5", "--seed", "1"])
+    assert [group.prompt for group in read_groups(tmp_path / "other.jsonl").groups] != prompts
+
+
+@pytest.mark.slow
+def test_references_of_six_architectures(tmp_path, monkeypatch):
+    """Reference k learns from its own file, the last from all, with three tokenizers; a second start keeps them."""
+    from penchant.models.loading import load_model, load_tokenizer
+
+    references = script("real/references.py")
+    letters = ("a", "b")
+    for letter in letters:
+        lines = [json.dumps({"id": letter * 30, "text": f"{letter * 4} {i} " * 8}) for i in range(20)]
+        (tmp_path / f"{letter}.jsonl").write_text("\n".join(lines))
+    monkeypatch.setattr(references, "VOCABULARIES", (280, 281, 282))
+    arguments = [*(str(tmp_path / f"{letter}.jsonl") for letter in letters), "--output", str(tmp_path / "out")]
+    references.main([*arguments, "--steps", "1"])
+    assert {(tmp_path / "out" / name / "config.json").is_file() for name in references.ARCHITECTURES} == {True}
+    models = [load_model(str(tmp_path / "out" / name)) for name in references.ARCHITECTURES]
+    assert len({type(model) for model in models}) == 6
+    sizes = [len(load_tokenizer(str(tmp_path / "out" / name))) for name in list(references.ARCHITECTURES)[:3]]
+    assert len(set(sizes)) == 3
+    texts = [(tmp_path / "out" / "start" / f"{name}.jsonl").read_text() for name in references.ARCHITECTURES]
+    assert [("aaaa" in text, "bbbb" in text) for text in texts[:2]] == [(True, False), (False, True)]
+    assert [letter * 4 in texts[-1] for letter in letters] == [True, True]
+    time_written = (tmp_path / "out" / "llama" / "model.safetensors").stat().st_mtime_ns
+    references.main([*arguments, "--steps", "1"])
+    assert (tmp_path / "out" / "llama" / "model.safetensors").stat().st_mtime_ns == time_written

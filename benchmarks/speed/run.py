@@ -204,17 +204,21 @@ def run_side(script: str, python: str, task: Task) -> dict[str, Any]:
 
 
 def compare(
-    workload: Workload, names: Sequence[str], options: argparse.Namespace, folder: Path, left_out: list[Failure]
+    workload: Workload,
+    names: Sequence[str],
+    options: argparse.Namespace,
+    folder: Path,
+    steps: Sequence[Sequence[Group]],
+    left_out: list[Failure],
 ) -> Result:
     """Run every side in turn, check that they do the same work, and put what they took side by side.
 
     Args:
+        folder: has the workload's data and model in `data`.
+        steps: groups of every step.
         left_out: takes the failures of peers.
     """
     names = with_ours(names)
-    total = options.warmup + options.steps
-    shutil.rmtree(folder, ignore_errors=True)
-    steps = build(workload, folder / "data", total, options.seed, models=options.work / "models")
     tolerance = TOLERANCE[workload.device, workload.dtype]
 
     def task(name: str, work: str) -> Task:
@@ -326,8 +330,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 2
         sides = [side for side, reason in reasons.items() if reason is None]
         left_out: list[Failure] = []
+        folder, total = options.work / name, options.warmup + options.steps
+        shutil.rmtree(folder, ignore_errors=True)
+        steps = build(workload, folder / "data", total, options.seed, models=options.work / "models")
         try:
-            results.append(compare(workload, sides, options, options.work / name, left_out))
+            results.append(compare(workload, sides, options, folder, steps, left_out))
         except (Disagreement, Failure) as error:
             print(f"{name}: {error}", file=sys.stderr)
             failed = True

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 SPEED = Path(__file__).resolve().parents[2] / "benchmarks" / "speed"
-MODULES = ("bound", "measuring", "report", "run", "workloads")
+MODULES = ("bound", "measuring", "real_pairs", "report", "revisions", "run", "turn_side", "workloads")
 FEW = ["--steps", "2", "--warmup", "1", "--alternations", "1"]
 TINY = ["--tiny", "--here", "penchant", "--threads", "1", "--rate", "1e-3", *FEW]
 
@@ -204,3 +204,40 @@ def test_steps_have_equal_numbers_of_pairs_and_mixed_group_sizes(speed: dict[str
     sizes = {len(responses) - 1 for step in steps for _, responses in step}
     assert len(sizes) > 4
     assert sizes <= set(range(7, 16))
+
+
+def test_a_real_models_workload(
+    speed: dict[str, ModuleType], tmp_path: Path, tiny_model: Path, tiny_pairs: Path
+) -> None:
+    """Steps hold the tokens of the file's first rows, and the shape is that of the model's weights."""
+    from penchant.models.loading import load_model, load_tokenizer
+
+    rows = [json.loads(line) for line in tiny_pairs.read_text().splitlines()]
+    steps = speed["real_pairs"].write_pairs(tiny_pairs, tiny_model, tmp_path / "data", steps=2, batch=3)
+    assert [len(step) for step in steps] == [3, 3]
+    tokenizer = load_tokenizer(str(tiny_model))
+    prompt, responses = steps[1][2]
+    assert tokenizer.decode(prompt, skip_special_tokens=True).split() == rows[5]["prompt"].split()
+    texts = [tokenizer.decode(ids, skip_special_tokens=True).split() for ids in responses]
+    assert texts == [rows[5][name].split() for name in ("chosen", "rejected")]
+    lines = [json.loads(line) for line in (tmp_path / "data" / "pairs.jsonl").read_text().splitlines()]
+    assert lines == [{name: row[name] for name in ("prompt", "chosen", "rejected")} for row in rows[:6]]
+    shape = speed["real_pairs"].real_workload("tiny", tiny_model, batch=3, parts=1).shape
+    weights = sum(p.numel() for p in load_model(str(tiny_model)).parameters() if p.dim() == 2)
+    embedding = shape.hidden * shape.vocabulary * (1 if shape.tied else 2)
+    assert shape.backbone_weights + embedding == weights
+
+
+@pytest.mark.slow
+def test_a_checkout_beside_itself(
+    speed: dict[str, ModuleType], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two processes take every step in turn, with the same losses."""
+    small = ["pairs", "--tiny", "--steps", "2", "--warmup", "1", "--threads", "1", "--work", str(tmp_path / "work")]
+    speed["revisions"].main([str(SPEED.parents[1]), *small])
+    line = capsys.readouterr().out
+    assert line.startswith("pairs")
+    assert "2 steps, losses within 0e+00" in line
+    with pytest.raises(SystemExit):
+        speed["revisions"].main([str(tmp_path), *small])
+    assert "is no checkout of Penchant" in capsys.readouterr().err
