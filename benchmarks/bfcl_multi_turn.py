@@ -134,10 +134,12 @@ def main() -> int:
     # Behind all others: the process of a question's programs imports only what this environment lacks from it.
     sys.path.append(str(site))
     data = site / "bfcl_eval" / "data"
-    everything, _ = read_multi_turn(data)
-    categories = list(dict.fromkeys(question.category for question in everything))
+    all_questions, _ = read_multi_turn(data)
+    categories = list(dict.fromkeys(question.category for question in all_questions))
     questions = [
-        question for name in categories for question in [q for q in everything if q.category == name][: options.limit]
+        question
+        for name in categories
+        for question in [q for q in all_questions if q.category == name][: options.limit]
     ]
     rows, answers = ({}, {})
     for name in categories:

@@ -158,10 +158,10 @@ def _report_view(report: ToolReport, latencies: Mapping[str, LatencyReport]) -> 
 
 def _latency_lines(latency: LatencyReport) -> tuple[str, str]:
     middle, late = latency.seconds
-    weights, peak, above = (n / 2**20 for n in (latency.weight_bytes, latency.peak_bytes, latency.above_bytes))
+    weights, peak, extra = (n / 2**20 for n in (latency.weight_bytes, latency.peak_bytes, latency.above_bytes))
     return (
         f"an answer alone: {middle:.2f} s (95th percentile {late:.2f} s), {latency.tokens_per_second:.0f} tokens/s",
-        f"weights {weights:.0f} MiB, peak memory {peak:.0f} MiB, {above:.0f} MiB above the process without the model",
+        f"weights {weights:.0f} MiB, peak memory {peak:.0f} MiB, {extra:.0f} MiB above the process without it",
     )
 
 

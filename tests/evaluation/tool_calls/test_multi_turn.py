@@ -105,11 +105,11 @@ def folder(tmp_path, package) -> Path:
     held_back = row | {"id": "miss_0", "question": [user("Double 4."), []], "missed_function": {"1": ["double"]}}
     write_lines(folder / "BFCL_v4_multi_turn_base.json", [row])
     write_lines(folder / "BFCL_v4_multi_turn_miss_func.json", [held_back])
-    due = {"base_0": [["add(2)"], ["double(number=4)"]], "miss_0": [[], ["double(number=4)"]]}
+    ground_truths = {"base_0": [["add(2)"], ["double(number=4)"]], "miss_0": [[], ["double(number=4)"]]}
     for name, category in (("base_0", "base"), ("miss_0", "miss_func")):
         write_lines(
             folder / "possible_answer" / f"BFCL_v4_multi_turn_{category}.json",
-            [{"id": name, "ground_truth": due[name]}],
+            [{"id": name, "ground_truth": ground_truths[name]}],
         )
     write_lines(folder / "multi_turn_func_doc" / "tally.json", [document("add", by="integer"), document("look")])
     write_lines(folder / "multi_turn_func_doc" / "doubler.json", [document("double", number="integer")])
@@ -131,7 +131,7 @@ def test_questions(folder):
 
 
 def test_long_context_fills_the_programs(folder, package):
-    assert TurnChecker(TALLY, long=True)._called.objects["Tally"].note == "x" * 9
+    assert TurnChecker(TALLY, long=True)._model_programs.objects["Tally"].note == "x" * 9
     for part in (folder, folder / "possible_answer"):
         (part / "BFCL_v4_multi_turn_base.json").rename(part / "BFCL_v4_multi_turn_long_context.json")
     [question] = [q for q in read_multi_turn(folder, PACKAGE)[0] if q.category == "multi_turn_long_context"]
@@ -174,7 +174,7 @@ ADD = ("add", (), {"by": 2})
 
 
 @pytest.mark.parametrize(
-    ("called", "due", "fault"),
+    ("model_calls", "due_calls", "fault"),
     [
         ([ADD], [("add", (2,), {})], None),
         ([ADD, ("look", (), {})], [ADD], None),
@@ -188,16 +188,16 @@ ADD = ("add", (), {"by": 2})
         ([], [], None),
     ],
 )  # fmt: skip
-def test_verdicts_of_a_turn(package, called, due, fault):
+def test_verdicts_of_a_turn(package, model_calls, due_calls, fault):
     """`add` returns the same result as `look` after it; the number of private calls does not count."""
     checker = TurnChecker(TALLY, long=False)
-    checker.execute(called)
-    if due == [ADD, ("look", (), {})]:
+    checker.execute(model_calls)
+    if due_calls == [ADD, ("look", (), {})]:
         # One result stands for one of two equal ones.
-        assert checker.end_turn(due) == "RESULTS"
+        assert checker.end_turn(due_calls) == "RESULTS"
         checker = TurnChecker(TALLY, long=False)
         checker.execute([ADD, ("look", (), {})])
-    assert checker.end_turn(due) == fault
+    assert checker.end_turn(due_calls) == fault
 
 
 def test_results_of_earlier_turns_count(package):

@@ -82,7 +82,7 @@ def make_config(folder, base, questions, **changes):
 
 
 @pytest.fixture
-def prepared(tmp_path, base, questions):
+def config(tmp_path, base, questions):
     """The configuration after stage data."""
     config = make_config(tmp_path, base, questions)
     tool_calling(config, only_stage="data")
@@ -109,8 +109,8 @@ def test_templates_whose_calls_cannot_be_read(base):
         require_readable_calls(tokenizer)
 
 
-def test_training_rows_are_in_the_templates_form(prepared, base):
-    out, tokenizer = Path(prepared.output), load_tokenizer(str(base))
+def test_training_rows_are_in_the_templates_form(config, base):
+    out, tokenizer = Path(config.output), load_tokenizer(str(base))
     questions = {question.id: question for question in read_bfcl(out / "data" / "train")[0]}
     renderer, judged = ChatRenderer(tokenizer), 0
     for group in read_groups(out / "data" / "supervised_train.jsonl").groups:
@@ -127,16 +127,16 @@ def test_training_rows_are_in_the_templates_form(prepared, base):
     assert judged == len(questions) > 10
 
 
-def test_pairs_and_rewards(prepared, base, monkeypatch):
+def test_pairs_and_rewards(config, base, monkeypatch):
     """A weaker model's calls are written as calls, its words as words; what is right is not rejected."""
-    out, tokenizer = Path(prepared.output), load_tokenizer(str(base))
+    out, tokenizer = Path(config.output), load_tokenizer(str(base))
     train = {question.id: question for question in read_bfcl(out / "data" / "train")[0]}
     wrong = 'So: <tool_call>{"name": "other", "arguments": {}}</tool_call>'
     monkeypatch.setattr(
         pairs, "_weaker_answers", lambda config, weaker, prompts: [[wrong, " Sorry. "] for _ in prompts]
     )
     (out / "pairs").mkdir()
-    result = pairs.make_pairs(prepared, "weaker", out / "pairs")
+    result = pairs.make_pairs(config, "weaker", out / "pairs")
     groups = read_groups(out / "pairs" / "all.jsonl").groups
     renderer = ChatRenderer(tokenizer)
     for group in groups:
@@ -149,7 +149,7 @@ def test_pairs_and_rewards(prepared, base, monkeypatch):
         assert ("Sorry." in answers) == bool(question.accepted)
     assert result["rejected"][pairs.WEAKER_ANSWER] == sum(1 + bool(train[group.id].accepted) for group in groups)
     (out / "reward").mkdir()
-    prepare_reward(prepared, out / "reward")
+    prepare_reward(config, out / "reward")
     assert '"native")' in (out / "reward" / "reward.py").read_text()
     score = reward_of(out / "reward" / "questions", "native")
     for group in read_groups(out / "reward" / "train.jsonl").groups:
@@ -184,9 +184,9 @@ def test_a_trajectory_gives_a_pair_for_each_step(tmp_path, base, questions, monk
 
 def test_answers_that_differ_in_ids_and_spaces_are_equal():
     call = {"type": "function", "function": {"name": "f", "arguments": {"b": 1, "a": 2}}}
-    turned = {"type": "function", "id": "x", "function": {"name": "f", "arguments": {"a": 2, "b": 1}}}
+    reordered = {"type": "function", "id": "x", "function": {"name": "f", "arguments": {"a": 2, "b": 1}}}
     keys = {pairs.answer_key(({"role": "assistant", "content": text, "tool_calls": [one]},))
-            for text, one in (("", call), (" ", turned))}  # fmt: skip
+            for text, one in (("", call), (" ", reordered))}  # fmt: skip
     assert len(keys) == 1
     assert pairs.answer_key(({"role": "assistant", "content": "f"},)) not in keys
     assert pairs.answer_key(" f ") == pairs.answer_key("f")

@@ -58,13 +58,15 @@ class LeaderboardScore:
             categories: whether each answer is right, by category.
         """
         weights = {name: part * share for part, shares in PARTS.values() for name, share in shares.items()}
-        measured = [name for name in weights if categories.get(name)]
-        if not measured:
+        measured_names = [name for name in weights if categories.get(name)]
+        if not measured_names:
             return None
-        right = {name: sum(categories[name]) / len(categories[name]) for name in measured}
+        right = {name: sum(categories[name]) / len(categories[name]) for name in measured_names}
         return cls(
-            weighted_mean([categories[name] for name in measured], [weights[name] for name in measured], total=1.0),
-            sum(weights[name] for name in measured),
+            weighted_mean(
+                [categories[name] for name in measured_names], [weights[name] for name in measured_names], total=1.0
+            ),
+            sum(weights[name] for name in measured_names),
             {
                 part: sum(share * right.get(name, 0.0) for name, share in shares.items())
                 for part, (_, shares) in PARTS.items()

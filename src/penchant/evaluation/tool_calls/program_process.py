@@ -46,7 +46,7 @@ class Programs:
                 program._load_scenario(deepcopy(first_state), long_context=long)
             self.objects[name] = program
             methods = inspect.getmembers(program, predicate=inspect.ismethod)
-            self._methods |= {method: bound for method, bound in methods if not method.startswith("_")}
+            self._methods |= {method: function for method, function in methods if not method.startswith("_")}
 
     def execute(self, invocations: Sequence[Invocation]) -> list[str]:
         """The results of the calls in their order, as texts; an error is the result of the call that raised it."""
@@ -81,13 +81,13 @@ class TurnChecker:
     """
 
     def __init__(self, programs: Sequence[Program], *, long: bool) -> None:
-        self._called, self._due = (Programs(programs, long=long) for _ in range(2))
+        self._model_programs, self._due_programs = (Programs(programs, long=long) for _ in range(2))
         self._results: list[str] = []
         self._has_called = False
 
     def execute(self, invocations: Sequence[Invocation]) -> list[str]:
         """The results of a model's calls."""
-        results = self._called.execute(invocations)
+        results = self._model_programs.execute(invocations)
         self._results += results
         self._has_called |= bool(invocations)
         return results
@@ -98,13 +98,16 @@ class TurnChecker:
         Args:
             due_calls: the calls that are due in the turn.
         """
-        expected = self._due.execute(due_calls)
+        expected = self._due_programs.execute(due_calls)
         has_called, self._has_called = self._has_called, False
         if not due_calls:
             return None
         if not has_called:
             return NO_CALL
-        if any(not _same_state(self._called.objects[name], program) for name, program in self._due.objects.items()):
+        if any(
+            not _same_state(self._model_programs.objects[name], program)
+            for name, program in self._due_programs.objects.items()
+        ):
             return OTHER_STATE
         return OTHER_RESULTS if Counter(expected) - Counter(self._results) else None
 
