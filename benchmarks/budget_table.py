@@ -30,14 +30,17 @@ import torch  # noqa: E402
 from transformers import PretrainedConfig, Qwen2Config  # noqa: E402
 from workloads import LLAMA, llama_config  # noqa: E402
 
-from penchant.config.run import RunConfig, parse_config  # noqa: E402
+from penchant.config.run import (  # noqa: E402
+    RunConfig,
+    parse_config,
+    with_training,
+)
 from penchant.data.groups import PreferenceGroup  # noqa: E402
 from penchant.data.tokenized import TokenizedGroup  # noqa: E402
-from penchant.planning.budget import CARD_SHARE  # noqa: E402
 from penchant.planning.memory import Memory  # noqa: E402
 from penchant.planning.model import ModelSpec  # noqa: E402
 from penchant.planning.plan import Planner  # noqa: E402
-from penchant.training.automatic import with_training  # noqa: E402
+from penchant.planning.work import CARD_SHARE  # noqa: E402
 from penchant.training.inputs import Inputs  # noqa: E402
 
 CARDS_GB = (24, 80, 139)
@@ -86,9 +89,9 @@ class CountingPlanner(Planner):
 
     plans = 0
 
-    def memory(self, config: RunConfig, roughly: bool = False) -> Memory:
+    def memory(self, config: RunConfig, approximate: bool = False) -> Memory:
         self.plans += 1
-        return super().memory(config, roughly)
+        return super().memory(config, approximate)
 
 
 def planner(run: str, card_gb: int) -> CountingPlanner:
@@ -115,8 +118,8 @@ def main() -> None:
             seconds, plans = time.perf_counter() - start, plan.plans
             peak = plan.memory(with_training(plan.config, token_budget=budget)).peak / 2**30
             step = max(plan.workload(with_training(plan.config, token_budget=10**9)).step_tokens)
-            fits = "" if plan.shortage is None else "  not even the longest group fits"
-            assert plan.shortage is not None or peak <= CARD_SHARE * card_gb
+            fits = "" if plan.budget_warning is None else "  not even the longest group fits"
+            assert plan.budget_warning is not None or peak <= CARD_SHARE * card_gb
             numbers = f"{budget:9,}{step:9,}{peak:9.1f}{peak / card_gb:7.0%}{plans:9}{seconds:9.1f}"
             print(f"{run:24}{card_gb:>4} GB{numbers}{fits}", flush=True)
 

@@ -41,7 +41,7 @@ from penchant.data.trees import TreeBatch, pack, with_prompts_first  # noqa: E40
 from penchant.engine import attention  # noqa: E402
 from penchant.engine.kernels.layer_fusion import fuse_layers  # noqa: E402
 from penchant.engine.scoring import precision  # noqa: E402
-from penchant.engine.tree import TreeScorer, arranged  # noqa: E402
+from penchant.engine.tree import TreeScorer, reorder_for_attention  # noqa: E402
 from penchant.engine.tree_plan import TreePlan  # noqa: E402
 from penchant.training.loop import Interrupted, Loop  # noqa: E402
 
@@ -123,14 +123,14 @@ def attention_rows(device: torch.device, calls: list[None]) -> Iterator[Row]:
         inputs = [x.to(device).requires_grad_() for x in tensors]
         laid_out = batch if arrange is None else arrange(batch)
         # Of the tokens of the row as it lies, those of the row group after group, and back.
-        order, restored = (
+        order, inverse_order = (
             torch.arange(n) if laid_out.prompts_first is None else getattr(laid_out.prompts_first, index)
-            for index in ("order", "restored")
+            for index in ("order", "inverse_order")
         )
         calls_before, plan = len(calls), TreePlan(laid_out.to(device))
         row = [x.index_select(2, order.to(device)) for x in inputs]
         out, _ = attention.tree_attention(torch.nn.Module(), *row, None, tree=plan, sliding_window=window)
-        out = out.transpose(1, 2).index_select(2, restored.to(device))
+        out = out.transpose(1, 2).index_select(2, inverse_order.to(device))
         out.backward(upstream.to(device))
         differences = [apart(out, expected)]
         differences += [
@@ -159,7 +159,7 @@ def model_rows(device: torch.device, calls: list[None], families: Collection[str
     def scored(model: Any, where: torch.device, dtype: torch.dtype, run: str) -> tuple[Tensor, Tensor]:
         model = copy.deepcopy(model).to(where, dtype)
         with precision(where, run):
-            log_probs = TreeScorer(model)(arranged(batch, model).to(where))
+            log_probs = TreeScorer(model)(reorder_for_attention(batch, model).to(where))
         (log_probs * weights.to(where)).sum().backward()
         return log_probs, torch.cat([p.grad.flatten().double() for p in model.parameters() if p.grad is not None])
 

@@ -32,8 +32,8 @@ from penchant.data.groups import PreferenceGroup  # noqa: E402
 from penchant.data.tokenized import TokenizedGroup  # noqa: E402
 from penchant.data.trees import pack, with_prompts_first  # noqa: E402
 from penchant.engine.kernels import layer_fusion, shared_prompts  # noqa: E402
+from penchant.engine.kernels.compiled import compile_layers  # noqa: E402
 from penchant.engine.tree import TreeScorer, use_tree  # noqa: E402
-from penchant.engine.whole_layers import compile_layers  # noqa: E402
 
 SHAPE = Shape(hidden=112, layers=24, heads=14, kv_heads=2, intermediate=128, vocabulary=4096, biased=True)
 GROUPS, PROMPT, RESPONSE = 4, 6, 4
@@ -90,7 +90,7 @@ def main() -> int:
     torch.manual_seed(0)
     torch.set_num_threads(1)
     model = LlamaForCausalLM(llama_config(SHAPE))
-    kernel = shared_prompts._WrittenOut
+    kernel = shared_prompts._EagerAttention
     with mock.patch.multiple(kernel, forward=staticmethod(copied), backward=staticmethod(copied_back)):
         sides = {"ours": ours(copy.deepcopy(model)), "transformers": theirs(model)}
         milliseconds = dict.fromkeys(sides, float("inf"))

@@ -54,8 +54,8 @@ from penchant.engine import sampling as sampling_module  # noqa: E402
 from penchant.engine import tree as tree_module  # noqa: E402
 from penchant.engine.distributed import World  # noqa: E402
 from penchant.engine.kernels import compiled, layer_fusion, linear_log_probs, output_layer  # noqa: E402
+from penchant.engine.kernels.compiled import compile_layers  # noqa: E402
 from penchant.engine.memory import replace_tensors  # noqa: E402
-from penchant.engine.whole_layers import compile_layers  # noqa: E402
 from penchant.planning.model import ModelSpec, blank_model, shallow  # noqa: E402
 from penchant.training import backward as backward_module  # noqa: E402
 from penchant.training import loop as loop_module  # noqa: E402

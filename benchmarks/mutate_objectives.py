@@ -33,12 +33,7 @@ OPTIONS = {"sum": "mean", "mean": "sum", "groups": "pairs", "pairs": "groups"}
 
 TESTED_BY = {
     "decisions": "ddo_rm",
-    "draws": "beta_dpo",
-    "moments": "beta_dpo",
-    "reference_bandits": "multi_reference",
-    "reference_mixtures": "multi_reference",
-    "reference_weights": "multi_reference",
-    "reward_scales": "ddo_rm",
+    "references": "multi_reference",
     "sft": "pairs",
     "weighted_sum": "pairs",
 }

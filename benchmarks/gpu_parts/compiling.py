@@ -93,7 +93,7 @@ def as_on_a_card() -> Iterator[None]:
 
     with (
         mock.patch.object(layer_fusion, "_fuse_modules"),
-        mock.patch.object(tree, "arranged", lambda batch, model: with_prompts_first(batch)),
+        mock.patch.object(tree, "reorder_for_attention", lambda batch, model: with_prompts_first(batch)),
     ):
         yield
 

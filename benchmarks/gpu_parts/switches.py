@@ -96,7 +96,7 @@ def gathered_attention() -> AbstractContextManager[Any]:
 
     stack = ExitStack()
     for module in (tree, tree_check, reward_scorers):
-        stack.enter_context(mock.patch.object(module, "arranged", lambda batch, model: batch))
+        stack.enter_context(mock.patch.object(module, "reorder_for_attention", lambda batch, model: batch))
     return stack
 
 

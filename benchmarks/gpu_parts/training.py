@@ -120,7 +120,7 @@ def run(setting: Setting, workload: Workload, task: Task, *further_steps: Any) -
 
 def is_compiled(scorer: torch.nn.Module) -> bool:
     """Whether a scorer's layers run compiled; a run goes on without where they cannot."""
-    from penchant.engine.whole_layers import decoder_layers
+    from penchant.engine.kernels.compiled import decoder_layers
 
     return all(layer._compiled_call_impl is not None for layer in decoder_layers(scorer))
 

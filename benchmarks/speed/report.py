@@ -20,8 +20,8 @@ class Spread:
     """Of one number over the alternations."""
 
     median: float
-    least: float
-    most: float
+    lowest: float
+    highest: float
 
     @classmethod
     def from_values(cls, values: Sequence[float]) -> Spread:
@@ -206,7 +206,7 @@ def _table(result: Result) -> str:
 
 
 def _spread_text(summary: Spread, form: str) -> str:
-    return f"{summary.median:{form}} [{summary.least:{form}}, {summary.most:{form}}]"
+    return f"{summary.median:{form}} [{summary.lowest:{form}}, {summary.highest:{form}}]"
 
 
 def write(results: Sequence[Result], folder: Path, name: str, date: str) -> None:
@@ -233,7 +233,7 @@ def _draw(results: Sequence[Result], file: Path) -> None:
         names = [side.side for side in result.sides]
         colours = ["#2b6cb0" if name.startswith("penchant") else "#a0aec0" for name in names]
         rates = [Spread.from_values(side.rates("seconds")) for side in result.sides]
-        errors = [[r.median - r.least for r in rates], [r.most - r.median for r in rates]]
+        errors = [[r.median - r.lowest for r in rates], [r.highest - r.median for r in rates]]
         speed.barh(names, [r.median for r in rates], xerr=errors, color=colours, ecolor="#1a202c", capsize=2)
         bounded_side = next(side for side in result.sides if not side.own_order)
         speed.axvline(result.bound_rate(bounded_side), color="#1a202c", linestyle=":", linewidth=1)

@@ -12,9 +12,6 @@ from penchant import lazy_modules
 
 if TYPE_CHECKING:
     from penchant.config.objective import build_objective as build_objective
-    from penchant.config.reading import ReadingConfig as ReadingConfig
-    from penchant.config.reward import JudgeConfig as JudgeConfig
-    from penchant.config.reward import RewardConfig as RewardConfig
     from penchant.config.run import RunConfig as RunConfig
     from penchant.config.run import parse_config as parse_config
     from penchant.config.run_sections import CheckpointConfig as CheckpointConfig
@@ -24,6 +21,9 @@ if TYPE_CHECKING:
     from penchant.config.run_sections import TrainingConfig as TrainingConfig
     from penchant.config.section import Section as Section
     from penchant.config.section import validated as validated
+    from penchant.config.shared_sections import JudgeConfig as JudgeConfig
+    from penchant.config.shared_sections import ReadingConfig as ReadingConfig
+    from penchant.config.shared_sections import RewardConfig as RewardConfig
     from penchant.data.fields import ReadLog as ReadLog
     from penchant.data.fields import Row as Row
     from penchant.data.files import ending_of as ending_of
@@ -41,10 +41,10 @@ if TYPE_CHECKING:
     from penchant.data.messages import content_of as content_of
     from penchant.data.messages import context_of as context_of
     from penchant.data.messages import with_context as with_context
+    from penchant.data.reading import add_template_columns as add_template_columns
     from penchant.data.reading import read_groups as read_groups
     from penchant.data.review import Review as Review
     from penchant.data.splitting import split_by_prompt as split_by_prompt
-    from penchant.data.template_columns import add_template_columns as add_template_columns
     from penchant.data.tokenization import tokenize_groups as tokenize_groups
     from penchant.data.tokenization import tokenize_prompts as tokenize_prompts
     from penchant.data.tokenized import Ids as Ids

@@ -280,11 +280,16 @@ def test_each_switch_changes_what_a_card_would_run(suite: ModuleType, monkeypatc
     on_card = SimpleNamespace(device=card, config=LlamaConfig())
     half = torch.bfloat16
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
-    as_it_is = tree.arranged, linear_log_probs.block_rule(card, half), model.compile_scorer, loop.working_weights
+    as_it_is = (
+        tree.reorder_for_attention,
+        linear_log_probs.block_rule(card, half),
+        model.compile_scorer,
+        loop.working_weights,
+    )
     copy_together, compile_scorer = trees.copy_together, model.compile_scorer
-    assert tree.arranged(batch, on_card).prompts_first is not None
+    assert tree.reorder_for_attention(batch, on_card).prompts_first is not None
     with switches["G3: gathered attention"]():
-        assert tree.arranged(batch, on_card).prompts_first is None
+        assert tree.reorder_for_attention(batch, on_card).prompts_first is None
     with switches["G1: small blocks of logits"]():
         assert linear_log_probs.block_rule(card, half).block_elements == 2**25 < as_it_is[1].block_elements
     with switches["G5: eager layers"]():
@@ -302,7 +307,7 @@ def test_each_switch_changes_what_a_card_would_run(suite: ModuleType, monkeypatc
         (copy,) = trees.copy_together([torch.ones(3)], torch.device("cpu"))
         assert copy.tolist() == [1, 1, 1]
     assert as_it_is == (
-        tree.arranged,
+        tree.reorder_for_attention,
         linear_log_probs.block_rule(card, half),
         model.compile_scorer,
         loop.working_weights,

@@ -17,7 +17,7 @@ OTHERS = ("data check", "merge", "residual", "export", "push")
 
 @pytest.fixture(autouse=True)
 def _choose_anew(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(device.CHOICE, "auto")
+    monkeypatch.setenv(device.DEVICE_VARIABLE, "auto")
 
 
 def flags_of(verb: str) -> dict[str, str]:
@@ -62,6 +62,6 @@ def test_the_flag_goes_before_the_file(write_config, capsys):
 
 
 def test_it_is_the_device_of_the_verb(tiny_model, tiny_pairs, monkeypatch):
-    monkeypatch.setenv(device.CHOICE, "mps")
+    monkeypatch.setenv(device.DEVICE_VARIABLE, "mps")
     assert run(["evaluate", str(tiny_model), "--data", str(tiny_pairs), "--device", "cpu"]) == 0
     assert local_device().type == "cpu"

@@ -12,7 +12,7 @@ import torch
 
 from penchant.cli.main import app
 from penchant.cli.tasks import named_files
-from penchant.engine.scorer import PackedScorer
+from penchant.engine.scoring import PackedScorer
 from penchant.errors import ConfigError, DataError
 from penchant.evaluation import choices_scoring
 

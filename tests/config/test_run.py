@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from penchant.config.run import RunConfig, describe_objective, dump_config, load_config, parse_config
-from penchant.config.yaml_files import override
+from penchant.config.section import override
 from penchant.errors import ConfigError
 from penchant.objectives import OBJECTIVES
 

@@ -11,10 +11,9 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from penchant.cli.main import run
 from penchant.config.run import parse_config
-from penchant.data.as_chat import PLAIN_TEXT, AsChat, bare_as_messages, is_bare
 from penchant.data.chat import ChatRenderer
 from penchant.data.groups import Message, PreferenceGroup
-from penchant.data.rendering import PLAIN, Rendering
+from penchant.data.rendering import PLAIN, PLAIN_TEXT, ChatConverter, Rendering, bare_as_messages, is_bare
 from penchant.data.tokenization import tokenize_groups, tokenize_prompts
 from penchant.errors import ModelError
 
@@ -120,12 +119,16 @@ class TestAuto:
     def test_no_event_without_a_chat_template(self, base):
         _, report = tokenize_groups([BARE], base, max_length=500)
         assert PLAIN_TEXT not in report.counts
-        assert AsChat(base, PLAIN).count_plain(["a"]) == 0
+        assert ChatConverter(base, PLAIN).count_plain(["a"]) == 0
 
     def test_plain_prompts_are_counted(self, tokenizer):
         prompts = ["a", "", "<|im_start|>user\n", MESSAGES.prompt]
-        assert AsChat(tokenizer, PLAIN).count_plain(prompts) == 1
-        assert AsChat(tokenizer, PLAINLY).count_plain(prompts) == AsChat(tokenizer, AS_CHAT).count_plain(prompts) == 0
+        assert ChatConverter(tokenizer, PLAIN).count_plain(prompts) == 1
+        assert (
+            ChatConverter(tokenizer, PLAINLY).count_plain(prompts)
+            == ChatConverter(tokenizer, AS_CHAT).count_plain(prompts)
+            == 0
+        )
 
 
 @pytest.mark.parametrize(("value", "expected"), [(True, "true"), (False, "false"), ("auto", "auto"), ("true", "true")])
@@ -228,5 +231,5 @@ def test_marks_change_with_the_template(tiny_model: Path) -> None:
         ("{{ messages[0].content }} </s>", [False, True]),
     ):
         tokenizer.chat_template = template
-        as_chat = AsChat(tokenizer, Rendering(as_chat="true"))
+        as_chat = ChatConverter(tokenizer, Rendering(as_chat="true"))
         assert [as_chat.prompt(prompt) == prompt for prompt in prompts] == expected

@@ -22,7 +22,8 @@ from penchant.engine.working_weights import WorkingWeights
 from penchant.errors import ConfigError, TrainingError
 from penchant.models.lora import add_adapters
 from penchant.objectives import DPO, IPO, KTO, SFT, BetaDPO, MultiReference, Needs, Part, WeightedSum
-from penchant.training import automatic, backward, loop
+from penchant.training import backward, loop
+from penchant.training import model as training_model
 from penchant.training.backward import Batch
 from penchant.training.batches import Order
 from penchant.training.loop import LoopConfig
@@ -467,14 +468,14 @@ def test_a_signal_finishes_the_step_and_saves(stable_diffusion, tmp_path):
 def test_a_resumed_run_keeps_its_dtype(stable_diffusion, tmp_path, monkeypatch):
     """On another device `auto` would be another dtype."""
     _, metrics = tuned(stable_diffusion, tmp_path, DPO(beta=50.0), max_steps=1)
-    monkeypatch.setattr(automatic, "best_dtype", lambda device: "bfloat16")
+    monkeypatch.setattr(training_model, "best_dtype", lambda device: "bfloat16")
     assert tuned(stable_diffusion, tmp_path, DPO(beta=50.0), max_steps=1)[1] == metrics
     file = tmp_path / "arguments.json"
     record = json.loads(file.read_text())
     assert record["dtype"] == "float32"
     # A device that lacks the recorded dtype refuses it, though `auto` would choose another.
     file.write_text(json.dumps({**record, "dtype": "bfloat16"}))
-    monkeypatch.setattr(automatic, "best_dtype", lambda device: "float32")
+    monkeypatch.setattr(training_model, "best_dtype", lambda device: "float32")
     monkeypatch.setattr(torch.amp, "is_autocast_available", lambda name: False)
     with pytest.raises(ConfigError, match="no mixed precision on cpu"):
         tuned(stable_diffusion, tmp_path, DPO(beta=50.0), max_steps=1)

@@ -17,11 +17,11 @@ from penchant.engine import device
 from penchant.engine.device import (
     available_devices,
     best_dtype,
+    float64_device,
     local_device,
     on_device,
     products_name,
     require_dtype,
-    sum_device,
     training_products,
     use_device,
 )
@@ -41,7 +41,7 @@ CARD, CPU = torch.device("cuda", 0), torch.device("cpu")
 
 @pytest.fixture(autouse=True)
 def _choose_anew(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(device.CHOICE, "auto")
+    monkeypatch.setenv(device.DEVICE_VARIABLE, "auto")
     monkeypatch.delenv("LOCAL_RANK", raising=False)
 
 
@@ -96,7 +96,7 @@ class TestChoice:
         assert available_devices() == ["cuda", "mps", "cpu"]
 
     def test_processes_that_are_started_have_the_same(self, monkeypatch):
-        monkeypatch.setenv(device.CHOICE, "gpu")
+        monkeypatch.setenv(device.DEVICE_VARIABLE, "gpu")
         with pytest.raises(ConfigError, match="PENCHANT_DEVICE: found gpu"):
             local_device()
 
@@ -154,8 +154,8 @@ def test_training_multiplies_in_tf32_on_cards_only():
 
 class TestSumsWithoutFloat64:
     def test_the_host_sums_for_apples_devices(self):
-        assert sum_device(torch.device("mps")) == CPU
-        assert sum_device(CARD) == CARD
+        assert float64_device(torch.device("mps")) == CPU
+        assert float64_device(CARD) == CARD
 
     @pytest.mark.parametrize("scorer_name", ["tree", "padded", "head", "tree rewards"])
     def test_no_float64_comes_onto_such_a_device(self, monkeypatch, build, make_groups, scorer_name):

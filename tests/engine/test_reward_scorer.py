@@ -9,8 +9,8 @@ import pytest
 import torch
 import transformers as hf
 
-from penchant.config.reward import RewardConfig
 from penchant.config.run import load_config
+from penchant.config.shared_sections import RewardConfig
 from penchant.data.trees import pack
 from penchant.engine.reward_scorers import PaddedRewardScorer, TreeRewardScorer, padded_rewards
 from penchant.engine.scorer_choice import choose_reward_scorer

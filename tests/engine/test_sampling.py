@@ -20,9 +20,9 @@ from penchant.data.trees import pack
 from penchant.engine import sampling
 from penchant.engine.attention import TREE
 from penchant.engine.decoding import UncachedRows, mask_of_padding
+from penchant.engine.kernels.compiled import compile_layers
 from penchant.engine.sampling import TOKENS_PER_READ, Sampling, choose_tokens, sample
 from penchant.engine.scorer_choice import choose_scorer
-from penchant.engine.whole_layers import compile_layers
 
 PROMPTS = [np.array([5, 6, 7, 8, 9, 10, 11, 12, 13]), np.array([4]), np.array([9, 3, 5])]
 

@@ -16,7 +16,7 @@ from transformers import Gemma2Config, LlamaConfig, MistralConfig
 from penchant.data.trees import pack, with_prompts_first
 from penchant.engine.attention import TREE, UnsupportedAttention, tree_attention
 from penchant.engine.kernels.shared_prompts import is_flash_size
-from penchant.engine.tree import TreeScorer, arranged, use_tree
+from penchant.engine.tree import TreeScorer, reorder_for_attention, use_tree
 from penchant.engine.tree_plan import GatheredSegments, TreePlan
 from penchant.recipes.recommend.catalogue import pack_trie
 
@@ -280,5 +280,5 @@ def test_prompts_come_first_where_flash_attention_takes_them(
     """Not with a soft-cap or a window narrower than a sequence, on an old card or on no card."""
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     model = SimpleNamespace(config=config, device=torch.device(device))
-    batch = arranged(pack(make_groups(SHAPES["pairs"], 0)), model)
+    batch = reorder_for_attention(pack(make_groups(SHAPES["pairs"], 0)), model)
     assert (batch.prompts_first is not None) is prompts_first

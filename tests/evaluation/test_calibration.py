@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from penchant.evaluation.calibration import calibrate
+from penchant.evaluation.preference_pairs import calibrate
 
 
 def sigmoid(x: float) -> float:

@@ -14,8 +14,7 @@ from hypothesis import strategies as st
 from penchant.data.groups import PreferenceGroup
 from penchant.data.tokenized import TokenizedGroup
 from penchant.engine.distributed import World
-from penchant.engine.scorer import PackedScorer
-from penchant.engine.scoring import score_with_head
+from penchant.engine.scoring import PackedScorer, score_with_head
 from penchant.errors import ConfigError, DataError, ModelError
 from penchant.evaluation.choices import (
     Question,

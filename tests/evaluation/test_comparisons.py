@@ -20,7 +20,7 @@ from penchant.evaluation.comparisons import (
     seeds_needed,
 )
 from penchant.evaluation.statistics import Floats
-from penchant.intervals.student_t import critical_value
+from penchant.intervals import critical_value
 
 SIMULATIONS = 2000
 

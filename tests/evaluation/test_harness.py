@@ -16,7 +16,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from penchant.engine.scorer import PackedScorer
+from penchant.engine.scoring import PackedScorer
 from penchant.errors import ConfigError, DataError
 from penchant.evaluation import choices_scoring
 from penchant.evaluation.harness import head_lm, local_tasks, log_prob_lm

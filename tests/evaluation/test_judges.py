@@ -11,8 +11,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from penchant.config.reward import JudgeConfig, RewardConfig
 from penchant.config.section import validated
+from penchant.config.shared_sections import JudgeConfig, RewardConfig
 from penchant.errors import ConfigError
 from penchant.evaluation import endpoint
 from penchant.evaluation.judges import (

@@ -9,7 +9,7 @@ import pytest
 import torch
 import transformers as hf
 
-from penchant.config.reward import RewardConfig
+from penchant.config.shared_sections import RewardConfig
 from penchant.data.groups import PreferenceGroup
 from penchant.errors import ConfigError, DataError, ModelError, PenchantError
 from penchant.evaluation.held_out import Reading

@@ -12,8 +12,8 @@ import torch
 import transformers as hf
 from peft import PeftModel
 
-from penchant.config.reward import RewardConfig
 from penchant.config.run import load_config
+from penchant.config.shared_sections import RewardConfig
 from penchant.data.groups import PreferenceGroup
 from penchant.data.tokenization import tokenize_groups
 from penchant.data.trees import pack

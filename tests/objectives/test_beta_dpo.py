@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from penchant.objectives import DPO, BetaDPO, Groups
-from penchant.objectives.draws import draw_pairs
+from penchant.objectives.beta_dpo import draw_pairs
 
 PAIR = torch.tensor([[False, True], [False, False]])
 

@@ -8,10 +8,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from penchant.objectives import DPO, Groups, MultiReference
-from penchant.objectives import reference_bandits as bandits
-from penchant.objectives import reference_weights as weighting
-from penchant.objectives.reference_mixtures import clip, harmonic
+from penchant.objectives import DPO, Groups, MultiReference, references
+from penchant.objectives.references import clip, harmonic
 
 PAIR = torch.tensor([[False, True], [False, False]])
 
@@ -109,7 +107,7 @@ def test_a_reference_of_no_weight_is_not_there():
 def test_adaptive_weights_by_hand():
     """Gaps 1 and 3 give a quarter and three; no gap at all gives each the same."""
     chosen, rejected = torch.tensor([[-4.0, -7.0], [-9.0, -7.0]]), torch.tensor([[-5.0, -7.0], [-6.0, -7.0]])
-    weights = weighting.adaptive(chosen, rejected)
+    weights = references.adaptive(chosen, rejected)
     assert weights[:, 0].tolist() == pytest.approx([0.25, 0.75], rel=1e-5)
     assert weights[:, 1].tolist() == [0.5, 0.5]
 
@@ -163,15 +161,15 @@ class TestAuthorsWeights:
     def test_the_harmonic_weights_are_the_adaptive_ones_swapped(self):
         """Gaps 1 and 3: three quarters belong to the second reference, and its 1 / ref gets a quarter."""
         chosen, rejected = torch.tensor([[-4.0], [-9.0]]).double(), torch.tensor([[-5.0], [-6.0]]).double()
-        weights = weighting.authors_weights(chosen, rejected)
+        weights = references.authors_weights(chosen, rejected)
         assert weights[:, 0].tolist() == pytest.approx([0.75, 0.25], rel=1e-6)
-        assert weighting.adaptive(chosen, rejected)[:, 0].tolist() == pytest.approx([0.25, 0.75], rel=1e-6)
+        assert references.adaptive(chosen, rejected)[:, 0].tolist() == pytest.approx([0.25, 0.75], rel=1e-6)
 
     def test_their_denominator_has_a_millionth_of_a_nat_more(self):
         """Gaps 1e-6 and 1e-6: alpha is a third, and 1 - alpha takes the rest."""
         chosen = torch.tensor([[-4.0], [-9.0]], dtype=torch.float64)
         rejected = chosen - 1e-6
-        assert weighting.authors_weights(chosen, rejected)[:, 0].tolist() == pytest.approx([1 / 3, 2 / 3], rel=1e-6)
+        assert references.authors_weights(chosen, rejected)[:, 0].tolist() == pytest.approx([1 / 3, 2 / 3], rel=1e-6)
 
     def test_they_are_of_two_references_and_the_harmonic_mixture(self):
         with pytest.raises(ValueError, match="mixture"):
@@ -234,34 +232,34 @@ class TestOfflineWeights:
 
     def test_margins_are_length_normalised(self):
         reference = torch.tensor([[[-8.0, -20.0]]]).double()
-        assert weighting.pair_margins(reference, pairs(1)).tolist() == [[pytest.approx(-8 / 4 + 20 / 5)]]
+        assert references.pair_margins(reference, pairs(1)).tolist() == [[pytest.approx(-8 / 4 + 20 / 5)]]
 
     def test_validation_margin(self):
-        assert weighting.validation_margin(self.MARGINS).tolist() == pytest.approx([0.5 / 0.6, 0.1 / 0.6, 0.0])
+        assert references.validation_margin(self.MARGINS).tolist() == pytest.approx([0.5 / 0.6, 0.1 / 0.6, 0.0])
 
     def test_validation_margin_is_uniform_where_all_are_wrong(self):
-        assert weighting.validation_margin(-self.MARGINS.abs()).tolist() == pytest.approx([1 / 3] * 3)
+        assert references.validation_margin(-self.MARGINS.abs()).tolist() == pytest.approx([1 / 3] * 3)
 
     def test_validation_accuracy(self):
-        assert weighting.validation_accuracy(self.MARGINS, False).tolist() == pytest.approx([3 / 7, 2 / 7, 2 / 7])
-        assert weighting.validation_accuracy(self.MARGINS, True).tolist() == pytest.approx([1.0, 0.0, 0.0])
+        assert references.validation_accuracy(self.MARGINS, False).tolist() == pytest.approx([3 / 7, 2 / 7, 2 / 7])
+        assert references.validation_accuracy(self.MARGINS, True).tolist() == pytest.approx([1.0, 0.0, 0.0])
 
     def test_a_reference_worse_than_chance_has_no_weight_above_it(self):
         """Accuracies 3/4 and 1/4: a quarter above a half, and nothing, not a quarter below it."""
         margins = torch.tensor([[1.0, 1.0, 1.0, -1.0], [1.0, -1.0, -1.0, -1.0], [1.0, 1.0, -1.0, 1.0]]).double()
-        assert weighting.validation_accuracy(margins, True).tolist() == [0.5, 0.0, 0.5]
+        assert references.validation_accuracy(margins, True).tolist() == [0.5, 0.0, 0.5]
 
     def test_a_reference_that_cannot_tell_two_apart_is_not_right(self):
         """Margins of 0: of four pairs the first reference orders one right, the second two."""
         margins = torch.tensor([[1.0, 0.0, 0.0, -1.0], [0.5, 0.5, -0.1, -0.1]]).double()
-        assert weighting.validation_accuracy(margins, False).tolist() == pytest.approx([1 / 3, 2 / 3])
-        assert weighting.best_single(margins).tolist() == [0.0, 1.0]
+        assert references.validation_accuracy(margins, False).tolist() == pytest.approx([1 / 3, 2 / 3])
+        assert references.best_single(margins).tolist() == [0.0, 1.0]
         counts = {"successes": torch.zeros(2), "failures": torch.zeros(2), "step": torch.tensor(0)}
-        new_counts = bandits.thompson_after(counts, 0, margins, 1.0)
+        new_counts = references.thompson_after(counts, 0, margins, 1.0)
         assert (new_counts["successes"].tolist(), new_counts["failures"].tolist()) == ([1.0, 0.0], [3.0, 0.0])
 
     def test_best_single(self):
-        assert weighting.best_single(self.MARGINS).tolist() == [1.0, 0.0, 0.0]
+        assert references.best_single(self.MARGINS).tolist() == [1.0, 0.0, 0.0]
 
     @pytest.mark.parametrize("name", ["validation_margin", "validation_accuracy", "best_single"])
     def test_they_are_set_once_and_used(self, name):
@@ -290,10 +288,10 @@ class TestSlidingWindow:
         expected = plain_loss(objective, policy, reference, [1 / 3] * 3)
         assert output.losses.tolist() == pytest.approx(expected, rel=1e-9)
         assert int(new_state["filled"]) == 1
-        means = weighting.pair_margins(reference, groups).mean(1)
+        means = references.pair_margins(reference, groups).mean(1)
         torch.testing.assert_close(new_state["window"][0], means)
         torch.testing.assert_close(
-            bandits.window_weights(new_state), means.clamp(min=0) / means.clamp(min=0).sum().clamp(min=1e-30)
+            references.window_weights(new_state), means.clamp(min=0) / means.clamp(min=0).sum().clamp(min=1e-30)
         )
 
     def test_it_tracks_a_switch(self):
@@ -302,13 +300,13 @@ class TestSlidingWindow:
         for step in range(200):
             good = 0 if step < 100 else 1
             margins = torch.cat([margins_like(0.9 if k == good else 0.5, 8, draw) for k in range(2)])
-            state = bandits.window_after(state, margins)
+            state = references.window_after(state, margins)
             if step in (99, 199):
-                assert float(bandits.window_weights(state)[good]) > 0.75
+                assert float(references.window_weights(state)[good]) > 0.75
 
     def test_a_batch_without_a_pair_leaves_it(self):
         state = {"window": torch.ones(3, 2).double(), "filled": torch.tensor(3)}
-        assert bandits.window_after(state, torch.zeros(2, 0)) == state
+        assert references.window_after(state, torch.zeros(2, 0)) == state
 
 
 class TestThompson:
@@ -322,11 +320,11 @@ class TestThompson:
             state = {"successes": counts, "failures": counts.clone(), "step": zero, "seed": torch.tensor(seed)}
             pulls = 0
             for _ in range(500):
-                pulled = bandits.thompson_draw(state)
+                pulled = references.thompson_draw(state)
                 pulls += pulled == 1
                 margins = torch.zeros(3, 1).double()
                 margins[pulled] = margins_like(0.9 if pulled == 1 else 0.5, 1, draw)
-                state = bandits.thompson_after(state, pulled, margins, 1.0)
+                state = references.thompson_after(state, pulled, margins, 1.0)
             good += pulls >= 400
         assert good >= 95
 
@@ -339,7 +337,7 @@ class TestThompson:
         name = [n for n in output.metrics if "weight" in n and float(output.metrics[n].total) > 0]
         assert name == [n for n in other.metrics if "weight" in n and float(other.metrics[n].total) > 0]
         pulled = int(name[0][-1])
-        margins = weighting.pair_margins(reference, groups)[pulled]
+        margins = references.pair_margins(reference, groups)[pulled]
         assert float(new_state["successes"][pulled]) == float((margins > 0).sum())
         assert float(new_state["successes"].sum() + new_state["failures"].sum()) == 4
         assert int(new_state["step"]) == 1
@@ -354,7 +352,7 @@ class TestThompson:
                 "step": torch.tensor(step),
                 "seed": torch.tensor(0),
             }
-            wins += bandits.thompson_draw(state) == 0
+            wins += references.thompson_draw(state) == 0
         assert abs(wins / 4000 - 0.75) < 5 * math.sqrt(0.75 * 0.25 / 4000)
 
     @pytest.mark.parametrize(
@@ -367,7 +365,7 @@ class TestThompson:
             "failures": torch.tensor([1.0, 2.0, 0.0]).double(),
         }
         draws = [
-            bandits.thompson_draw({**counts, "seed": torch.tensor(seed), "step": torch.tensor(step)})
+            references.thompson_draw({**counts, "seed": torch.tensor(seed), "step": torch.tensor(step)})
             for step in range(12)
         ]
         assert draws == pulled
@@ -392,7 +390,7 @@ class TestThompson:
             "seed": torch.tensor(0),
         }
         margins = torch.tensor([[0.0] * 5, [1.0, -1.0, -2.0, 3.0, 0.0]]).double()
-        new_state = bandits.thompson_after(state, 1, margins, 0.5)
+        new_state = references.thompson_after(state, 1, margins, 0.5)
         assert new_state["successes"].tolist() == [4.0, 2.0]
         assert new_state["failures"].tolist() == [1.0, 5.0]
 

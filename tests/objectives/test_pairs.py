@@ -10,8 +10,14 @@ import torch
 
 from penchant.objectives import ORPO, SFT, Groups, MultiReference, Part, RobustDPO, SimPO, WeightedSum
 from penchant.objectives.dpo import DPO
-from penchant.objectives.pairs import average_pairs, differences, log_ratios, mean_log_probs
-from penchant.objectives.rankings import beaten_logsumexp, ranking_losses
+from penchant.objectives.pairs import (
+    average_pairs,
+    beaten_logsumexp,
+    differences,
+    log_ratios,
+    mean_log_probs,
+    ranking_losses,
+)
 
 NAN = math.nan
 

@@ -9,15 +9,14 @@ import pytest
 import torch
 from transformers import LlamaConfig, PretrainedConfig
 
-from penchant.config.run import RunConfig, parse_config
+from penchant.config.run import RunConfig, parse_config, with_training
 from penchant.data.groups import PreferenceGroup
 from penchant.data.tokenized import TokenizedGroup
 from penchant.planning import plan as planning
-from penchant.planning.budget import CARD_SHARE, CLOSE, MAX_PLANS, STEP, largest_budget
 from penchant.planning.memory import Memory
 from penchant.planning.model import ModelSpec
 from penchant.planning.plan import Planner
-from penchant.training.automatic import with_training
+from penchant.planning.work import CARD_SHARE, CLOSE, MAX_PLANS, STEP, largest_budget
 from penchant.training.inputs import Inputs
 
 CARDS_GB = (24, 80, 139)
@@ -102,10 +101,10 @@ def counted_once(monkeypatch: pytest.MonkeyPatch) -> None:
     counts: dict[tuple[str, bool], Memory] = {}
     memory = Planner.memory
 
-    def cached_memory(self: Planner, config: RunConfig, roughly: bool = False) -> Memory:
-        key = (config.model_dump_json(), roughly)
+    def cached_memory(self: Planner, config: RunConfig, approximate: bool = False) -> Memory:
+        key = (config.model_dump_json(), approximate)
         if key not in counts:
-            counts[key] = memory(self, config, roughly)
+            counts[key] = memory(self, config, approximate)
         return counts[key]
 
     monkeypatch.setattr(Planner, "memory", cached_memory)
@@ -128,11 +127,11 @@ def test_the_planned_peak_fits_the_card(counted_once, shape, changes, planned):
         if expected is None:
             assert budget == 9000
             assert peak > CARD_SHARE * (card_gb << 30)
-            assert "auto is 9,000, the longest group, and even that is planned to take" in plan.shortage
+            assert "auto is 9,000, the longest group, and even that is planned to take" in plan.budget_warning
         else:
             assert budget == pytest.approx(expected, abs=STEP)
             assert peak <= CARD_SHARE * (card_gb << 30)
-            assert plan.shortage is None
+            assert plan.budget_warning is None
 
 
 @pytest.mark.slow
@@ -143,7 +142,7 @@ def test_a_step_that_does_not_fit_is_cut(counted_once):
     assert budget == pytest.approx(9216, abs=STEP)
     assert plan.memory(with_training(plan.config, token_budget=budget)).peak <= CARD_SHARE * (485 << 20)
     assert plan.memory(with_training(plan.config, token_budget=14_400)).peak > CARD_SHARE * (485 << 20)
-    assert plan.shortage is None
+    assert plan.budget_warning is None
 
 
 class TestPlan:

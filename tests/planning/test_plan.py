@@ -183,7 +183,7 @@ class TestDepth:
     def test_multiplied_layers_are_the_counted_ones(self, config, monkeypatch, family, changes):
         config = apply_changes(config, changes)
         inputs, tokenizer, limit = read_run(config, 1)
-        batches = plan_batches(config, inputs, limit, lambda group: group.length).peak_batches().lightened
+        batches = plan_batches(config, inputs, limit, lambda group: group.length).peak_batches().reduced
         spec = ModelSpec(config, DEEP[family](), tokenizer)
         multiplied = count_memory(spec, batches, Surroundings([None], None, CPU, 5))
         monkeypatch.setattr(plan_layers, "COUNTED_WHOLE", 100)
@@ -380,7 +380,7 @@ class TestFit:
 
     def test_nothing_helps(self, planned, config, monkeypatch):
         memory = counted_memory(config)[0]
-        monkeypatch.setattr(planning.Planner, "memory", lambda planner, config, roughly=False: memory)
+        monkeypatch.setattr(planning.Planner, "memory", lambda planner, config, approximate=False: memory)
         plan = planned(config, available=1 << 20)
         assert not plan.forecast.fits
         assert plan.proposals == []

@@ -17,8 +17,7 @@ import pytest
 
 from penchant.cli.main import run as penchant
 from penchant.config.run import RunConfig
-from penchant.config.section import Section, validated
-from penchant.config.yaml_files import override
+from penchant.config.section import Section, override, validated
 from penchant.errors import TrainingError
 from penchant.evaluation import endpoint
 from penchant.recipes.stages import Stage

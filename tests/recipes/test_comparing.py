@@ -8,7 +8,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from penchant.evaluation.comparisons import paired_difference
 from penchant.evaluation.statistics import bootstrap_mean, mean_of_shares
-from penchant.recipes.comparing import Seeds, mean_over_questions, paired_differences
+from penchant.recipes.results import Seeds, mean_over_questions, paired_differences
 
 DRAW = np.random.default_rng(0)
 BEFORE = DRAW.normal(size=(3, 40))

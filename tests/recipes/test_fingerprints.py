@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from penchant.config.reward import JudgeConfig
 from penchant.config.section import validated
+from penchant.config.shared_sections import JudgeConfig
 from penchant.errors import DataError
 from penchant.recipes.dialogue import pipeline as dialogue
 from penchant.recipes.dialogue.config import DialogueConfig

@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from penchant.cli.recipe import agents, dialogues, experts, hit_ratios, rounds
-from penchant.recipes.headline import (
+from penchant.recipes.results import (
     dialogue_headline,
     domain_expert_headline,
     headline_text,

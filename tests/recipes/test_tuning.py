@@ -16,7 +16,7 @@ from penchant.recipes.domain_expert.pipeline import domain_expert, read_preferen
 from penchant.recipes.recommend.config import RecommendConfig
 from penchant.recipes.recommend.pipeline import recommend
 from penchant.recipes.self_improve.config import SelfImproveConfig
-from penchant.recipes.self_improve.text_medium import TextBackend
+from penchant.recipes.self_improve.text_learner import TextLearner
 from penchant.recipes.tuning import TuningConfig, check_tuning
 
 PAIR = PreferenceGroup("", ("a", "b"), preferred=0)
@@ -119,14 +119,14 @@ def test_self_improvement_errors_name_its_own_keys(monkeypatch, tmp_path):
     values = {"model": "unread", "prompts": "unread", "output": str(tmp_path), "verifier": {"reward": {"model": "m"}}}
     config = validated(SelfImproveConfig, values, "test")
 
-    def train(run, **options):
+    def fail_training(run, **options):
         raise TrainingError(
             "the run stops", fix="training.seed=1, lora.rank=2, objective.beta=1 or data.truncation=drop"
         )
 
-    monkeypatch.setattr("penchant.recipes.tuning.train", train)
+    monkeypatch.setattr("penchant.recipes.tuning.train", fail_training)
     with pytest.raises(TrainingError) as error:
-        TextBackend(config).tune(tmp_path, "unread", 0)
+        TextLearner(config).tune(tmp_path, "unread", 0)
     assert error.value.fix == (
         "update.training.seed=1, update.lora.rank=2, update.objective.beta=1 or data.truncation=drop"
     )

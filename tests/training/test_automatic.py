@@ -12,14 +12,14 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from penchant.config.run import RunConfig, load_config
+from penchant.config.run import RunConfig, load_config, with_recorded_settings
 from penchant.config.run_sections import SAFE_TOKEN_BUDGET, TrainingConfig
 from penchant.engine import device
 from penchant.errors import ConfigError, TrainingError
 from penchant.planning import train as planned_training
-from penchant.training import automatic
-from penchant.training.automatic import as_recorded, choose_dtype
+from penchant.training import model as training_model
 from penchant.training.loop import Loop
+from penchant.training.model import choose_dtype
 from penchant.training.optimizer import LossScale
 from penchant.training.run import train
 
@@ -29,14 +29,14 @@ SHORT = {**AUTOMATIC, "max_steps": 4}
 
 @pytest.fixture(autouse=True)
 def _choose_anew(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(device.CHOICE, "auto")
+    monkeypatch.setenv(device.DEVICE_VARIABLE, "auto")
 
 
 @pytest.fixture
 def best(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     """`best["dtype"]` is the dtype that suits this machine."""
     choice = {"dtype": "float32"}
-    monkeypatch.setattr(automatic, "best_dtype", lambda device: choice["dtype"])
+    monkeypatch.setattr(training_model, "best_dtype", lambda device: choice["dtype"])
     return choice
 
 
@@ -81,7 +81,7 @@ class TestResolution:
 
     def test_what_is_configured_stays(self, write_config):
         config = load_config(write_config(training={"dtype": "bfloat16"}))
-        assert as_recorded(config) == config
+        assert with_recorded_settings(config) == config
         assert choose_dtype("bfloat16", torch.device("cpu")) == "bfloat16"
 
     def test_float16_is_announced(self, best, notices):
@@ -110,7 +110,7 @@ class TestResolution:
 
     def test_the_plan_is_asked_on_a_card_only(self, write_config, monkeypatch):
         class OfAPlanner:
-            shortage = None
+            budget_warning = None
             config = load_config(write_config(training={"token_budget": 12_800}))
 
         arguments: list[tuple[object, ...]] = []

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from penchant.config.run import load_config
 from penchant.errors import ConfigError
 from penchant.training import input_hashes as hashing
-from penchant.training.folder import check, take
+from penchant.training.folder import check, claim_folder
 from penchant.training.input_hashes import changed_inputs, input_hashes, touched_inputs
 
 REWARD = "def score(prompt, responses):\n    return [r.count('cat') + 0.0 for r in responses]\n"
@@ -63,7 +63,7 @@ def start_run(write_config, notices):
 
     def start(**sections: object):
         config = load_config(write_config(**sections))
-        take(config, "data", [], input_hashes(config))
+        claim_folder(config, "data", [], input_hashes(config))
 
         def resume() -> list[str]:
             assert check(config, "data", resume=True)

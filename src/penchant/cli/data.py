@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import App, Parameter
 
-from penchant.cli.flags import CANDIDATES, LENGTHS, ROWS, TEMPLATE, ReadingFlags, offers
+from penchant.cli.flags import CANDIDATES, LENGTHS, ROWS, TEMPLATE, ReadingFlags, available_flags
 from penchant.cli.output import (
     Count,
     Json,
@@ -37,7 +37,7 @@ def check(
     held_out_split: str | None = None,
     tokenizer: str | None = None,
     max_length: Length | None = None,
-    flags: Annotated[ReadingFlags, offers(*ROWS, *TEMPLATE)] = ReadingFlags(),
+    flags: Annotated[ReadingFlags, available_flags(*ROWS, *TEMPLATE)] = ReadingFlags(),
     as_json: Json = False,
 ) -> None:
     """Check a preference file: counts, lengths, duplicates, contradictions, leaks, length bias.
@@ -85,7 +85,7 @@ def show(
     *ids: str,
     first: Count = 3,
     tokenizer: str | None = None,
-    flags: Annotated[ReadingFlags, offers(*ROWS, *TEMPLATE, *LENGTHS, *CANDIDATES)] = ReadingFlags(),
+    flags: Annotated[ReadingFlags, available_flags(*ROWS, *TEMPLATE, *LENGTHS, *CANDIDATES)] = ReadingFlags(),
 ) -> None:
     """Print groups in readable form.
 
@@ -142,7 +142,7 @@ def split_file(
     held_out_output: Path,
     by: Annotated[tuple[str, ...], Parameter(negative="")] = (),
     by_first_turn: Annotated[bool, Parameter(negative="")] = False,
-    flags: Annotated[ReadingFlags, offers(*ROWS)] = ReadingFlags(),
+    flags: Annotated[ReadingFlags, available_flags(*ROWS)] = ReadingFlags(),
     as_json: Json = False,
 ) -> None:
     """Split a file by prompt, so that no prompt is in both parts.
@@ -188,7 +188,7 @@ def convert(
     output: Path,
     *,
     to: Literal["penchant", "messages"] = "penchant",
-    flags: Annotated[ReadingFlags, offers(*ROWS)] = ReadingFlags(),
+    flags: Annotated[ReadingFlags, available_flags(*ROWS)] = ReadingFlags(),
     as_json: Json = False,
 ) -> None:
     """Convert a file in any supported format to Penchant's JSON lines, with all its columns.
@@ -201,7 +201,7 @@ def convert(
         penchant: texts stay as they are; messages: plain prompts and responses become messages of a user and an
         assistant.
     """
-    from penchant.data.as_chat import require_messages
+    from penchant.data.rendering import require_messages
     from penchant.data.writing import renamed_columns, write_groups
 
     dataset = flags.load(file)

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 from cyclopts.validators import Number
 
-from penchant.cli.flags import ALL, COMPUTE, LENGTHS, ROWS, TEMPLATE, ReadingFlags, offers
+from penchant.cli.flags import ALL, COMPUTE, LENGTHS, ROWS, TEMPLATE, ReadingFlags, available_flags
 from penchant.cli.output import Count, Device, Json, Seed, Source, log_notes, print_result
 from penchant.errors import ConfigError
 
@@ -26,7 +26,7 @@ def generate(
     limit: Count | None = None,
     best_of: Count | None = None,
     head: str = "preference_head",
-    flags: Annotated[ReadingFlags, offers(*ROWS, *TEMPLATE, *LENGTHS)] = ReadingFlags(),
+    flags: Annotated[ReadingFlags, available_flags(*ROWS, *TEMPLATE, *LENGTHS)] = ReadingFlags(),
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
@@ -100,7 +100,7 @@ def score(
     function: str | None = None,
     judge_url: str | None = None,
     judge_model: str | None = None,
-    flags: Annotated[ReadingFlags, offers(*ROWS, *TEMPLATE, *LENGTHS, *COMPUTE)] = ReadingFlags(),
+    flags: Annotated[ReadingFlags, available_flags(*ROWS, *TEMPLATE, *LENGTHS, *COMPUTE)] = ReadingFlags(),
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
@@ -150,7 +150,7 @@ def rank(
     head: str = "preference_head",
     label: int | None = None,
     output: Path | None = None,
-    flags: Annotated[ReadingFlags, offers(*ALL)] = ReadingFlags(),
+    flags: Annotated[ReadingFlags, available_flags(*ALL)] = ReadingFlags(),
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:

@@ -1,7 +1,7 @@
 """The reading flags: rows and columns, template, length limit, dropped rows, micro-batch and dtype.
 
-A verb takes one parameter, ``flags: Annotated[ReadingFlags, offers(...)]``, and names in it the flags that have an
-effect; the command line refuses the other ones. Names, help and defaults are the same on every verb.
+A verb takes one parameter, ``flags: Annotated[ReadingFlags, available_flags(...)]``, and names in it the flags that
+have an effect; the command line refuses the other ones. Names, help and defaults are the same on every verb.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import yaml
 from cyclopts import Parameter
 
 from penchant.cli.output import Count, Dtype, Length, Rows, Truncation
-from penchant.config.yaml_files import parse_yaml
+from penchant.config.section import parse_yaml
 from penchant.data.rendering import AsChat, ControlText, Learn, Rendering
 from penchant.errors import ConfigError
 
@@ -37,7 +37,7 @@ ALL = (*ROWS, *TEMPLATE, *LENGTHS, *CANDIDATES, *COMPUTE)
 """Fields of `ReadingFlags` that verbs offer together."""
 
 
-def offers(*fields: str) -> Parameter:
+def available_flags(*fields: str) -> Parameter:
     """The annotation of a verb's parameter ``flags`` that makes these fields, and no other ones, flags of the verb."""
     # A pattern goes for the parameter and for the fields inside it.
     return Parameter(parse=re.compile(f"^({'|'.join(('flags', *fields))})$"))

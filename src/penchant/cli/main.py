@@ -18,11 +18,11 @@ from typing import Annotated
 from cyclopts import App, CycloptsError, Parameter
 from cyclopts.validators import Number
 
-from penchant.cli.compare import compare, sweep
+from penchant.cli.compare import compare, plan, sweep
 from penchant.cli.data import data
+from penchant.cli.deploy import export, push, serve
 from penchant.cli.evaluate import generate, rank, score
-from penchant.cli.export import export, push
-from penchant.cli.flags import ALL, ReadingFlags, offers
+from penchant.cli.flags import ALL, ReadingFlags, available_flags
 from penchant.cli.output import (
     VERB,
     Device,
@@ -37,10 +37,8 @@ from penchant.cli.output import (
     print_result,
     show_notices,
 )
-from penchant.cli.plan import plan
 from penchant.cli.recipe import recipe, recipe_keys, recommend
 from penchant.cli.review import audit, ratings, review
-from penchant.cli.serve import serve
 from penchant.cli.tasks import tasks, tool_calls
 from penchant.errors import ConfigError, PenchantError, locate_errors
 
@@ -136,7 +134,7 @@ def evaluate(
     reference: str | None = None,
     per_example: Path | None = None,
     beta: Annotated[float | None, Parameter(validator=Number(gt=0))] = None,
-    flags: Annotated[ReadingFlags, offers(*ALL)] = ReadingFlags(),
+    flags: Annotated[ReadingFlags, available_flags(*ALL)] = ReadingFlags(),
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
@@ -230,7 +228,7 @@ def residual(adapted: Path, *, base: Path, instruct: Path, output: Path, scale: 
         log_notes([f"the preference head is left out ({', '.join(heads)}), {reason}"])
 
 
-OWN_ROOM = {
+NOTICE_PACKAGE = {
     "compare": "penchant.comparison",
     "sweep": "penchant.comparison",
     "demo": "penchant.recipes",
@@ -263,7 +261,7 @@ def launch(
     command, bound_arguments, _ = app.parse_args(tokens, exit_on_error=False, print_error=False)
     level = logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO
     on_stderr = command is serve or bool(bound_arguments.arguments.get("as_json"))
-    with show_notices(level, OWN_ROOM.get(command.__name__, "penchant"), on_stderr=on_stderr):
+    with show_notices(level, NOTICE_PACKAGE.get(command.__name__, "penchant"), on_stderr=on_stderr):
         command(*bound_arguments.args, **bound_arguments.kwargs)
 
 

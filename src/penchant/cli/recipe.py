@@ -6,15 +6,15 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from penchant.cli.flags import COLUMNS, ReadingFlags, offers
+from penchant.cli.flags import COLUMNS, ReadingFlags, available_flags
 from penchant.cli.output import Device, Json, print_result
 
 if TYPE_CHECKING:
     from rich.console import Group
     from rich.table import Table
 
-    from penchant.recipes.headline import Headline
-    from penchant.recipes.recommend.serving import Suggestion
+    from penchant.recipes.recommend.catalogue import Suggestion
+    from penchant.recipes.results import Headline
 
 Recipe = Literal["recommend", "domain-expert", "dialogue", "tool-calling", "self-improve"]
 Results = dict[str, Mapping[str, Any]]
@@ -125,7 +125,7 @@ def recommend(
     candidates: list[str] | None = None,
     catalogue: Path | None = None,
     top: int = 10,
-    flags: Annotated[ReadingFlags, offers(*COLUMNS)] = ReadingFlags(),
+    flags: Annotated[ReadingFlags, available_flags(*COLUMNS)] = ReadingFlags(),
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
@@ -146,8 +146,8 @@ def recommend(
     """
     from penchant.engine.device import use_device
     from penchant.errors import ConfigError
+    from penchant.recipes.recommend.catalogue import suggest, suggest_from_catalogue
     from penchant.recipes.recommend.histories import read_titles
-    from penchant.recipes.recommend.serving import suggest, suggest_from_catalogue
 
     use_device(device)
     if catalogue is not None and not candidates:
@@ -180,7 +180,7 @@ def _with_headline(headline: Headline, table: Table) -> Group:
     from rich.console import Group
     from rich.text import Text
 
-    from penchant.recipes.headline import headline_text
+    from penchant.recipes.results import headline_text
 
     return Group(Text(headline_text(headline)), table)
 
@@ -190,7 +190,7 @@ def hit_ratios(results: Results, report: Path) -> Group:
     from rich.table import Table
 
     from penchant.evaluation.report import show
-    from penchant.recipes.headline import recommend_headline
+    from penchant.recipes.results import recommend_headline
 
     table = Table("", "hit ratio@1", "over SFT", title=str(report))
     gains = results["evaluation"]["hit_ratio@1_over"]
@@ -205,7 +205,7 @@ def experts(results: Results, report: Path) -> Group:
     from rich.table import Table
 
     from penchant.evaluation.report import show
-    from penchant.recipes.headline import domain_expert_headline, recovered_line
+    from penchant.recipes.results import domain_expert_headline, recovered_line
 
     columns = ("perplexity", "instructions_f1", "tasks_exact", "preference_accuracy", "preferences_rouge_l")
     table = Table("", *columns, title=str(report))
@@ -220,7 +220,7 @@ def dialogues(results: Results, report: Path) -> Group:
     from rich.table import Table
 
     from penchant.evaluation.report import show
-    from penchant.recipes.headline import dialogue_headline
+    from penchant.recipes.results import dialogue_headline
 
     columns = ("preference_accuracy", "rouge_l", "supported", "empathy", "politeness", "grade_level")
     table = Table("", *columns, title=str(report))
@@ -235,7 +235,7 @@ def agents(results: Results, report: Path) -> Group:
     from rich.table import Table
 
     from penchant.evaluation.report import show
-    from penchant.recipes.headline import tool_calling_headline
+    from penchant.recipes.results import tool_calling_headline
 
     models = results["evaluation"]["models"]
     columns = list(next(iter(models.values())))
@@ -250,7 +250,7 @@ def rounds(results: Results, report: Path) -> Group:
     from rich.table import Table
 
     from penchant.evaluation.report import show
-    from penchant.recipes.headline import self_improve_headline
+    from penchant.recipes.results import self_improve_headline
 
     evaluation = results["evaluation"]
     table = Table("round", "served", "success", "gained", evaluation["signs"]["distance"], title=str(report))

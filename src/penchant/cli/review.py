@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from penchant.cli.flags import ROWS, ReadingFlags, offers
+from penchant.cli.flags import ROWS, ReadingFlags, available_flags
 from penchant.cli.output import Json, Source, console_for, log_notes, print_result
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ def review(
     *,
     verdicts: Path,
     accepted: Path | None = None,
-    flags: Annotated[ReadingFlags, offers(*ROWS)] = ReadingFlags(),
+    flags: Annotated[ReadingFlags, available_flags(*ROWS)] = ReadingFlags(),
     as_json: Json = False,
 ) -> None:
     """Accept or reject groups one by one; every verdict is saved at once, and re-running resumes where it stopped.
@@ -83,7 +83,7 @@ def _ask(session: Review, console: Console) -> None:
 def audit(
     file: Source,
     *,
-    flags: Annotated[ReadingFlags, offers(*ROWS)] = ReadingFlags(),
+    flags: Annotated[ReadingFlags, available_flags(*ROWS)] = ReadingFlags(),
     as_json: Json = False,
 ) -> None:
     """Measure how well words alone, or length alone, predict the preferred answer: shortcuts for a model."""

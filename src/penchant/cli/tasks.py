@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
-from penchant.cli.flags import COLUMNS, COMPUTE, LENGTHS, TEMPLATE, ReadingFlags, offers
+from penchant.cli.flags import COLUMNS, COMPUTE, LENGTHS, TEMPLATE, ReadingFlags, available_flags
 from penchant.cli.output import Count, Device, Json, log_notes, print_result
 from penchant.errors import ConfigError
 
@@ -32,7 +32,7 @@ def tool_calls(
     max_new_tokens: Count = 256,
     timed: Count = 20,
     answers: Path | None = None,
-    flags: Annotated[ReadingFlags, offers(*TEMPLATE)] = ReadingFlags(),
+    flags: Annotated[ReadingFlags, available_flags(*TEMPLATE)] = ReadingFlags(),
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
@@ -187,7 +187,7 @@ def tasks(
     head: Annotated[bool, Parameter(negative="")] = False,
     suite: Suites | None = None,
     limit: Count | None = None,
-    flags: Annotated[ReadingFlags, offers(*COLUMNS, *TEMPLATE, *LENGTHS, "empty", *COMPUTE)] = ReadingFlags(),
+    flags: Annotated[ReadingFlags, available_flags(*COLUMNS, *TEMPLATE, *LENGTHS, "empty", *COMPUTE)] = ReadingFlags(),
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 
 from penchant.comparison.config import Bench, Method, Range, Search, log_uniform
-from penchant.config.reading import ReadingConfig
 from penchant.config.run import RunConfig, parse_config
-from penchant.config.yaml_files import set_key
+from penchant.config.section import set_key
+from penchant.config.shared_sections import ReadingConfig
 from penchant.data.groups import PreferenceGroup, as_text
 from penchant.data.writing import write_groups
 from penchant.errors import ConfigError, PenchantError
@@ -42,7 +42,7 @@ class Variant:
 
 
 @dataclass(frozen=True)
-class Planned:
+class PlannedCell:
     """One cell to train and measure.
 
     Attributes:
@@ -61,7 +61,7 @@ class Planned:
 
 
 @dataclass(frozen=True)
-class Shared:
+class SharedData:
     """The data that all cells share, as files.
 
     Attributes:
@@ -133,7 +133,7 @@ def _draw_value(values: list[Any] | Range, draw: random.Random) -> Any:
     return float(f"{values.low + share * (values.high - values.low):.4g}")
 
 
-def prepare(bench: Bench, where: str) -> tuple[Shared, list[Planned]]:
+def prepare(bench: Bench, where: str) -> tuple[SharedData, list[PlannedCell]]:
     """Check every cell's run and its data, then write the shared data.
 
     Raises:
@@ -157,7 +157,7 @@ def prepare(bench: Bench, where: str) -> tuple[Shared, list[Planned]]:
                 name = f"{variant.name}-n{size}-seed{seed}"
                 values = _values(variant, seed)
                 values.setdefault("data", {}).update(shared.files, train=str(file))
-                cells.append(Planned(variant, size, seed, _run(bench, values, folder / "cells" / name, where)))
+                cells.append(PlannedCell(variant, size, seed, _run(bench, values, folder / "cells" / name, where)))
     return shared, cells
 
 
@@ -268,7 +268,7 @@ def _share(
     parts: Sequence[list[PreferenceGroup]],
     data: DataParts,
     folder: Path,
-) -> Shared:
+) -> SharedData:
     folder.mkdir(parents=True, exist_ok=True)
     held_out_file = folder / "held_out.jsonl"
     _write(data.held_out, held_out_file)
@@ -278,7 +278,7 @@ def _share(
     train = [(len(part), folder / f"train-{len(part)}.jsonl") for part in parts]
     for part, (_, file) in zip(parts, train, strict=True):
         _write(part, file)
-    return Shared(train, held_out_file, data.held_out, base, data.notes, reference_file)
+    return SharedData(train, held_out_file, data.held_out, base, data.notes, reference_file)
 
 
 def _write(groups: Sequence[PreferenceGroup], file: Path) -> None:

@@ -10,9 +10,9 @@ from typing import Any, Literal
 import yaml
 from pydantic import Field, field_validator, model_validator
 
-from penchant.config.reward import RewardConfig
 from penchant.config.run import load_section
 from penchant.config.section import Section, nearest
+from penchant.config.shared_sections import RewardConfig
 
 START = "start"
 """The name of the starting model's row, which may be the baseline."""

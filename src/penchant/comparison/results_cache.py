@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from penchant.comparison.cells import Planned
+from penchant.comparison.cells import PlannedCell
 from penchant.comparison.measure import JudgeOpponent, Measured, Measurement
 from penchant.config.run import RunConfig
 from penchant.errors import ConfigError
@@ -37,7 +37,7 @@ class InputHashes:
     folder: Path
     hashes: dict[tuple[str, str], Input] = field(default_factory=dict)
 
-    def check(self, base: RunConfig, cells: Sequence[Planned]) -> None:
+    def check(self, base: RunConfig, cells: Sequence[PlannedCell]) -> None:
         """Check the recorded hashes of the start and of started cells, and record the start.
 
         Raises:
@@ -61,7 +61,7 @@ class InputHashes:
                 )
         self._write({**record, "start": start})
 
-    def note(self, planned: Planned) -> None:
+    def note(self, planned: PlannedCell) -> None:
         """Record the hashes of a cell's inputs before it is started."""
         if not _is_started(planned):
             record = self._record()
@@ -78,7 +78,7 @@ class InputHashes:
     def _write(self, record: dict[str, Any]) -> None:
         write_atomically(self.folder / HASHES_FILE, json.dumps(record, indent=1))
 
-    def _of_cell(self, planned: Planned) -> dict[str, Input]:
+    def _of_cell(self, planned: PlannedCell) -> dict[str, Input]:
         return self._hashes(planned.config, [key for key in named_paths(planned.config) if key != "model"])
 
     def _hashes(self, config: RunConfig, keys: Collection[str]) -> dict[str, Input]:
@@ -92,7 +92,7 @@ class InputHashes:
         return self.hashes[key, path]
 
 
-def _is_started(planned: Planned) -> bool:
+def _is_started(planned: PlannedCell) -> bool:
     return (planned.folder / "run.json").exists()
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from penchant.comparison.cells import Planned, Shared, configurations, prepare, repeats, variants
+from penchant.comparison.cells import PlannedCell, SharedData, configurations, prepare, repeats, variants
 from penchant.comparison.config import NO_VERDICT, START, Bench, dump_bench
 from penchant.comparison.design import cost_of, curves_of, design_notes, reset_peak
 from penchant.comparison.measure import DEFINITIONS, RATIO_METRICS, JudgeOpponent, Measured, Measurement
@@ -26,8 +26,8 @@ from penchant.comparison.results_cache import (
     throw_away_weights,
 )
 from penchant.comparison.summary import name_of
-from penchant.config.run import dump_config, read_yaml
-from penchant.config.yaml_files import parse_yaml
+from penchant.config.run import dump_config, with_recorded_settings
+from penchant.config.section import parse_yaml, read_yaml
 from penchant.engine.device import best_dtype, local_device, on_device
 from penchant.engine.distributed import is_single_process
 from penchant.errors import ConfigError, DiskFullError, TrainingError
@@ -35,7 +35,6 @@ from penchant.evaluation.held_out import today
 from penchant.planning.train import train
 from penchant.progress import Progress
 from penchant.storage.files import folder_lock, read_record, resumable_disk_errors, write_atomically
-from penchant.training.automatic import as_recorded
 from penchant.training.folder import RunLog, day_note, run_log, run_writes_today
 
 logger = logging.getLogger(__name__)
@@ -131,7 +130,7 @@ def _compare(bench: Bench, where: str, log: RunLog) -> Comparison:
     }
     _check_primary(bench, next(iter(starts.values())))
     ran = _Ran(bench, measurement, starts, hashes)
-    ran.all(cells)
+    ran.run_cells(cells)
     return _assemble(bench, shared, cells, ran)
 
 
@@ -153,7 +152,7 @@ class _Ran:
     baselines: dict[tuple[int, int], JudgeOpponent] = field(default_factory=dict)
     notices: list[str] = field(default_factory=list)
 
-    def all(self, cells: Sequence[Planned]) -> None:
+    def run_cells(self, cells: Sequence[PlannedCell]) -> None:
         """Train and measure all cells, the baseline's first: the judge compares the others with them."""
         label = self.bench.baseline
         ordered = sorted(cells, key=lambda cell: cell.variant.method.label != label)
@@ -176,7 +175,7 @@ class _Ran:
                 tokens += cell.cost.get("tokens", 0.0)
                 progress.advance(1, planned.folder.name)
 
-    def _within_trials(self, ordered: Sequence[Planned]) -> list[Planned]:
+    def _within_trials(self, ordered: Sequence[PlannedCell]) -> list[PlannedCell]:
         """The cells of as many variants as the budget has trials; a trial is a variant with all seeds and sizes."""
         trials = None if self.bench.search is None else self.bench.search.budget.trials
         trial_names = list(dict.fromkeys(cell.variant.name for cell in ordered))[:trials]
@@ -186,21 +185,21 @@ class _Ran:
             self.notices.append(f"{reason}: {unbegun} of {len(ordered)} cells were not begun")
         return trial_cells
 
-    def _remember(self, planned: Planned, baseline: Cell) -> None:
+    def _remember(self, planned: PlannedCell, baseline: Cell) -> None:
         if baseline.failed is None:
             self.baselines[planned.size, planned.seed] = JudgeOpponent(planned.folder.name, baseline.samples)
         elif self.measurement.judge_name is not None and self.bench.measure.against == "baseline":
             cell_text = f"at {planned.size} groups, seed {planned.seed}"
             self.notices.append(f"no win rates {cell_text}: the baseline's cell failed")
 
-    def _opponent(self, planned: Planned, is_baseline: bool) -> JudgeOpponent | None:
+    def _opponent(self, planned: PlannedCell, is_baseline: bool) -> JudgeOpponent | None:
         """The samples that the judge compares a cell's with; None for the baseline itself, and where that failed."""
         if self.bench.measure.against == START or self.bench.baseline == START:
             return JudgeOpponent(START, self.starts[planned.seed].samples)
         return None if is_baseline else self.baselines.get((planned.size, planned.seed))
 
 
-def _assemble(bench: Bench, shared: Shared, cells: Sequence[Planned], ran: _Ran) -> Comparison:
+def _assemble(bench: Bench, shared: SharedData, cells: Sequence[PlannedCell], ran: _Ran) -> Comparison:
     folder, sizes = Path(bench.output), [size for size, _ in shared.train]
     rows = [_start_cell(result, seed, size, folder) for size in sizes for seed, result in ran.starts.items()]
     rows += [ran.cells_by_folder[planned.folder] for planned in cells if planned.folder in ran.cells_by_folder]
@@ -237,7 +236,7 @@ def _record_config(folder: Path, bench: Bench, where: str) -> None:
     write_atomically(file, dump_bench(bench))
 
 
-def _cell(planned: Planned, measurement: Measurement, opponent: JudgeOpponent | None, keep_weights: bool) -> Cell:
+def _cell(planned: PlannedCell, measurement: Measurement, opponent: JudgeOpponent | None, keep_weights: bool) -> Cell:
     folder, failed, result = planned.folder, None, None
     if (folder / RESULTS_FILE).exists():
         _same_run(planned)
@@ -276,7 +275,7 @@ def _cell(planned: Planned, measurement: Measurement, opponent: JudgeOpponent | 
     )
 
 
-def _same_run(planned: Planned) -> None:
+def _same_run(planned: PlannedCell) -> None:
     """Refuse a cell that was trained with another configuration; the comparison's folder may have been moved."""
 
     def content(values: dict[str, Any]) -> dict[str, Any]:
@@ -285,7 +284,7 @@ def _same_run(planned: Planned) -> None:
         return {**values, "output": None, "data": {**values["data"], **files}}
 
     # The cell's own token budget was chosen when it was trained.
-    config = as_recorded(planned.config)
+    config = with_recorded_settings(planned.config)
     file = planned.folder / "config.yaml"
     recorded = content(read_yaml(file))
     current = content(parse_yaml(dump_config(config)))

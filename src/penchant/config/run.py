@@ -11,7 +11,6 @@ import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from penchant.config.objective import build_objective, code_runs, describe_objective, names_code
-from penchant.config.reward import RewardConfig
 from penchant.config.run_sections import (
     CheckpointConfig,
     DataConfig,
@@ -22,8 +21,8 @@ from penchant.config.run_sections import (
     SamplingConfig,
     TrainingConfig,
 )
-from penchant.config.section import Section, explain, refusal, validated
-from penchant.config.yaml_files import override, parse_yaml
+from penchant.config.section import Section, explain, override, read_yaml, refusal, validated
+from penchant.config.shared_sections import RewardConfig
 from penchant.data.rendering import Rendering
 from penchant.errors import ConfigError
 from penchant.objectives import MultiReference, Objective
@@ -139,31 +138,6 @@ def _read(file: Path, overrides: Sequence[str]) -> dict[str, Any]:
     return values
 
 
-def read_yaml(file: Path) -> dict[str, Any]:
-    """The keys and values of a YAML file; a ConfigError where it cannot be read."""
-    try:
-        text = file.read_text(encoding="utf-8")
-    except FileNotFoundError as error:
-        raise ConfigError("there is no such file", where=str(file), fix="name the run's YAML file") from error
-    except IsADirectoryError as error:
-        raise ConfigError(
-            "this is a folder", where=str(file), fix=f"to resume a run, type: penchant train --resume {file}"
-        ) from error
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"byte {error.start} is not UTF-8", where=str(file), fix="save it as UTF-8") from error
-    try:
-        values = parse_yaml(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(
-            f"this is not YAML: {' '.join(str(error).split())}",
-            where=str(file),
-            fix="correct the named line; a text with a colon or a bracket needs quotes",
-        ) from error
-    if not isinstance(values, dict):
-        raise ConfigError("the file has no keys", where=str(file), fix="see examples/dpo.yaml for the needed keys")
-    return values
-
-
 def parse_config(values: dict[str, Any], where: str) -> RunConfig:
     """The configuration that a dictionary describes; errors as in `load_config`."""
     problems: list[str] = []
@@ -183,6 +157,21 @@ def parse_config(values: dict[str, Any], where: str) -> RunConfig:
     if problems or config is None:
         raise refusal(problems, where)
     return config
+
+
+def with_training(config: RunConfig, **settings: Any) -> RunConfig:
+    """The configuration with these keys of `training`."""
+    return config.model_copy(update={"training": config.training.model_copy(update=settings)})
+
+
+def with_recorded_settings(config: RunConfig) -> RunConfig:
+    """The configuration with ``auto`` replaced by what the run in its folder was started with; else as it is."""
+    folder = Path(config.output)
+    automatic = [name for name in ("dtype", "token_budget") if getattr(config.training, name) == "auto"]
+    if not automatic or not (folder / "run.json").exists():
+        return config
+    recorded = read_yaml(folder / "config.yaml").get("training", {})
+    return with_training(config, **{name: recorded[name] for name in automatic if name in recorded})
 
 
 def _without_effect(config: RunConfig) -> list[str]:

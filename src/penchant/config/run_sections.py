@@ -6,8 +6,8 @@ from typing import Literal
 
 from pydantic import Field, field_validator
 
-from penchant.config.reading import ReadingConfig
 from penchant.config.section import Section
+from penchant.config.shared_sections import ReadingConfig
 from penchant.data.files import MAX_BYTES
 
 Dtype = Literal["float32", "bfloat16", "float16"]

@@ -8,11 +8,10 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from penchant.data.as_chat import AsChat
 from penchant.data.control_text import ControlTextEscaper
 from penchant.data.groups import PreferenceGroup
 from penchant.data.messages import ASSISTANT, Context, Message, Text, content_of, context_of, response_messages
-from penchant.data.rendering import PLAIN, Learn, Rendering
+from penchant.data.rendering import PLAIN, ChatConverter, Learn, Rendering
 from penchant.data.template import Template, fixed_date
 from penchant.data.template_tokens import TemplateTokens
 from penchant.data.tokenized import common_length
@@ -216,7 +215,7 @@ class ChatRenderer:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, rendering: Rendering = PLAIN) -> None:
         self._tokenizer = tokenizer
         self._rendering = rendering
-        self._as_chat = AsChat(tokenizer, rendering)
+        self._as_chat = ChatConverter(tokenizer, rendering)
         self._shield = ControlTextEscaper(tokenizer, rendering)
         self._templates: dict[bool, Template] = {}
         ids = {tokenizer.eos_token_id, *TemplateTokens.from_tokenizer(tokenizer).ends} - {None}

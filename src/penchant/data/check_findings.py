@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from penchant.data.as_chat import PLAIN_TEXT, SWITCH
 from penchant.data.check_report import (
     SEVERITIES,
     Finding,
@@ -22,7 +21,8 @@ from penchant.data.check_report import (
     Unit,
 )
 from penchant.data.overlaps import Corpus, candidate_values
-from penchant.intervals.shares import clustered_interval
+from penchant.data.rendering import PLAIN_TEXT, SWITCH
+from penchant.intervals import clustered_interval
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

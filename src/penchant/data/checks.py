@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from penchant.data.as_chat import PLAIN_TEXT, AsChat
 from penchant.data.check_findings import (
     Ints,
     count_characters,
@@ -25,7 +24,7 @@ from penchant.data.control_text import ControlText
 from penchant.data.groups import PreferenceGroup
 from penchant.data.messages import is_blank
 from penchant.data.overlaps import Corpus, candidate_values, overlapping_prompts, preference_key
-from penchant.data.rendering import PLAIN, Rendering
+from penchant.data.rendering import PLAIN, PLAIN_TEXT, ChatConverter, Rendering
 from penchant.data.template_tokens import TemplateTokens
 from penchant.errors import ConfigError, DataError
 
@@ -38,7 +37,7 @@ TEMPLATE_FAULTS: tuple[TemplateFault, ...] = ("no_chat_template", "chat_template
 
 def template_checks(corpus: Corpus, tokenizer: PreTrainedTokenizerBase, rendering: Rendering) -> dict[str, Hits]:
     """Hits by name of check: conversations affected by a fault of the template, and plain groups without template."""
-    as_chat = AsChat(tokenizer, rendering)
+    as_chat = ChatConverter(tokenizer, rendering)
     groups_as_read = [as_chat.group(group) for group in corpus.groups]
     conversational = [i for i, (group, _) in enumerate(groups_as_read) if not isinstance(group.prompt, str)]
     plain = [i for i, (_, event) in enumerate(groups_as_read) if event is not None]

@@ -11,10 +11,15 @@ import numpy as np
 
 from penchant.data.groups import as_text
 from penchant.data.rendering import PLAIN, Rendering
-from penchant.data.shortening import keep_prompt_end, move_first_turn_to_prompt, truncate_prompt
 from penchant.data.special_tokens import SpecialTokens
 from penchant.data.tokenization import tokenize_groups
-from penchant.data.tokenized import TokenizedGroup, Truncation
+from penchant.data.tokenized import (
+    TokenizedGroup,
+    Truncation,
+    keep_prompt_end,
+    move_first_turn_to_prompt,
+    truncate_prompt,
+)
 from penchant.errors import DataError
 
 if TYPE_CHECKING:

@@ -18,9 +18,16 @@ from penchant.data.control_text import ControlText, is_escaped
 from penchant.data.groups import PreferenceGroup, Text
 from penchant.data.messages import is_blank
 from penchant.data.rendering import PLAIN, Rendering
-from penchant.data.shortening import truncate_prompt
 from penchant.data.special_tokens import SpecialTokens
-from penchant.data.tokenized import Ids, Mask, TokenizationReport, TokenizedGroup, Truncation, common_length
+from penchant.data.tokenized import (
+    Ids,
+    Mask,
+    TokenizationReport,
+    TokenizedGroup,
+    Truncation,
+    common_length,
+    truncate_prompt,
+)
 from penchant.errors import DataError, ModelError
 
 if TYPE_CHECKING:

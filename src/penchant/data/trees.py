@@ -52,7 +52,7 @@ class PromptsFirst:
 
     Attributes:
         order: [T] int64, index of each token in a row of the same groups that lies group after group.
-        restored: [T] int64, its inverse: index in this row of each token of the other.
+        inverse_order: [T] int64, its inverse: index in this row of each token of the other.
         readable: [R] int64, ascending: indices whose last hidden state may be read.
         prompts: [G + 1] int32, cumulative tokens of prompts.
         groups: [G + 1] int32, cumulative tokens of all candidates of a group.
@@ -62,7 +62,7 @@ class PromptsFirst:
     """
 
     order: Tensor
-    restored: Tensor
+    inverse_order: Tensor
     readable: Tensor
     prompts: Tensor
     groups: Tensor
@@ -191,13 +191,13 @@ def with_prompts_first(batch: TreeBatch) -> TreeBatch:
     row = np.arange(lengths.sum())
     parts = np.split(row, lengths.ravel().cumsum()[:-1])
     order = np.concatenate([*parts[::2], *parts[1::2]])
-    restored = np.empty_like(order)
-    restored[order] = row
+    inverse_order = np.empty_like(order)
+    inverse_order[order] = row
     prompts, candidates = lengths[:, 0], [n for branch in batch.branches for n in branch.responses]
     ends, tokens = prompts.cumsum(), int(prompts.sum())
     layout = PromptsFirst(
         order=as_tensor(order),
-        restored=as_tensor(restored),
+        inverse_order=as_tensor(inverse_order),
         # Candidates, and the last token of every prompt.
         readable=as_tensor(np.concatenate([ends - 1, row[tokens:]])),
         prompts=_cumulated(prompts),
@@ -210,8 +210,8 @@ def with_prompts_first(batch: TreeBatch) -> TreeBatch:
         batch,
         input_ids=batch.input_ids[layout.order],
         positions=batch.positions[layout.order],
-        source=layout.restored[batch.source],
-        ends=layout.restored[batch.ends],
+        source=layout.inverse_order[batch.source],
+        ends=layout.inverse_order[batch.ends],
         prompts_first=layout,
     )
 

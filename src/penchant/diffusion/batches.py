@@ -18,9 +18,9 @@ from penchant.config.run_sections import TrainingConfig
 from penchant.data.groups import PreferenceGroup
 from penchant.data.trees import split_into_micro_batches
 from penchant.diffusion.denoising import Denoiser, LatentChoice
-from penchant.engine.device import exact
+from penchant.engine.device import to_float64
 from penchant.engine.distributed import World
-from penchant.engine.scorer import Scorer
+from penchant.engine.scoring import Scorer
 from penchant.training.backward import Batch, score_batch
 from penchant.training.batches import Order, StepBatch
 
@@ -118,7 +118,7 @@ class DenoiserScorer(Scorer):
     def forward(self, batch: PictureBatch) -> Tensor:
         """Minus the noise errors [G, K], in float64; 0 in empty slots."""
         errors = self.denoiser.noise_errors(batch.latents, batch.encoded, batch.timesteps, batch.noise)
-        return pad_sequence(exact(-errors).split(batch.sizes), batch_first=True)
+        return pad_sequence(to_float64(-errors).split(batch.sizes), batch_first=True)
 
 
 @dataclass(frozen=True)

@@ -28,9 +28,9 @@ from penchant.models.lora import add_adapters, sort_modules
 from penchant.objectives import FittedObjective, Objective, WeightedSum
 from penchant.storage.files import read_record, write_atomically
 from penchant.storage.fingerprints import hash_text
-from penchant.training.automatic import choose_dtype
 from penchant.training.batches import Order, Split
 from penchant.training.loop import Loop, LoopConfig
+from penchant.training.model import choose_dtype
 
 
 def tune_denoiser(

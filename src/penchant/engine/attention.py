@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from penchant.engine.device import has_keyword, warn_missing
 from penchant.engine.kernels.cpu_attention import has_cpu_operators, tiled_attention
 from penchant.engine.kernels.linear_log_probs import compute_dtype
 from penchant.engine.kernels.shared_prompts import (
@@ -26,7 +27,6 @@ from penchant.engine.kernels.shared_prompts import (
     is_flash_size,
     shared_prompt_attention,
 )
-from penchant.engine.kernels.torch_operators import has_keyword, warn_missing
 from penchant.engine.tree_plan import GatheredSegments, Span, Tiling, TreePlan
 
 TREE = "penchant_tree"
@@ -92,7 +92,7 @@ def tree_attention(
                 segments = Segments(layout.prompts, layout.groups, layout.candidates, layout.tokens, *layout.longest)
                 return shared_prompt_attention(q, k, v, segments, scale)[None], None
         # What that kernel lacks is computed on a row that lies group after group.
-        query, key, value = (x.index_select(2, layout.restored) for x in (query, key, value))
+        query, key, value = (x.index_select(2, layout.inverse_order) for x in (query, key, value))
     out = _group_by_group(query, key, value, tree, sliding_window, scale, softcap, s_aux)
     return (out if layout is None else out.index_select(1, layout.order)), None
 

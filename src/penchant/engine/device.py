@@ -1,11 +1,20 @@
-"""The device of this process: the chosen one, or the best there is; and the numbers that it can compute with."""
+"""What this process computes with: its device, the numbers of that device, and private operators of torch.
+
+The device is the chosen one, or the best there is. Private operators are asked for by the arguments they take and never
+by torch's version: a version may drop an operator, rename an argument or ask for a further one. An operator that does
+not take a call as it is made here counts as missing: another path then computes the same numbers, and one warning says
+so. All are called by keyword, so that arguments which a version adds change nothing.
+"""
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Literal
+from functools import cache
+from inspect import signature
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,7 +26,7 @@ DeviceChoice = Literal["auto", "cpu", "cuda", "mps", "xpu"]
 BFLOAT16_CAPABILITY = (8, 0)
 """Lowest compute capability of NVIDIA cards with matrix products in bfloat16 and flash attention."""
 
-CHOICE = "PENCHANT_DEVICE"
+DEVICE_VARIABLE = "PENCHANT_DEVICE"
 """Environment variable that holds the choice, so that processes which this one starts have the same device."""
 
 
@@ -39,7 +48,7 @@ def use_device(choice: DeviceChoice) -> None:
         ConfigError: the device is not there; names those that are.
     """
     _require(choice, "--device")
-    os.environ[CHOICE] = choice
+    os.environ[DEVICE_VARIABLE] = choice
 
 
 @contextmanager
@@ -50,12 +59,12 @@ def on_device(choice: DeviceChoice) -> Iterator[None]:
         ConfigError: the device is not there; names those that are.
     """
     _require(choice, "device")
-    earlier = os.environ.get(CHOICE, "auto")
-    os.environ[CHOICE] = earlier if choice == "auto" else choice
+    earlier = os.environ.get(DEVICE_VARIABLE, "auto")
+    os.environ[DEVICE_VARIABLE] = earlier if choice == "auto" else choice
     try:
         yield
     finally:
-        os.environ[CHOICE] = earlier
+        os.environ[DEVICE_VARIABLE] = earlier
 
 
 def _require(choice: str, where: str) -> None:
@@ -72,10 +81,10 @@ def local_device() -> torch.device:
     """This process's device; of several cards of the chosen type the one that torchrun's LOCAL_RANK names.
 
     Raises:
-        ConfigError: the variable `CHOICE` names a device that is not there.
+        ConfigError: the variable `DEVICE_VARIABLE` names a device that is not there.
     """
-    choice = os.environ.get(CHOICE, "auto")
-    _require(choice, CHOICE)
+    choice = os.environ.get(DEVICE_VARIABLE, "auto")
+    _require(choice, DEVICE_VARIABLE)
     name = available_devices()[0] if choice == "auto" else choice
     return torch.device(name, int(os.environ.get("LOCAL_RANK", "0"))) if name in ("cuda", "xpu") else torch.device(name)
 
@@ -85,14 +94,14 @@ def has_float64(device: torch.device) -> bool:
     return device.type != "mps"
 
 
-def sum_device(device: torch.device) -> torch.device:
+def float64_device(device: torch.device) -> torch.device:
     """The device of a model's exact sums, and of losses and metrics, which follow them: the host without float64."""
     return device if has_float64(device) else torch.device("cpu")
 
 
-def exact(values: Tensor) -> Tensor:
-    """Values of any shape in float64, on the `sum_device` of their device; gradients go back to theirs."""
-    return values.to(sum_device(values.device)).double()
+def to_float64(values: Tensor) -> Tensor:
+    """Values of any shape in float64, on the `float64_device` of their device; gradients go back to theirs."""
+    return values.to(float64_device(values.device)).double()
 
 
 def best_dtype(device: torch.device) -> Literal["float32", "bfloat16", "float16"]:
@@ -149,3 +158,61 @@ def products_name(dtype: str, device: torch.device) -> str:
     """The precision of matrix products, for keys of cached numbers: the dtype, or ``tf32``."""
     is_tf32 = dtype == "float32" and device.type == "cuda" and torch.get_float32_matmul_precision() != "highest"
     return "tf32" if is_tf32 else dtype
+
+
+logger = logging.getLogger(__name__)
+
+
+class OperatorCall(NamedTuple):
+    """A call of an operator of `torch.ops.aten`.
+
+    Attributes:
+        operator: its name, with the overload where that is not the default, as in ``mm.dtype_out``.
+        arguments: names of the arguments that are passed, with spaces between them.
+    """
+
+    operator: str
+    arguments: str
+
+
+def takes(schema: Any, arguments: str) -> bool:
+    """Whether an operator of this schema takes all these arguments by name, and needs no others."""
+    names = {argument.name for argument in schema.arguments}
+    required = {argument.name for argument in schema.arguments if not argument.has_default_value()}
+    return required <= set(arguments.split()) <= names
+
+
+def has_operator(call: OperatorCall) -> bool:
+    """Whether torch has an operator that takes a call."""
+    name, _, overload = call.operator.partition(".")
+    try:
+        operator = getattr(getattr(torch.ops.aten, name), overload or "default")
+    except AttributeError:
+        return False
+    return takes(operator._schema, call.arguments)
+
+
+@cache
+def has_operators(calls: tuple[OperatorCall, ...], otherwise: str) -> bool:
+    """Whether torch has an operator for every one of these calls; where not, one warning.
+
+    Not for code that torch compiles: the compiler does not follow schemas.
+
+    Args:
+        otherwise: how the same is computed without them, and what that costs.
+    """
+    missing_operators = [call.operator for call in calls if not has_operator(call)]
+    if missing_operators:
+        warn_missing(", ".join(missing_operators), otherwise)
+    return not missing_operators
+
+
+def warn_missing(operators: str, otherwise: str) -> None:
+    """Log that torch lacks operators, or has them with other arguments."""
+    logger.warning(f"torch {torch.__version__} has no {operators} as Penchant calls it: {otherwise}")
+
+
+@cache
+def has_keyword(function: Callable[..., Any], name: str) -> bool:
+    """Whether a function of Python takes a keyword."""
+    return name in signature(function).parameters

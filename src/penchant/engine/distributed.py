@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from penchant.engine.device import local_device
-from penchant.engine.whole_layers import decoder_layers
+from penchant.engine.kernels.compiled import decoder_layers
 from penchant.errors import ConfigError
 
 logger = logging.getLogger(__name__)

@@ -13,9 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from penchant.engine.kernels.compiled import capped
-from penchant.engine.kernels.linear_log_probs import compute_dtype, linear_log_probs
+from penchant.engine.kernels.linear_log_probs import SharedGradient, compute_dtype, linear_log_probs
 from penchant.engine.kernels.output_layer import LowRank
-from penchant.engine.kernels.tied_embedding import SharedGradient
 from penchant.engine.memory import track_memory
 
 

@@ -11,8 +11,8 @@ from torch.nn.functional import pad
 
 from penchant.data.tokenized import TokenizedGroup
 from penchant.data.trees import TreeBatch
-from penchant.engine.device import exact
-from penchant.engine.scorer import PackedScorer
+from penchant.engine.device import to_float64
+from penchant.engine.scoring import PackedScorer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -52,7 +52,7 @@ class PaddedScorer(PackedScorer):
             ).log_softmax(-1)
             token_log_probs = log_probs.gather(-1, sequence[prompt:, None])[:, 0]
             learned = slice(None) if batch.loss_mask is None else batch.loss_mask[start : start + len(token_log_probs)]
-            sums.append(exact(token_log_probs[learned]).sum())
+            sums.append(to_float64(token_log_probs[learned]).sum())
             start += len(token_log_probs)
         return batch.to_group_matrix(torch.stack(sums))
 

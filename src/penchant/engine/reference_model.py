@@ -13,9 +13,8 @@ from penchant.data.second_reading import retokenize_groups
 from penchant.data.tokenized import TokenizedGroup, Truncation
 from penchant.engine.device import products_name
 from penchant.engine.distributed import World, shard
-from penchant.engine.scorer import Scorer
 from penchant.engine.scorer_choice import choose_scorer, sample_groups
-from penchant.engine.scoring import score_groups
+from penchant.engine.scoring import Scorer, score_groups
 from penchant.models.loading import check_vocabulary, context_length, load_model, load_tokenizer
 from penchant.progress import Progress
 from penchant.storage.caches import LogProbCache, cache_folder

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from penchant.data.tokenized import TokenizedGroup
 from penchant.data.trees import TreeBatch, pack
-from penchant.engine.device import exact
+from penchant.engine.device import to_float64
 from penchant.engine.padded import PaddedScorer, pad_right, unpack
-from penchant.engine.scorer import PackedScorer
-from penchant.engine.tree import TreeScorer, arranged, last_hidden
+from penchant.engine.scoring import PackedScorer
+from penchant.engine.tree import TreeScorer, last_hidden, reorder_for_attention
 from penchant.errors import DataError
 from penchant.models.multimodal import language_model
 from penchant.models.preference_head import PreferenceHead
@@ -44,7 +44,7 @@ class HeadedScorer(PackedScorer):
     def forward(self, batch: TreeBatch) -> Tensor:
         """Log-probs (nats) and rewards, stacked [2, G, K]; 0 in empty slots."""
         log_probs, last = self._inner[0].forward_with_hidden(batch)
-        return torch.stack([log_probs, batch.to_group_matrix(exact(self.head(last)))])
+        return torch.stack([log_probs, batch.to_group_matrix(to_float64(self.head(last)))])
 
 
 def require_end_tokens(groups: Sequence[TokenizedGroup], ends: Sequence[int]) -> None:
@@ -75,14 +75,14 @@ class TreeRewardScorer(PackedScorer):
         return group.length
 
     def collate(self, groups: Sequence[TokenizedGroup], temperature: float) -> TreeBatch:
-        """The groups as one row; see `arranged`."""
-        return arranged(pack(groups, temperature), self.model)
+        """The groups as one row; see `reorder_for_attention`."""
+        return reorder_for_attention(pack(groups, temperature), self.model)
 
     def forward(self, batch: TreeBatch) -> Tensor:
         """[G, K] rewards, in float64; 0 in empty slots."""
         hidden = last_hidden(self.model, batch)
         positions = reward_positions(batch, pad_token_id(self.model))
-        return batch.to_group_matrix(exact(self.model.score(hidden.index_select(0, positions))[:, 0]))
+        return batch.to_group_matrix(to_float64(self.model.score(hidden.index_select(0, positions))[:, 0]))
 
 
 class PaddedRewardScorer(PackedScorer):
@@ -116,7 +116,7 @@ def padded_rewards(model: PreTrainedModel, sequences: Sequence[Tensor], label: i
         outputs: Tensor = model.score(hidden[torch.arange(len(positions)), positions])
     else:  # a bidirectional classifier, whose head reads the first token
         outputs = model(**inputs).logits
-    return exact(outputs[:, label])
+    return to_float64(outputs[:, label])
 
 
 def reward_position(sequence: Tensor, pad: int | None) -> int:
@@ -137,7 +137,7 @@ def reward_positions(batch: TreeBatch, pad: int | None) -> Tensor:
     tokens, size = batch.targets.index_select(0, batch.paths), len(batch.paths)
     firsts = batch.lengths.cumsum(0) - batch.lengths
     offsets = torch.arange(size, device=tokens.device) - firsts.repeat_interleave(batch.lengths, output_size=size)
-    ends = exact(torch.where(tokens != pad, offsets + 1, 0))
+    ends = to_float64(torch.where(tokens != pad, offsets + 1, 0))
     maxima = torch.segment_reduce(ends, "max", lengths=batch.lengths.to(ends.device))
     content = maxima.to(tokens.device, torch.int64)  # tokens before the pad tokens
     # The hidden state that predicts the first of the pad tokens at the end is the last other token's.

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from penchant.data.tokenized import Ids
 from penchant.engine.decoding import plain_layers, read_prompts
-from penchant.engine.device import exact, sum_device
+from penchant.engine.device import float64_device, to_float64
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -158,7 +158,7 @@ def _respond(
     device = rows.logits.device
     # A guide needs each token before the next is drawn.
     tokens_per_read = 1 if guides is not None or draws_on_host(device) else TOKENS_PER_READ
-    chances_by_step = chances.T.to(sum_device(device))
+    chances_by_step = chances.T.to(float64_device(device))
     responses = [_Response(None if guides is None else guides[row]) for row in range(len(chances))]
     alive_responses, new_tokens = responses, list[Tensor]()
     for step in range(draw.max_new_tokens):
@@ -185,7 +185,7 @@ def _respond(
 
 def draws_on_host(device: torch.device) -> bool:
     """Whether tokens of logits on a device are chosen by the CPU, which has nothing to wait for."""
-    return sum_device(device).type == "cpu"
+    return float64_device(device).type == "cpu"
 
 
 def limit_logits(logits: Tensor, allowed_tokens: Sequence[Ids | None]) -> Tensor:
@@ -207,7 +207,7 @@ def choose_tokens(logits: Tensor, temperature: float, top_p: float, chances: Ten
     """
     if temperature < 1e-6:
         return logits.argmax(-1)
-    probabilities = (exact(logits) / temperature).softmax(-1)
+    probabilities = (to_float64(logits) / temperature).softmax(-1)
     tokens = likeliest_first(logits, probabilities)
     probabilities = probabilities.gather(-1, tokens)
     cumulated = probabilities.cumsum(-1)

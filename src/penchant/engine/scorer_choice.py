@@ -11,14 +11,12 @@ from torch import Tensor, nn
 
 from penchant.data.tokenized import TokenizedGroup
 from penchant.engine.device import float32_products
-from penchant.engine.kernels.compiled import short_reason
+from penchant.engine.kernels.compiled import NOT_COMPILED, compile_layers, short_reason, undo_compilation
 from penchant.engine.padded import PaddedScorer
 from penchant.engine.reward_scorers import HeadedScorer, PaddedRewardScorer, TreeRewardScorer
-from penchant.engine.scorer import PackedScorer, Scorer
-from penchant.engine.scoring import precision
+from penchant.engine.scoring import PackedScorer, Scorer, precision
 from penchant.engine.tree import TreeScorer
 from penchant.engine.tree_check import TreeCheck, is_half, measure_rounding, rounding_note
-from penchant.engine.whole_layers import NOT_COMPILED, compile_layers, undo_compilation
 from penchant.engine.working_weights import WorkingWeights
 from penchant.models.multimodal import set_attention
 

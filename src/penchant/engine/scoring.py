@@ -1,20 +1,64 @@
-"""Log-probs, rewards and head scores of many groups by a scorer, without gradients."""
+"""Scorers, which are trained and which references are read by; and scoring of many groups by one, without gradients."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from penchant.data.groups import PreferenceGroup
 from penchant.data.tokenized import TokenizedGroup
-from penchant.data.trees import split_into_micro_batches
+from penchant.data.trees import TreeBatch, pack, split_into_micro_batches
 from penchant.engine.distributed import World, reshard
-from penchant.engine.reward_scorers import HeadedScorer
-from penchant.engine.scorer import CandidateGroup, Scorer
 from penchant.storage.caches import LogProbCache
+
+
+class CandidateGroup(Protocol):
+    """What the training loop reads of a group; the rest is between its scorer and whatever made it."""
+
+    @property
+    def group(self) -> PreferenceGroup:
+        """The candidates and the preferences among them."""
+        ...
+
+    @property
+    def tokens(self) -> Sequence[int]:
+        """Number of trained tokens of each candidate; 1 for a picture."""
+        ...
+
+    @property
+    def length(self) -> int:
+        """Number of tokens that are computed for the group; positions of latents for pictures."""
+        ...
+
+
+class Scorer(nn.Module, ABC):
+    """A module whose `forward` gives [G, K] numbers of a collated batch: log-probs, rewards or minus noise errors."""
+
+    @abstractmethod
+    def cost(self, group: Any) -> int:
+        """Number of tokens that the group takes of a micro-batch's budget."""
+
+    @abstractmethod
+    def collate(self, groups: Sequence[Any], temperature: float) -> Any:
+        """The batch of G groups that `forward` takes; its ``to(device)`` is the same batch on a device.
+
+        Args:
+            temperature: divisor of the logits before the softmax.
+        """
+
+
+class PackedScorer(Scorer):
+    """A scorer of a language model, which reads groups packed in one row."""
+
+    def collate(self, groups: Sequence[TokenizedGroup], temperature: float) -> TreeBatch:
+        """The groups as one row; see `pack`."""
+        return pack(groups, temperature)
+
 
 PACKING_WINDOW = 256
 """Number of groups that are packed together in a forward-only pass."""
@@ -96,9 +140,9 @@ def score_groups(
 
 @torch.no_grad()
 def score_with_head(
-    scorer: HeadedScorer, groups: Sequence[TokenizedGroup], *, world: World, budget: int, dtype: str
+    scorer: Scorer, groups: Sequence[TokenizedGroup], *, world: World, budget: int, dtype: str
 ) -> list[list[float]]:
-    """The preference head's reward of every candidate of every group."""
+    """The preference head's reward of every candidate of every group, by a `HeadedScorer`."""
     scorer.eval()
     rank_rewards: dict[int, list[float]] = {}
     for members, _ in world.share(micro_batches(scorer, groups, budget)):

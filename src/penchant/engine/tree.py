@@ -11,13 +11,12 @@ from torch import Tensor
 from penchant.data.tokenized import TokenizedGroup
 from penchant.data.trees import TreeBatch, pack, with_prompts_first
 from penchant.engine.attention import TREE, tree_attention
-from penchant.engine.device import exact, has_flash_attention
+from penchant.engine.device import has_flash_attention, to_float64
 from penchant.engine.kernels.layer_fusion import fuse_layers
-from penchant.engine.kernels.linear_log_probs import compute_dtype, row_multiple
+from penchant.engine.kernels.linear_log_probs import SharedGradient, compute_dtype, embed, is_tied, row_multiple
 from penchant.engine.kernels.shared_prompts import has_flash_operators
-from penchant.engine.kernels.tied_embedding import SharedGradient, embed, is_tied
 from penchant.engine.output_head import head_log_probs
-from penchant.engine.scorer import PackedScorer
+from penchant.engine.scoring import PackedScorer
 from penchant.engine.tree_plan import TreePlan
 from penchant.models.multimodal import language_model, set_attention, text_config
 
@@ -51,10 +50,10 @@ class TreeScorer(PackedScorer):
 
     def collate(self, groups: Sequence[TokenizedGroup], temperature: float) -> TreeBatch:
         """The groups as one row, on a GPU with all prompts first where that row's attention needs nothing else."""
-        return arranged(pack(groups, temperature), self.model)
+        return reorder_for_attention(pack(groups, temperature), self.model)
 
     def forward(self, batch: TreeBatch) -> Tensor:
-        """Summed log-probs [G, K], nats: tokens in float32 or better, sums `exact`; 0 in empty slots."""
+        """Summed log-probs [G, K], nats: tokens in float32 or better, sums `to_float64`; 0 in empty slots."""
         return self.forward_with_hidden(batch)[0]
 
     def forward_with_hidden(self, batch: TreeBatch) -> tuple[Tensor, Tensor]:
@@ -73,13 +72,13 @@ class TreeScorer(PackedScorer):
             temperature=batch.temperature,
         )
         # A sum of -1000 nats has a precision of 6e-5 in float32, worse than the rounding of all its tokens.
-        exact_log_probs = exact(token_log_probs)
+        exact_log_probs = to_float64(token_log_probs)
         paths, lengths = batch.paths.to(exact_log_probs.device), batch.lengths.to(exact_log_probs.device)
         sums = torch.segment_reduce(exact_log_probs.index_select(0, paths), "sum", lengths=lengths)
         return batch.to_group_matrix(sums), hidden.index_select(0, batch.ends)
 
 
-def arranged(batch: TreeBatch, model: PreTrainedModel) -> TreeBatch:
+def reorder_for_attention(batch: TreeBatch, model: PreTrainedModel) -> TreeBatch:
     """The batch in the order of tokens that this model's attention computes fastest.
 
     Where there is flash attention all prompts come first, unless a soft-cap or a window narrower than the longest

@@ -18,10 +18,10 @@ from torch.utils.hooks import RemovableHandle
 from penchant.data.tokenized import TokenizedGroup
 from penchant.data.trees import TreeBatch, pack
 from penchant.engine.attention import UnsupportedAttention
-from penchant.engine.device import exact
+from penchant.engine.device import to_float64
 from penchant.engine.kernels.layer_fusion import unfuse_layers
 from penchant.engine.memory import available_bytes
-from penchant.engine.tree import arranged, use_tree
+from penchant.engine.tree import reorder_for_attention, use_tree
 from penchant.models.multimodal import set_attention
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ def measure_rounding(
         rounded = numbers()
     try:
         with in_float32(module, head):
-            return largest(exact(rounded) - exact(numbers()))
+            return largest(to_float64(rounded) - to_float64(numbers()))
     except NoFloat32:
         return None
 
@@ -297,7 +297,7 @@ class TreeCheck:
             return torch.cat([_by_candidate(self.padded(batch), batch) for batch in batches])
 
     def _tree_scores(self, sample: Sequence[TokenizedGroup], *, exact: bool = False) -> Tensor:
-        batch = arranged(pack(sample), self.model).to(self.model.device)
+        batch = reorder_for_attention(pack(sample), self.model).to(self.model.device)
         use_tree(self.model)
         with nullcontext() if exact else self.autocast():
             return _by_candidate(self.tree(batch), batch)

@@ -253,7 +253,11 @@ class TreePlan:
     def _group_after_group(self) -> TreeBatch:
         """The batch whose positions are of a row that lies group after group, as tiles do."""
         layout = self.prompts_first
-        return self._batch if layout is None else replace(self._batch, positions=self._batch.positions[layout.restored])
+        return (
+            self._batch
+            if layout is None
+            else replace(self._batch, positions=self._batch.positions[layout.inverse_order])
+        )
 
     def narrows(self, window: int | None) -> bool:
         """Whether a window hides any key of this row from its candidates."""

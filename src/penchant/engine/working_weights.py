@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from penchant.engine.whole_layers import decoder_layers
+from penchant.engine.kernels.compiled import decoder_layers
 
 STACKED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 """Names of linear layers that read the same hidden states, in the order in which models mostly call them."""

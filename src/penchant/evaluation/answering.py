@@ -8,15 +8,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from penchant.data.as_chat import PLAIN_TEXT, SWITCH, AsChat
 from penchant.data.files import is_data_file
 from penchant.data.groups import PreferenceGroup, Text, as_text
 from penchant.data.messages import context_of
-from penchant.data.shortening import keep_last_ids
+from penchant.data.rendering import PLAIN_TEXT, SWITCH, ChatConverter
 from penchant.data.special_tokens import SpecialTokens
 from penchant.data.template_tokens import TemplateTokens
 from penchant.data.tokenization import readable_prompts, tokenize_prompts
-from penchant.data.tokenized import Ids
+from penchant.data.tokenized import Ids, keep_last_ids
 from penchant.engine.device import local_device
 from penchant.engine.reference_model import NO_LIMIT
 from penchant.engine.sampling import Sampling, sample
@@ -170,7 +169,7 @@ def typed_rendering(model: str, prompt: str, reading: Reading) -> Reading:
     if reading.rendering.as_chat != "auto":
         return reading
     tokenizer = load_tokenizer(model, chat_template=reading.chat_template)
-    if not AsChat(tokenizer, reading.rendering).count_plain([prompt]):
+    if not ChatConverter(tokenizer, reading.rendering).count_plain([prompt]):
         return reading
     logger.info(
         "the prompt is read as a user's message, by the model's chat template; as plain text: data.as_chat=false"
@@ -205,7 +204,7 @@ def fit_prompts(model: str, prompts: Sequence[Text], new_tokens: int | None, rea
         ConfigError: no prompt would have room.
     """
     tokenizer = load_tokenizer(model, chat_template=reading.chat_template)
-    if plain := AsChat(tokenizer, reading.rendering).count_plain(prompts):
+    if plain := ChatConverter(tokenizer, reading.rendering).count_plain(prompts):
         logger.info(f"{PLAIN_TEXT.replace('_', ' ')}: {plain} of {len(prompts)} prompts; {SWITCH}")
     prompts = _readable_prompts(prompts, tokenizer, reading)
     ids = tokenize_prompts(prompts, tokenizer, reading.rendering)

@@ -32,7 +32,7 @@ from numpy.typing import ArrayLike
 from penchant.evaluation import variance_components
 from penchant.evaluation.statistics import Estimate, Floats
 from penchant.evaluation.variance_components import CrossedMean, Variances, components
-from penchant.intervals.student_t import critical_value
+from penchant.intervals import critical_value
 
 Outcome = Literal["better", "worse", "not distinguishable"]
 

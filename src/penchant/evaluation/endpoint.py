@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any, TypeVar
 
-from penchant.config.reward import JudgeConfig
+from penchant.config.shared_sections import JudgeConfig
 from penchant.errors import ConfigError
 
 T = TypeVar("T")

@@ -13,7 +13,7 @@ import yaml
 
 from penchant.config.run import RunConfig
 from penchant.config.run_sections import SAFE_TOKEN_BUDGET, Dtype
-from penchant.config.yaml_files import parse_yaml
+from penchant.config.section import parse_yaml
 from penchant.data.groups import PreferenceGroup
 from penchant.data.rendering import PLAIN, Rendering
 from penchant.data.template import reads_clock

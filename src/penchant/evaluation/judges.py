@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
 
-from penchant.config.reward import JudgeConfig, RewardConfig
+from penchant.config.shared_sections import JudgeConfig, RewardConfig
 from penchant.data.groups import Text, as_text
 from penchant.data.rendering import PLAIN, Rendering
 from penchant.errors import ConfigError

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from penchant.data.groups import PreferenceGroup
-from penchant.evaluation.calibration import Calibration
 from penchant.evaluation.orders import LOG_PROB, LOG_RATIO, MEAN_LOG_PROB, definitions
 from penchant.evaluation.preference_pairs import (
+    Calibration,
     PreferencePairs,
     SourceMetrics,
     flatten_groups,

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 import numpy as np
 import torch
 
-from penchant.config.reward import JudgeConfig, RewardConfig
+from penchant.config.shared_sections import JudgeConfig, RewardConfig
 from penchant.data.groups import PreferenceGroup, Text
 from penchant.data.rendering import PLAIN
 from penchant.data.tokenization import tokenize_groups

@@ -2,8 +2,8 @@
 
 Both parts of its error, and the distribution between Student's t of seeds and of prompts, are those of a difference
 (`evaluation.variance_components`). Of a share, the sample then counts as many observations as have that error, in the
-interval that one model's share has (`intervals.shares`): inside [0, 1], skewed towards 1/2, and of no width 0 where all
-seeds are right about all prompts.
+interval that one model's share has (`penchant.intervals`): inside [0, 1], skewed towards 1/2, and of no width 0 where
+all seeds are right about all prompts.
 
 Legend: S seeds, G groups (or fresh samples), N prompts.
 """
@@ -17,8 +17,7 @@ import numpy as np
 
 from penchant.evaluation.statistics import Estimate, Floats, are_shares
 from penchant.evaluation.variance_components import components
-from penchant.intervals.shares import effective_size, pseudo_interval
-from penchant.intervals.student_t import critical_value
+from penchant.intervals import critical_value, effective_size, pseudo_interval
 
 
 def by_prompt(tables: Sequence[Floats], prompts: Sequence[Hashable]) -> list[Floats]:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from penchant.errors import ModelError
-from penchant.intervals.shares import Bounds, clustered_interval
+from penchant.intervals import Bounds, clustered_interval
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]

@@ -14,7 +14,7 @@ from functools import lru_cache
 from statistics import NormalDist
 
 from penchant.evaluation.statistics import Floats
-from penchant.intervals.student_t import Mixture, critical_ratio, critical_value, f_tail, two_sided_p
+from penchant.intervals import Mixture, critical_ratio, critical_value, f_tail, two_sided_p
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,7 @@ from penchant.data.groups import Text, as_text
 from penchant.evaluation.judges import Judge, Verdict
 from penchant.evaluation.report import Table, show
 from penchant.evaluation.statistics import Estimate, Floats, bootstrap_mean
-from penchant.intervals.shares import pseudo_interval
-from penchant.intervals.student_t import critical_value
+from penchant.intervals import critical_value, pseudo_interval
 
 PRECISION = 0.1
 """Precision of the normal prior on phi around 0: a standard deviation of 3.2 in log-odds for any number of prompts."""

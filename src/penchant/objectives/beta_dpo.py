@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
@@ -11,9 +12,79 @@ from torch.nn.functional import logsigmoid
 
 from penchant.objectives.base import Groups, Needs, Output, State, Sum, require
 from penchant.objectives.dpo import DPO
-from penchant.objectives.draws import draw_pairs
-from penchant.objectives.moments import LEAST_DEVIATION, STARTS, initial_moments, update_moments
 from penchant.objectives.pairs import average_pairs, differences, log_ratios, pair_metrics
+
+LEAST_DEVIATION = 1e-3
+"""Nats. Below it a deviation of log-ratios is rounding noise, which moves with the size of the micro-batches."""
+
+
+def initial_moments() -> State:
+    """The moments before the first batch: step 0, mean 0, deviation 0."""
+    values = {name: torch.zeros((), dtype=torch.float64) for name in ("mean", "deviation")}
+    return {"step": torch.zeros((), dtype=torch.int64), **values}
+
+
+def bias_corrected(momentum: float, state: State) -> float:
+    """``(1 - m) / (1 - m^t)`` at batch t: the average from 0 divided by ``1 - m^t``, a weighted mean of t batches."""
+    return (1 - momentum) / (1 - momentum ** (int(state["step"]) + 1))
+
+
+def first_batch(momentum: float, state: State) -> float:
+    """1 until a batch's deviation is above the floor, then 1 - m: the average starts at that batch's value."""
+    return 1.0 if float(state["deviation"]) <= LEAST_DEVIATION else 1 - momentum
+
+
+def zero(momentum: float, state: State) -> float:
+    """1 - m at every batch: the average starts at 0, and is biased towards it."""
+    return 1 - momentum
+
+
+STARTS: Mapping[str, Callable[[float, State], float]] = {
+    "bias_corrected": bias_corrected,
+    "first_batch": first_batch,
+    "zero": zero,
+}
+"""Rules for the first batches of a moving average, by the name of the option."""
+
+
+def update_moments(values: Tensor, momentum: float, start: str, state: State) -> State:
+    """The moving mean and (sample) standard deviation after a batch; a batch without values leaves them.
+
+    Args:
+        values: [N] the values of the batch.
+        momentum: m, in [0, 1).
+        start: a name in `STARTS`.
+    """
+    if not len(values):
+        return state  # Not a step, or the next batch would not be the first.
+    weight = STARTS[start](momentum, state)
+    deviation = values.std() if len(values) > 1 else values.new_zeros(())
+    batch = {"mean": values.mean(), "deviation": deviation}
+    averages = {name: state[name] + weight * (value.to(state[name]) - state[name]) for name, value in batch.items()}
+    return {**state, "step": state["step"] + 1, **averages}
+
+
+def draw_pairs(better: Tensor, log_weights: Tensor, share: float, seed: int, step: int) -> Tensor:
+    """A share of the preferred pairs, without replacement, by their weights.
+
+    Args:
+        better: [G, K, K] bool, N of them True.
+        log_weights: [N], of the pairs in the order of `better`.
+        share: int(share N) pairs are drawn, at least one.
+
+    Returns:
+        [G, K, K] bool, the pairs drawn.
+    """
+    count = min(len(log_weights), max(1, int(share * len(log_weights))))
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
+    uniform = torch.rand(len(log_weights), generator=generator, dtype=torch.float64)
+    # The largest log-weight + Gumbel noise is a draw without replacement, and far outliers do not underflow.
+    noisy = log_weights.cpu().double() - torch.log(-torch.log(uniform))
+    chosen = torch.zeros(len(log_weights), dtype=torch.bool)
+    chosen[noisy.topk(count).indices] = True
+    drawn_pairs = torch.zeros_like(better)
+    drawn_pairs[better] = chosen.to(better.device)
+    return drawn_pairs
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,15 @@ import torch
 from torch import Tensor
 
 from penchant.objectives.base import Groups, Needs, Output, State, require
-from penchant.objectives.decisions import NO_PROBABILITY, SCORES, decision_metrics
-from penchant.objectives.reward_scales import REWARDS, SCALES, add_rewards, initial_moments
+from penchant.objectives.decisions import (
+    NO_PROBABILITY,
+    REWARDS,
+    SCALES,
+    SCORES,
+    add_rewards,
+    decision_metrics,
+    initial_moments,
+)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Metrics of two distributions over a prompt's candidates: the policy's p and its target q."""
+"""Decision distributions over a group's candidates: scores, rewards and their scales, and what is reported of them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from penchant.objectives.base import Groups, Sum
+from penchant.objectives.base import Groups, State, Sum
 from penchant.objectives.pairs import differences, log_ratios, mean_log_probs
 
 NO_PROBABILITY = -1e30
@@ -68,4 +68,71 @@ def decision_metrics(
         "ddo_rm/kl": over_groups(q * (log_q - log_p)),
         "ddo_rm/top1": Sum((top & has_candidates).sum().to(scores.dtype), has_candidates.sum().to(scores.dtype)),
         "rewards/accuracies": Sum(right.sum(), (pairs > 0).sum().to(scores.dtype)),
+    }
+
+
+LEAST_DEVIATION = 1e-6
+"""Rewards that differ by less count as equal."""
+
+
+def data_scores(groups: Groups, candidates: Tensor) -> Tensor:
+    """The scores [G, K] of the data, or of the run's reward; 0 outside of the candidates (bool)."""
+    return torch.where(candidates, groups.scores, 0.0)
+
+
+def win_shares(groups: Groups, candidates: Tensor) -> Tensor:
+    """Win shares [G, K] ``(wins - losses) / (K - 1)`` by the group's preferences, in [-1, 1]; else 0."""
+    count = candidates.sum(1, keepdim=True)
+    shares = (groups.better.sum(2) - groups.better.sum(1)) / (count - 1).clamp(min=1)
+    return torch.where(candidates, shares, 0.0)
+
+
+REWARDS: Mapping[str, Callable[[Groups, Tensor], Tensor]] = {"scores": data_scores, "wins": win_shares}
+
+
+def unscaled(rewards: Tensor, candidates: Tensor, state: State) -> Tensor:
+    """The rewards [G, K] as they are."""
+    return rewards
+
+
+def by_prompt(rewards: Tensor, candidates: Tensor, state: State) -> Tensor:
+    """Rewards [G, K] of mean 0 and deviation 1 among each prompt's candidates; of two candidates always 1 and -1."""
+    count = candidates.sum(1, keepdim=True)
+    centred = torch.where(candidates, rewards - rewards.sum(1, keepdim=True) / count, 0.0)
+    deviation = ((centred**2).sum(1, keepdim=True) / count).sqrt()
+    return centred / deviation.clamp(min=LEAST_DEVIATION)
+
+
+def by_running_moments(rewards: Tensor, candidates: Tensor, state: State) -> Tensor:
+    """Rewards [G, K] less the mean and over the deviation of all in the state; unchanged where there are none yet."""
+    if not float(state["count"]):
+        return rewards
+    deviation = (state["squares"] / state["count"]).sqrt().clamp(min=LEAST_DEVIATION)
+    return torch.where(candidates, (rewards - state["mean"].to(rewards)) / deviation.to(rewards), 0.0)
+
+
+SCALES: Mapping[str, Callable[[Tensor, Tensor, State], Tensor]] = {
+    "none": unscaled,
+    "prompt": by_prompt,
+    "running": by_running_moments,
+}
+
+
+def initial_moments() -> State:
+    """The moments of no rewards: count, mean, and sum of squared distances from the mean, all 0."""
+    return {name: torch.zeros((), dtype=torch.float64) for name in ("count", "mean", "squares")}
+
+
+def add_rewards(rewards: Tensor, candidates: Tensor, state: State) -> State:
+    """The moments with a batch's rewards [G, K] (Chan, Golub and LeVeque 1983, equation 2.1)."""
+    values = rewards[candidates].to(state["mean"])
+    if not len(values):
+        return state
+    count = state["count"] + len(values)
+    distance = values.mean() - state["mean"]
+    squares = ((values - values.mean()) ** 2).sum() + distance**2 * state["count"] * len(values) / count
+    return {
+        "count": count,
+        "mean": state["mean"] + distance * len(values) / count,
+        "squares": state["squares"] + squares,
     }

@@ -10,15 +10,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from penchant.objectives import reference_bandits as bandits
-from penchant.objectives import reference_weights as weighting
+from penchant.objectives import references
 from penchant.objectives.base import Groups, Needs, Output, State, Sum, require
 from penchant.objectives.pairs import average_pairs, side_metrics
-from penchant.objectives.reference_mixtures import MIXTURES, clip, pair_sides
 
 OFFLINE = ("validation_margin", "validation_accuracy", "best_single")
 ONLINE = ("sliding_window", "thompson")
-WEIGHTINGS = ("uniform", *weighting.PAIRWISE, *OFFLINE, *ONLINE, "fixed")
+WEIGHTINGS = ("uniform", *references.PAIRWISE, *OFFLINE, *ONLINE, "fixed")
 
 
 @dataclass(frozen=True)
@@ -115,14 +113,14 @@ class MultiReference:
             raise ValueError(f"weights has {len(self.weights)} numbers, the run has {r} references")
         if self.weighting == "authors_weights" and r != 2:
             raise ValueError(f"weighting=authors_weights is for 2 references, the run has {r}")
-        margins = weighting.pair_margins(reference.double(), groups)
+        margins = references.pair_margins(reference.double(), groups)
         match self.weighting:
             case "validation_margin":
-                return {"weights": weighting.validation_margin(margins)}
+                return {"weights": references.validation_margin(margins)}
             case "validation_accuracy":
-                return {"weights": weighting.validation_accuracy(margins, self.above_chance)}
+                return {"weights": references.validation_accuracy(margins, self.above_chance)}
             case "best_single":
-                return {"weights": weighting.best_single(margins)}
+                return {"weights": references.best_single(margins)}
             case "sliding_window":
                 filled = torch.zeros((), dtype=torch.int64)
                 return {"window": torch.zeros(self.window, r, dtype=torch.float64), "filled": filled}
@@ -135,16 +133,16 @@ class MultiReference:
     def __call__(self, policy: Tensor, reference: Tensor, groups: Groups, state: State) -> tuple[Output, State]:
         if self.weighting not in ONLINE:
             return self.evaluate(policy, reference, groups, state), state
-        margins = weighting.pair_margins(reference.double(), groups)
+        margins = references.pair_margins(reference.double(), groups)
         if self.weighting == "sliding_window":
             # The weights are those of the batches before this one.
-            return self.evaluate(policy, reference, groups, state), bandits.window_after(state, margins)
-        pulled = bandits.thompson_draw(state)
-        output = self._output(policy, reference, groups, weighting.one_hot(pulled, reference))
-        return output, bandits.thompson_after(state, pulled, margins, self.discount)
+            return self.evaluate(policy, reference, groups, state), references.window_after(state, margins)
+        pulled = references.thompson_draw(state)
+        output = self._output(policy, reference, groups, references.one_hot(pulled, reference))
+        return output, references.thompson_after(state, pulled, margins, self.discount)
 
     def evaluate(self, policy: Tensor, reference: Tensor, groups: Groups, state: State) -> Output:
-        if self.weighting in weighting.PAIRWISE:
+        if self.weighting in references.PAIRWISE:
             return self._output(policy, reference, groups, None)
         r = reference.shape[0]
         match self.weighting:
@@ -153,25 +151,25 @@ class MultiReference:
             case "fixed":
                 weights = reference.new_tensor(self.weights)
             case "sliding_window":
-                weights = bandits.window_weights(state)
+                weights = references.window_weights(state)
             case "thompson":
-                weights = weighting.one_hot(bandits.thompson_best(state), reference)
+                weights = references.one_hot(references.thompson_best(state), reference)
             case _:
                 weights = state["weights"]
         return self._output(policy, reference, groups, weights.to(reference))
 
     def _output(self, policy: Tensor, reference: Tensor, groups: Groups, weights: Tensor | None) -> Output:
         """The loss with [R] weights, or with each pair's own where there are none."""
-        policy_log_probs, chosen, rejected = pair_sides(policy, reference, groups, self.normalize)
-        sums = pair_sides(policy, reference, groups, "sum")[1:]
+        policy_log_probs, chosen, rejected = references.pair_sides(policy, reference, groups, self.normalize)
+        sums = references.pair_sides(policy, reference, groups, "sum")[1:]
         if weights is None:
-            a = weighting.PAIRWISE[self.weighting](*sums)
+            a = references.PAIRWISE[self.weighting](*sums)
         else:
             a = weights[:, None, None, None].expand_as(chosen)
         clipped = torch.zeros_like(chosen, dtype=torch.bool)
         if self.trust_region is not None:
-            (chosen, rejected), clipped = clip(chosen, rejected, self.trust_region, self.radius)
-        mixed = MIXTURES[self.mixture](chosen, a), MIXTURES[self.mixture](rejected, a)
+            (chosen, rejected), clipped = references.clip(chosen, rejected, self.trust_region, self.radius)
+        mixed = references.MIXTURES[self.mixture](chosen, a), references.MIXTURES[self.mixture](rejected, a)
         sides = policy_log_probs[:, :, None] - mixed[0], policy_log_probs[:, None, :] - mixed[1]
         if self.mixture == "multi_loss":
             reference_margins = (policy_log_probs[:, :, None] - chosen) - (policy_log_probs[:, None, :] - rejected)

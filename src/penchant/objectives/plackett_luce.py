@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from penchant.objectives.base import Groups, Output, Stateless, require
-from penchant.objectives.pairs import log_ratios, pair_metrics
-from penchant.objectives.rankings import ranking_losses
+from penchant.objectives.pairs import log_ratios, pair_metrics, ranking_losses
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from penchant.objectives.base import Groups, Needs, Output, Stateless
 from penchant.objectives.bradley_terry import reward_metrics
-from penchant.objectives.rankings import ranking_losses
+from penchant.objectives.pairs import ranking_losses
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,7 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from penchant.objectives.base import Groups, Output, Stateless, Sum, require
-from penchant.objectives.pairs import log_ratios, pair_metrics
-from penchant.objectives.rankings import beaten_logsumexp
+from penchant.objectives.pairs import beaten_logsumexp, log_ratios, pair_metrics
 
 
 @dataclass(frozen=True)

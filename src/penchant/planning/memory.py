@@ -16,8 +16,7 @@ from torch import nn
 from penchant.data.tokenized import TokenizedGroup
 from penchant.engine.memory import MemoryTracker, replace_tensors, track_memory
 from penchant.engine.output_head import linear_head_memory
-from penchant.engine.scorer import Scorer
-from penchant.engine.scoring import precision
+from penchant.engine.scoring import Scorer, precision
 from penchant.engine.tree import TreeScorer
 from penchant.engine.working_weights import WorkingWeights, working_weights
 from penchant.models.multimodal import text_config
@@ -159,17 +158,17 @@ class PeakBatches:
     held_out: Sequence[MicroBatch]
 
     @property
-    def lightened(self) -> PeakBatches:
+    def reduced(self) -> PeakBatches:
         """Only the first step and the first micro-batch of each pass."""
         return PeakBatches(self.steps[:1], self.reference[:1], self.held_out[:1])
 
     @property
     def heaviest(self) -> PeakBatches:
-        """`lightened` to one micro-batch, used twice where a step has several: gradients exist in the second."""
-        light = self.lightened
-        step = light.steps[0]
+        """`reduced` to one micro-batch, used twice where a step has several: gradients exist in the second."""
+        reduced_batches = self.reduced
+        step = reduced_batches.steps[0]
         largest = max(step, key=lambda groups: sum(group.length for group in groups))
-        return replace(light, steps=[[largest] * min(2, len(step))])
+        return replace(reduced_batches, steps=[[largest] * min(2, len(step))])
 
 
 @dataclass(frozen=True)

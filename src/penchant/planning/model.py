@@ -15,7 +15,7 @@ from penchant.config.run import RunConfig
 from penchant.engine.padded import PaddedScorer
 from penchant.engine.policy import Policy
 from penchant.engine.reward_scorers import PaddedRewardScorer, TreeRewardScorer
-from penchant.engine.scorer import Scorer
+from penchant.engine.scoring import Scorer
 from penchant.engine.tree import TreeScorer, use_tree
 from penchant.models.adapter_loading import rows_of_adapter
 from penchant.models.loading import adapter_base, load_config, loading_errors, remove_dropout

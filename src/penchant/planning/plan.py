@@ -10,22 +10,21 @@ import torch
 import transformers
 
 from penchant.config.objective import code_runs, names_code
-from penchant.config.run import RunConfig, parse_config
+from penchant.config.run import RunConfig, parse_config, with_training
 from penchant.config.run_sections import SAFE_TOKEN_BUDGET
-from penchant.config.yaml_files import override
+from penchant.config.section import override
 from penchant.data.tokenized import TokenizedGroup
 from penchant.engine.device import best_dtype, local_device, on_device, training_products
 from penchant.engine.memory import available_bytes, process_bytes
 from penchant.engine.reference_model import NO_LIMIT
 from penchant.engine.scorer_choice import sample_groups
 from penchant.models.loading import adapter_base
-from penchant.planning.budget import CARD_SHARE, largest_budget
 from penchant.planning.memory import Memory, Surroundings, count_memory
 from penchant.planning.model import ModelSpec, read_shape
-from penchant.planning.time import NoRoom, StepCosts, check_tree, measure_step_costs
-from penchant.planning.work import Workload, plan_batches
-from penchant.training.automatic import choose_dtype, with_training
+from penchant.planning.time import InsufficientMemory, StepCosts, check_tree, measure_step_costs
+from penchant.planning.work import CARD_SHARE, Workload, largest_budget, plan_batches
 from penchant.training.inputs import Inputs
+from penchant.training.model import choose_dtype
 from penchant.training.run import read_run
 
 if TYPE_CHECKING:
@@ -124,7 +123,7 @@ class Planner:
 
     Attributes:
         config: the run with its dtype and token budget resolved.
-        shortage: message that no token budget fits; None where one does, or is configured.
+        budget_warning: message that no token budget fits; None where one does, or is configured.
     """
 
     config: RunConfig
@@ -135,7 +134,7 @@ class Planner:
     available: int
     baseline: int
     notes: list[str] = field(default_factory=list)
-    shortage: str | None = None
+    budget_warning: str | None = None
 
     def workload(self, config: RunConfig) -> Workload:
         def padded(group: TokenizedGroup) -> int:
@@ -146,15 +145,15 @@ class Planner:
 
         return plan_batches(config, self.inputs, self.limit, padded if self.spec.padded else packed)
 
-    def memory(self, config: RunConfig, roughly: bool = False) -> Memory:
-        """The memory of a configuration; where `roughly`, from fewer micro-batches."""
+    def memory(self, config: RunConfig, approximate: bool = False) -> Memory:
+        """The memory of a configuration; where `approximate`, from fewer micro-batches."""
         workload = self.workload(config)
         sampled = config.candidates == "sampled" and bool(config.built_objective.needs.references)
         adapters_reference = config.lora is not None and config.reference is None
         live_reference = (config.reference or config.model) if sampled and not adapters_reference else None
         return count_memory(
             replace(self.spec, config=config),
-            workload.peak_batches().lightened if roughly else workload.peak_batches(),
+            workload.peak_batches().reduced if approximate else workload.peak_batches(),
             Surroundings(workload.references, live_reference, self.device, self.baseline),
         )
 
@@ -166,7 +165,7 @@ class Planner:
         workload, memory = self.workload(config), memory or self.memory(config)
         try:
             costs = measure_step_costs(replace(self.spec, config=config), workload.typical, self.device, seconds)
-        except NoRoom as error:
+        except InsufficientMemory as error:
             if (note := f"time is not predicted: {error.what}") not in self.notes:
                 self.notes.append(note)
             return Forecast(tuple(changes), memory, {}, None, self.available), None
@@ -196,7 +195,7 @@ class Planner:
     def fitting_budget(self) -> int:
         """The largest token budget whose peak fits into `CARD_SHARE` of the available memory, at most a step's tokens.
 
-        Where none fits it is the longest group, which is never split, and `shortage` says so.
+        Where none fits it is the longest group, which is never split, and `budget_warning` says so.
         """
         uncut = self.workload(with_training(self.config, token_budget=NO_LIMIT))
         groups = [*uncut.train, *uncut.held_out, *uncut.reference_held_out]
@@ -208,7 +207,7 @@ class Planner:
 
         budget = largest_budget(peak_of, smallest, step_tokens, room)
         if budget is None:
-            self.shortage = (
+            self.budget_warning = (
                 f"training.token_budget: auto is {smallest:,}, the longest group, and even that is planned to take "
                 f"{peak_of(smallest) >> 20:,} MB, above {room >> 20:,} MB, {CARD_SHARE:.0%} of the free memory; "
                 "penchant plan RUN.yaml proposes changes"
@@ -240,7 +239,7 @@ class Planner:
     def _that_fit(self, candidates: Sequence[tuple[str, ...]]) -> list[Forecast]:
         forecasts = []
         for changes in dict.fromkeys(candidates):
-            memory = self.memory(apply_changes(self.config, changes), roughly=True)
+            memory = self.memory(apply_changes(self.config, changes), approximate=True)
             if memory.peak <= self.available:
                 forecasts.append(self.forecast(changes, SECONDS / 4, memory)[0])
         return forecasts
@@ -259,7 +258,7 @@ class Planner:
                 break
             budget = max(budget // 2, longest)
             smaller = (*changes, f"training.token_budget={budget}")
-            if self.memory(apply_changes(self.config, smaller), roughly=True).peak <= self.available:
+            if self.memory(apply_changes(self.config, smaller), approximate=True).peak <= self.available:
                 return smaller
         return ()
 
@@ -318,7 +317,7 @@ def new_planner(
     try:
         planner.spec = check_tree(spec, sample_groups(planner.workload(config).train), device)
         planner.notes += planner.spec.notes
-    except NoRoom:
+    except InsufficientMemory:
         planner.notes.append("not checked for want of memory: the packed tree is assumed to be exact for the model")
     if planner.config.training.token_budget == "auto":
         planner.config = with_training(config, token_budget=planner.fitting_budget())
@@ -340,7 +339,7 @@ def _plan(planner: Planner) -> Plan:
         workload.micro_batches,
         costs.rate if costs else None,
         [] if forecast.fits else planner.proposals(),
-        [*planner.notes, *filter(None, [planner.shortage])],
+        [*planner.notes, *filter(None, [planner.budget_warning])],
     )
 
 

@@ -20,9 +20,8 @@ from penchant.data.tokenized import TokenizedGroup
 from penchant.engine.memory import available_bytes
 from penchant.engine.padded import PaddedScorer
 from penchant.engine.reward_scorers import PaddedRewardScorer
-from penchant.engine.scorer import Scorer
 from penchant.engine.scorer_choice import ScorerChoice, choose_reward_scorer, choose_scorer
-from penchant.engine.scoring import precision
+from penchant.engine.scoring import Scorer, precision
 from penchant.errors import PenchantError
 from penchant.models.multimodal import text_config
 from penchant.planning.model import ModelSpec, blank_model, random_model, shallow
@@ -48,7 +47,7 @@ EMBEDDING_ELEMENTS = 1 << 26
 """Maximum elements of the embedding in a timed model; a larger one is cut, and its time scaled."""
 
 
-class NoRoom(PenchantError):
+class InsufficientMemory(PenchantError):
     """Not even the shallow model fits into memory."""
 
 
@@ -105,37 +104,37 @@ def measure_step_costs(
         seconds: approximate duration of the timing.
 
     Raises:
-        NoRoom: two layers do not fit into half of the available memory.
+        InsufficientMemory: two layers do not fit into half of the available memory.
     """
     vocabulary = _vocabulary(spec)
     _check_room(spec, vocabulary, device)
     dtype = spec.config.training.resolved_dtype
     rate = _matrix_rate(int(text_config(spec.shape).hidden_size), dtype, device)
-    thin, deep = (_real(spec, layers, vocabulary, device) for layers in (1, 2))
+    one_layer, two_layers = (_real(spec, layers, vocabulary, device) for layers in (1, 2))
     groups = _clip_to_vocabulary(typical, vocabulary)
     shortest = min(groups, key=lambda group: group.length)
-    token_seconds = 6 * sum(p.numel() for p in deep.parameters()) / rate
+    token_seconds = 6 * sum(p.numel() for p in two_layers.parameters()) / rate
     if token_seconds * min(shortest.length, LEAST_TOKENS) > SLOWEST * seconds:
-        return _costs_of_products(spec, thin, deep, rate)
+        return _costs_of_products(spec, one_layer, two_layers, rate)
     # A group of which one pass would take too long is cut.
     max_tokens = int(seconds / token_seconds)
     if shortest.length > max(max_tokens, LEAST_TOKENS):
         (shortest,) = groups = _shortened([shortest], max(max_tokens, LEAST_TOKENS))
-    groups = _affordable(groups, shortest, deep, seconds, device, dtype)
+    groups = _affordable(groups, shortest, two_layers, seconds, device, dtype)
     runs = {
-        "deep": lambda: _train(deep, groups, device, dtype),
-        "thin": lambda: _train(thin, groups, device, dtype),
-        "short": lambda: _train(thin, [shortest], device, dtype),
-        "deep forward": lambda: _read(deep, groups, device, dtype),
-        "thin forward": lambda: _read(thin, groups, device, dtype),
+        "two layers": lambda: _train(two_layers, groups, device, dtype),
+        "one layer": lambda: _train(one_layer, groups, device, dtype),
+        "short": lambda: _train(one_layer, [shortest], device, dtype),
+        "two layers forward": lambda: _read(two_layers, groups, device, dtype),
+        "one layer forward": lambda: _read(one_layer, groups, device, dtype),
     }
     run_seconds = _timed(runs, seconds)
     sizes = _Sizes(sum(group.length for group in groups), shortest.length)
     scale = spec.vocabulary / vocabulary
-    return _step_costs(run_seconds, sizes, scale, _update_seconds(spec, thin), rate)
+    return _step_costs(run_seconds, sizes, scale, _update_seconds(spec, one_layer), rate)
 
 
-def _costs_of_products(spec: ModelSpec, thin: Scorer, deep: Scorer, rate: float) -> StepCosts:
+def _costs_of_products(spec: ModelSpec, one_layer: Scorer, two_layers: Scorer, rate: float) -> StepCosts:
     """The costs of a model's matrix products alone: 2 operations a weight forward, 2 to 4 backward."""
 
     def weights(scorer: Any, trained: bool) -> int:
@@ -145,10 +144,10 @@ def _costs_of_products(spec: ModelSpec, thin: Scorer, deep: Scorer, rate: float)
         parameters = (p for p in scorer.parameters() if p.requires_grad or not trained)
         return sum(p.numel() for p in parameters if is_multiplied or p is not embedding)
 
-    layer, layer_trained = (weights(deep, trained) - weights(thin, trained) for trained in (False, True))
-    non_layer, non_layer_trained = weights(thin, False) - layer, weights(thin, True) - layer_trained
+    layer, layer_trained = (weights(two_layers, trained) - weights(one_layer, trained) for trained in (False, True))
+    non_layer, non_layer_trained = weights(one_layer, False) - layer, weights(one_layer, True) - layer_trained
     scale = spec.vocabulary / _vocabulary(spec) / rate
-    dtype, device = spec.config.training.resolved_dtype, next(thin.parameters()).device
+    dtype, device = spec.config.training.resolved_dtype, next(one_layer.parameters()).device
     rates = {dtype: rate, "float32": _matrix_rate(int(text_config(spec.shape).hidden_size), "float32", device)}
     rate_list = ", ".join(f"{value / 1e9:,.1f} GFLOP/s in {name}" for name, value in rates.items())
     return StepCosts(
@@ -157,7 +156,7 @@ def _costs_of_products(spec: ModelSpec, thin: Scorer, deep: Scorer, rate: float)
         non_layer=(4 * non_layer + 2 * non_layer_trained) * scale,
         non_layer_forward=2 * non_layer * scale,
         fixed=0.0,
-        update=_update_seconds(spec, thin),
+        update=_update_seconds(spec, one_layer),
         rate=rate,
         note=f"time is that of matrix products alone, since a pass takes too long to be timed: {rate_list}",
     )
@@ -166,16 +165,16 @@ def _costs_of_products(spec: ModelSpec, thin: Scorer, deep: Scorer, rate: float)
 def _affordable(
     groups: list[TokenizedGroup],
     shortest: TokenizedGroup,
-    deep: Scorer,
+    two_layers: Scorer,
     seconds: float,
     device: torch.device,
     dtype: str,
 ) -> list[TokenizedGroup]:
     """The first groups, as many as can be run three times in about these seconds."""
-    group_seconds = _seconds(deep, shortest, device, dtype)
+    group_seconds = _seconds(two_layers, shortest, device, dtype)
     if group_seconds < seconds / 4:
         # The first run includes compilation.
-        group_seconds = _seconds(deep, shortest, device, dtype)
+        group_seconds = _seconds(two_layers, shortest, device, dtype)
     token_seconds = group_seconds / shortest.length
     runs = 3 * 3  # Two kinds of training and two of forward passes take as long as three of training two layers.
     while len(groups) > 1 and sum(group.length for group in groups) * token_seconds * runs > seconds:
@@ -191,9 +190,9 @@ def _seconds(scorer: Scorer, group: TokenizedGroup, device: torch.device, dtype:
 
 def _step_costs(run_seconds: dict[str, float], sizes: _Sizes, scale: float, update: float, rate: float) -> StepCosts:
     tokens = sizes.tokens
-    layer = max(0.0, run_seconds["deep"] - run_seconds["thin"]) / tokens
-    layer_forward = max(0.0, run_seconds["deep forward"] - run_seconds["thin forward"]) / tokens
-    non_layer = max(0.0, run_seconds["thin"] - layer * tokens)
+    layer = max(0.0, run_seconds["two layers"] - run_seconds["one layer"]) / tokens
+    layer_forward = max(0.0, run_seconds["two layers forward"] - run_seconds["one layer forward"]) / tokens
+    non_layer = max(0.0, run_seconds["one layer"] - layer * tokens)
     short_seconds = max(0.0, run_seconds["short"] - layer * sizes.few)
     slope = (non_layer - short_seconds) / (tokens - sizes.few) if tokens > sizes.few else non_layer / tokens
     slope = min(max(0.0, slope), non_layer / tokens)
@@ -201,7 +200,7 @@ def _step_costs(run_seconds: dict[str, float], sizes: _Sizes, scale: float, upda
         layer=layer,
         layer_forward=layer_forward,
         non_layer=slope * scale,
-        non_layer_forward=max(0.0, run_seconds["thin forward"] / tokens - layer_forward) * scale,
+        non_layer_forward=max(0.0, run_seconds["one layer forward"] / tokens - layer_forward) * scale,
         fixed=(non_layer - slope * tokens) * scale,
         update=update,
         rate=rate,
@@ -304,7 +303,7 @@ def _check_room(spec: ModelSpec, vocabulary: int, device: torch.device) -> None:
     required_bytes = 16 * sum(p.numel() for p in model.parameters())
     available = available_bytes(device) // 2
     if required_bytes > available:
-        raise NoRoom(
+        raise InsufficientMemory(
             f"two layers of the model take {required_bytes >> 20} MB to time, {available >> 20} MB is half of what "
             "there is"
         )

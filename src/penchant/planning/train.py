@@ -43,8 +43,8 @@ def planned_budget(config: RunConfig, inputs: Inputs, tokenizer: PreTrainedToken
         return SAFE_TOKEN_BUDGET
     planner = new_planner(config, inputs, tokenizer, limit, device, available_bytes(device))
     budget = planner.config.training.resolved_token_budget
-    if planner.shortage is not None:
-        logger.warning(planner.shortage)
+    if planner.budget_warning is not None:
+        logger.warning(planner.budget_warning)
     else:
         logger.info(f"training.token_budget: auto is {budget:,} tokens, by a plan of the memory")
     return budget

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from penchant.data.tokenized import Ids
 from penchant.engine.decoding import CachedRows, UncachedRows, read_joinable
-from penchant.engine.device import exact
+from penchant.engine.device import to_float64
 from penchant.engine.sampling import choose_tokens, limit_logits
 from penchant.serving.experts import Expert
 from penchant.serving.jobs import End, Failure, Job, Outcomes, Piece, TokenLogProb
@@ -70,7 +70,7 @@ class Row:
         return None
 
     def _log_prob(self, token: int, logits: Tensor, top: int) -> TokenLogProb:
-        log_probs = exact(logits).log_softmax(-1)
+        log_probs = to_float64(logits).log_softmax(-1)
         values, tokens = log_probs.topk(min(top, len(log_probs)))
         likeliest = zip(tokens.tolist(), values.tolist(), strict=True)
         return TokenLogProb(

@@ -15,10 +15,9 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from penchant.data.trees import copy_together, split_into_micro_batches
-from penchant.engine.device import exact, sum_device
+from penchant.engine.device import float64_device, to_float64
 from penchant.engine.distributed import World
-from penchant.engine.scorer import CandidateGroup, Scorer
-from penchant.engine.scoring import precision
+from penchant.engine.scoring import CandidateGroup, Scorer, precision
 from penchant.engine.working_weights import WorkingWeights
 from penchant.errors import ConfigError
 from penchant.objectives import Groups, Objective, Output, State
@@ -44,7 +43,7 @@ class Result:
             counts: false where another process counts the same groups; then zeros are added.
         """
         values = {"loss": output.loss, **output.metrics}
-        table = torch.stack([exact(x.detach()) for value in values.values() for x in (value.total, value.count)])
+        table = torch.stack([to_float64(x.detach()) for value in values.values() for x in (value.total, value.count)])
         table = table if counts else torch.zeros_like(table)
         for name, pair in zip(values, table.view(-1, 2), strict=True):
             self.sums[name] = self.sums[name] + pair if name in self.sums else pair
@@ -106,7 +105,7 @@ def backward(
         for members, counts_here in world.share(cuts):
             part = batch.part(members)
             # Sent before the forward: what is sent between it and the backward waits for the forward on a card.
-            reference, facts = objective_tables(part.groups, part.references, sum_device(world.device))
+            reference, facts = objective_tables(part.groups, part.references, float64_device(world.device))
             policy, facts = with_scores(_score_micro_batch(scorer, part, world), facts)
             output, new_state = objective(policy, reference, facts, state)
             if _differ(state, new_state):
@@ -146,7 +145,7 @@ def _coupled(
     policy, reference, facts = objective_inputs(scores_of_batch, batch.groups, batch.references)
     output, state = objective(policy, reference, facts, state)
     (gradient,) = torch.autograd.grad(output.loss.total, scores_of_batch)
-    (gradient,) = copy_together([gradient], sum_device(world.device))
+    (gradient,) = copy_together([gradient], float64_device(world.device))
     if is_whole:
         scores.backward(gradient * batch.loss_scale)
         weights.add_gradients()

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from penchant.data.groups import PreferenceGroup
-from penchant.engine.scorer import CandidateGroup
+from penchant.engine.scoring import CandidateGroup
 from penchant.objectives import Groups
 
 

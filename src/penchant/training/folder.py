@@ -27,8 +27,8 @@ from pathlib import Path
 from typing import Any
 
 from penchant.config.objective import method_files
-from penchant.config.run import RunConfig, dump_config, parse_config, read_yaml
-from penchant.config.yaml_files import parse_yaml
+from penchant.config.run import RunConfig, dump_config, parse_config
+from penchant.config.section import parse_yaml, read_yaml
 from penchant.data.template import has_date, reads_clock
 from penchant.engine.device import local_device
 from penchant.errors import ConfigError
@@ -127,7 +127,7 @@ def check(
     return is_started
 
 
-def take(config: RunConfig, fingerprint: str, notes: list[str], inputs: Mapping[str, Input]) -> None:
+def claim_folder(config: RunConfig, fingerprint: str, notes: list[str], inputs: Mapping[str, Input]) -> None:
     """Write config.yaml and run.json: from here on the output folder holds this run.
 
     Args:
@@ -146,7 +146,7 @@ def take(config: RunConfig, fingerprint: str, notes: list[str], inputs: Mapping[
     write_atomically(folder / "run.json", json.dumps(record, indent=2))
 
 
-def release(config: RunConfig) -> None:
+def release_folder(config: RunConfig) -> None:
     """Delete the files of a run that failed before its first step, so that the same command can be run again."""
     folder = Path(config.output)
     if any(item.name not in _STARTED for item in folder.iterdir() if item.name[0] != "."):

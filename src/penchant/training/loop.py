@@ -18,10 +18,9 @@ import torch
 from torch import Tensor
 
 from penchant.config.run_sections import CheckpointConfig, EvaluationConfig, LoggingConfig, TrainingConfig
-from penchant.engine.device import exact, sum_device
+from penchant.engine.device import float64_device, to_float64
 from penchant.engine.distributed import World, reshard
-from penchant.engine.scorer import CandidateGroup, Scorer
-from penchant.engine.scoring import micro_batches
+from penchant.engine.scoring import CandidateGroup, Scorer, micro_batches
 from penchant.engine.working_weights import working_weights
 from penchant.errors import ConfigError, TrainingError
 from penchant.objectives import Objective, State
@@ -30,7 +29,6 @@ from penchant.training.backward import Batch, Result, backward, objective_inputs
 from penchant.training.batches import BatchSource, Split
 from penchant.training.checkpoints import Checkpoints
 from penchant.training.log import JsonLines, direction
-from penchant.training.moving_reference import MovingReference
 from penchant.training.optimizer import (
     NO_SCALE,
     LossScale,
@@ -39,6 +37,7 @@ from penchant.training.optimizer import (
     learning_rate,
     scale_and_clip,
 )
+from penchant.training.references import MovingReference
 from penchant.training.stop_signals import STOP_SIGNALS, Interrupted, StopSignals
 
 
@@ -195,7 +194,7 @@ class Loop:
         norm = scale_and_clip(self.scorer, factor, norm, settings.max_grad_norm)
         is_skipped = self.is_scaled and math.isfinite(total) and not math.isfinite(norm) and scale.factor > 1
         if not is_skipped and not (math.isfinite(total) and math.isfinite(norm)):
-            self._refuse(result.non_finite_ids, groups)
+            self._raise_non_finite(result.non_finite_ids, groups)
         rate = learning_rate(self.state.step, self.total, settings)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
@@ -204,7 +203,7 @@ class Loop:
         self.optimizer.zero_grad()
         if self.is_scaled:
             self._update_scale(scale.next_scale(not is_skipped), is_skipped)
-        self._note(sums, groups, rate, norm, time.perf_counter() - start_time)
+        self._log_step(sums, groups, rate, norm, time.perf_counter() - start_time)
         return total / max(count, 1e-30), number
 
     def evaluate(self) -> None:
@@ -229,7 +228,7 @@ class Loop:
         if self.world.is_main:
             self.metrics.write(line)
         if self.config.evaluation.every:
-            self._judge(means)
+            self._update_best(means)
 
     def save(self) -> None:
         """Write a checkpoint."""
@@ -247,7 +246,7 @@ class Loop:
     def _is_due(self, interval: int | None) -> bool:
         return self.state.step == self.total or (interval is not None and self.state.step % interval == 0)
 
-    def _judge(self, means: Mapping[str, float]) -> None:
+    def _update_best(self, means: Mapping[str, float]) -> None:
         metric = self.config.evaluation.metric
         if metric not in means:
             judged = ", ".join(name for name in means if direction(name) is not None)
@@ -287,14 +286,14 @@ class Loop:
         One all-reduce, and the one time in a step that the host waits for the device.
         """
         # A coupled objective's sums are on the host.
-        norm = exact(norm).to(next(iter(sums.values())).device)
+        norm = to_float64(norm).to(next(iter(sums.values())).device)
         values = torch.cat([*sums.values(), norm[None]])
         stop_number = signals.signal_number
         if self.world.size > 1:
             if not self.world.is_main:
                 values[-1] = 0.0  # The norm is the same on every process.
             flags = torch.tensor([float(signals.signal_number == number) for number in STOP_SIGNALS])
-            values = self.world.sum(torch.cat([values, flags.to(values)]).to(sum_device(self.world.device)))
+            values = self.world.sum(torch.cat([values, flags.to(values)]).to(float64_device(self.world.device)))
         numbers = values.tolist()
         if self.world.size > 1:
             counts = zip(STOP_SIGNALS, numbers[-len(STOP_SIGNALS) :], strict=True)
@@ -310,7 +309,7 @@ class Loop:
                 f"by {scale.factor:g}"
             )
 
-    def _refuse(self, group_ids: Sequence[str], groups: Sequence[CandidateGroup]) -> None:
+    def _raise_non_finite(self, group_ids: Sequence[str], groups: Sequence[CandidateGroup]) -> None:
         ids = sorted({id for part in self.world.gather(list(group_ids)) for id in part})
         rows = ids or list(dict.fromkeys(group.group.id for group in groups))
         problem = "the loss is not a finite number" if ids else "the gradient is not a finite number"
@@ -324,7 +323,7 @@ class Loop:
             + ("; or set training.dtype=float32: float16 ends at 65,504" if self.is_scaled else ""),
         )
 
-    def _note(
+    def _log_step(
         self,
         sums: Mapping[str, tuple[float, float]],
         groups: Sequence[CandidateGroup],

@@ -1,4 +1,4 @@
-"""The trained model of a run: loading, adapters and preference head, saving."""
+"""The trained model of a run: its dtype, loading, adapters and preference head, saving."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ import torch
 from torch import Tensor, nn
 
 from penchant.config.run import RunConfig
+from penchant.config.run_sections import Dtype, DtypeChoice
 from penchant.data.special_tokens import SpecialTokens
 from penchant.data.tokenized import TokenizedGroup
+from penchant.engine.device import best_dtype, require_dtype
 from penchant.engine.distributed import World, shard
 from penchant.engine.output_head import lora_rank
 from penchant.engine.padded import PaddedScorer
 from penchant.engine.policy import Policy
 from penchant.engine.reward_scorers import HeadedScorer, TreeRewardScorer, require_end_tokens
-from penchant.engine.scorer import Scorer
 from penchant.engine.scorer_choice import (
     LanguageScorer,
     choose_reward_scorer,
@@ -27,6 +28,7 @@ from penchant.engine.scorer_choice import (
     compile_scorer,
     sample_groups,
 )
+from penchant.engine.scoring import Scorer
 from penchant.engine.tree import TreeScorer
 from penchant.engine.working_weights import working_weights
 from penchant.errors import ConfigError
@@ -198,3 +200,21 @@ def _headed(
     headed = add_head(config, policy, scorer)
     headed.head.to(world.device)
     return headed
+
+
+def choose_dtype(choice: DtypeChoice, device: torch.device) -> Dtype:
+    """The dtype of a run's matrix products on a device; ``auto`` becomes the best one.
+
+    Raises:
+        ConfigError: the configured dtype does not run on the device.
+    """
+    if choice != "auto":
+        require_dtype(choice, device)
+        return choice
+    dtype = best_dtype(device)
+    if dtype == "float16":
+        logger.info(
+            "training.dtype: auto is float16 with a scaled loss here, as this card has no bfloat16 (compute capability "
+            "below 8.0)"
+        )
+    return dtype

@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from penchant.config.reward import RewardConfig
 from penchant.config.run import RunConfig, load_config
+from penchant.config.shared_sections import RewardConfig
 from penchant.data.groups import PreferenceGroup, as_text
 from penchant.engine.distributed import World
 from penchant.evaluation.answering import Sampling, answer, answerable_prompts, distinct_prompts

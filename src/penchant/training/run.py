@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from penchant.config.run import RunConfig
+from penchant.config.run import RunConfig, with_recorded_settings, with_training
 from penchant.config.run_sections import SAFE_TOKEN_BUDGET
 from penchant.data.second_reading import add_mismatched
 from penchant.data.tokenized import TokenizedGroup
@@ -24,16 +24,23 @@ from penchant.models.loading import adapter_base, context_length, dropout_settin
 from penchant.models.lora import untrained_adapters
 from penchant.objectives import FittedObjective
 from penchant.storage.files import disk_errors, folder_lock, is_full, resume_command
-from penchant.training.automatic import as_recorded, choose_dtype, with_training
 from penchant.training.backward import objective_tables
 from penchant.training.batches import BatchSource, FixedDataset, Order, References, Split
-from penchant.training.folder import RunLog, check, day_note, on_one_day, release, run_log, take, with_day
+from penchant.training.folder import (
+    RunLog,
+    check,
+    claim_folder,
+    day_note,
+    on_one_day,
+    release_folder,
+    run_log,
+    with_day,
+)
 from penchant.training.input_hashes import input_hashes
 from penchant.training.inputs import Inputs, tokenize_inputs
 from penchant.training.loop import Loop, LoopConfig
-from penchant.training.model import Trained, load_trained, trained_responses
+from penchant.training.model import Trained, choose_dtype, load_trained, trained_responses
 from penchant.training.model_card import write_model_card
-from penchant.training.moving_reference import MovingReference
 from penchant.training.needs import (
     check_head,
     check_live_reference,
@@ -42,7 +49,7 @@ from penchant.training.needs import (
     check_sampled,
     fit_state,
 )
-from penchant.training.references import LiveReference, reference_tables
+from penchant.training.references import LiveReference, MovingReference, reference_tables
 from penchant.training.sampled import SampledBatches
 from penchant.training.stop_signals import Interrupted
 
@@ -98,7 +105,7 @@ def _safe_budget(config: RunConfig, inputs: Inputs, tokenizer: PreTrainedTokeniz
 
 def _train(config: RunConfig, world: World, resume: bool, choose_budget: ChooseBudget, log: RunLog) -> None:
     config = with_day(config, world.broadcast(on_one_day(config).data.date))
-    config = config.model_copy(update={"training": world.broadcast(as_recorded(config).training)})
+    config = config.model_copy(update={"training": world.broadcast(with_recorded_settings(config).training)})
     config = with_training(config, dtype=choose_dtype(config.training.dtype, world.device))
     inputs, tokenizer, limit = read_run(config, world.size)
     if config.training.token_budget == "auto":
@@ -110,7 +117,7 @@ def _train(config: RunConfig, world: World, resume: bool, choose_budget: ChooseB
     loop, model, notes = _prepare(config, world, inputs, tokenizer, limit)
     world.barrier()  # Everyone has looked at the folder before it is taken.
     if world.is_main and not is_started:
-        take(config, inputs.fingerprint, [*inputs.notes, *notes], hashes)
+        claim_folder(config, inputs.fingerprint, [*inputs.notes, *notes], hashes)
     if world.is_main:
         log.open(Path(config.output))
     world.barrier()
@@ -136,7 +143,7 @@ def _released_on_failure(config: RunConfig, world: World, loop: Loop, is_started
     except Exception as error:
         # A run that a full disk ended can be resumed.
         if world.is_main and not is_started and loop.state.step == 0 and not is_full(error):
-            release(config)
+            release_folder(config)
         raise
 
 
@@ -223,7 +230,7 @@ def _prepare(
         folder.mkdir(exist_ok=True)
         model.save(folder, world)
 
-    loop = LoopConfig(
+    loop_config = LoopConfig(
         folder=Path(config.output),
         resume_command=_resume_command(config),
         objective=config.built_objective,
@@ -233,7 +240,7 @@ def _prepare(
         logging=config.logging,
         head_decay=config.head.weight_decay,
     )
-    return Loop(loop, model.scorer, source, state, held_out, moving, world, save_best), model, notes
+    return Loop(loop_config, model.scorer, source, state, held_out, moving, world, save_best), model, notes
 
 
 def _sampled(

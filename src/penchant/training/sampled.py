@@ -17,10 +17,9 @@ import numpy as np
 from penchant.config.run import RunConfig
 from penchant.config.run_sections import SamplingConfig
 from penchant.data.groups import PreferenceGroup, Text, as_text
-from penchant.data.shortening import keep_last_ids
 from penchant.data.special_tokens import SpecialTokens
 from penchant.data.tokenization import tokenize_groups, tokenize_prompts
-from penchant.data.tokenized import Ids, TokenizationReport, TokenizedGroup
+from penchant.data.tokenized import Ids, TokenizationReport, TokenizedGroup, keep_last_ids
 from penchant.engine.reference_model import NO_LIMIT
 from penchant.engine.sampling import SampledResponse, Sampling, sample
 from penchant.errors import CheckpointError, ConfigError, DataError, reason_of

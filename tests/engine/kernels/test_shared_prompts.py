@@ -93,12 +93,14 @@ def test_a_gpus_three_calls_of_its_backward(make_groups, monkeypatch, modes):
         assert not call_arguments
         assert (len(query), len(key)) == (ends_q[-1], ends_k[-1])
         calls.append((longest_q, longest_k, is_causal, logsumexp))
-        call = shared_prompts._Call(slice(None), slice(None), (ends_q, ends_k), (longest_q, longest_k), is_causal)
-        return shared_prompts._WrittenOut.backward(grad_out, query, key, value, out, logsumexp, call, scale)
+        call = shared_prompts._AttentionCall(
+            slice(None), slice(None), (ends_q, ends_k), (longest_q, longest_k), is_causal
+        )
+        return shared_prompts._EagerAttention.backward(grad_out, query, key, value, out, logsumexp, call, scale)
 
     inputs, upstream = random_heads(len(batch.input_ids))
     expected = torch.autograd.grad(dense(*inputs, batch), inputs, upstream)
-    saved = *inputs, *shared_prompts.forward(shared_prompts._WrittenOut, *inputs, segments, SCALE)
+    saved = *inputs, *shared_prompts.forward(shared_prompts._EagerAttention, *inputs, segments, SCALE)
     monkeypatch.setattr(torch.ops.aten, "_flash_attention_backward", flash)
     deterministic, warn_only = modes
     torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)

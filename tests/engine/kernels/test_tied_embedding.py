@@ -6,7 +6,7 @@ from torch import nn
 
 from penchant.data.trees import pack
 from penchant.engine.attention import TREE
-from penchant.engine.kernels.tied_embedding import SharedGradient, embed, is_tied
+from penchant.engine.kernels.linear_log_probs import SharedGradient, embed, is_tied
 from penchant.engine.tree import TreeScorer
 
 

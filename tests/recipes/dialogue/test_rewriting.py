@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from penchant.config.reward import JudgeConfig
+from penchant.config.shared_sections import JudgeConfig
 from penchant.errors import ConfigError
 from penchant.recipes.dialogue.human_centric import unsupported
 from penchant.recipes.dialogue.rewriting import AnswerRecord, EndpointRewriter, RuleRewriter, StyledAnswers

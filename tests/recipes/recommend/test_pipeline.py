@@ -15,9 +15,9 @@ from penchant.config.section import validated
 from penchant.data.reading import read_groups
 from penchant.errors import ConfigError, DataError
 from penchant.recipes.recommend.baselines import NAMES
+from penchant.recipes.recommend.catalogue import suggest
 from penchant.recipes.recommend.config import RecommendConfig
 from penchant.recipes.recommend.pipeline import recommend, stages
-from penchant.recipes.recommend.serving import suggest
 
 STEPS = {"batch_size": 8, "learning_rate": 1e-3, "max_steps": 6}
 

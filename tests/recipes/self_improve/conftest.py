@@ -13,7 +13,7 @@ import yaml
 
 from penchant.recipes.self_improve.buffer import ReplayBuffer
 from penchant.recipes.self_improve.loop import read_rounds
-from penchant.recipes.self_improve.parts import open_buffer
+from penchant.recipes.self_improve.run_folder import open_buffer
 from penchant.recipes.self_improve.trainer import is_idle, next_update
 
 

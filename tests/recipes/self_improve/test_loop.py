@@ -26,11 +26,11 @@ from penchant.recipes.self_improve import gate, loop, trainer
 from penchant.recipes.self_improve.buffer import ReplayBuffer
 from penchant.recipes.self_improve.config import SelfImproveConfig
 from penchant.recipes.self_improve.gate import evaluate_learner
+from penchant.recipes.self_improve.learner import Learner, ServedModel, read_served, write_served
 from penchant.recipes.self_improve.loop import improve, read_rounds, self_improve
-from penchant.recipes.self_improve.medium import Learner, ServedModel, read_served, write_served
-from penchant.recipes.self_improve.parts import open_buffer, open_run_folder
 from penchant.recipes.self_improve.report import alarms, report_rounds, summarise
-from penchant.recipes.self_improve.text_medium import TextBackend
+from penchant.recipes.self_improve.run_folder import open_buffer, open_run_folder
+from penchant.recipes.self_improve.text_learner import TextLearner
 from penchant.recipes.self_improve.trainer import is_idle, next_update, run_update
 from penchant.recipes.self_improve.verifying import Verdict
 from penchant.storage.files import folder_lock
@@ -149,7 +149,7 @@ def test_other_configuration_in_the_same_folder_is_an_error(finished_run, learne
 def test_learner_is_replaced_between_batches(learner, finished_run):
     """With the same prompts and seeds, answers change only when another learner is loaded, and to its answers."""
     config, _, output = finished_run
-    load, updated = TextBackend(config).load, str(output / "updates" / "1" / "merged")
+    load, updated = TextLearner(config).load, str(output / "updates" / "1" / "merged")
     mine = Learner(ServedModel(0, learner), load)
     prompts, seeds = world.prompts(40, 1), range(40)
     answers = mine.answer(prompts, seeds)
@@ -164,7 +164,7 @@ def test_learner_is_replaced_between_batches(learner, finished_run):
 
 def test_failed_load_keeps_the_old_learner(learner, finished_run, tmp_path):
     config, _, _ = finished_run
-    mine = Learner(ServedModel(0, learner), TextBackend(config).load)
+    mine = Learner(ServedModel(0, learner), TextLearner(config).load)
     prompts = world.prompts(3, 1)
     answers = mine.answer(prompts, range(3))
     with pytest.raises(Exception, match="no such folder"):
@@ -178,12 +178,12 @@ def test_learners_replaced_while_they_answer(learner, finished_run, tmp_path, mo
     config = configured(tmp_path, learner, update={"new": 1000}, rounds=1, attempts=2, batch=2)
     folders = [learner, str(finished_run[2] / "updates" / "1" / "merged")]
     script = (
-        "import sys, time\nfrom pathlib import Path\nfrom penchant.recipes.self_improve.medium import "
+        "import sys, time\nfrom pathlib import Path\nfrom penchant.recipes.self_improve.learner import "
         "ServedModel, write_served\n"
         "while True:\n    for n in (0, 1):\n        write_served(Path(sys.argv[1]), ServedModel(n, sys.argv[2 + n]))\n"
         "        time.sleep(0.01)\n"
     )
-    by_folder = {folder: TextBackend(config).load(folder) for folder in folders}
+    by_folder = {folder: TextLearner(config).load(folder) for folder in folders}
     batches, attempt_prompts = [], loop.attempt_prompts
 
     def watched(batch, number, answer, *arguments, **options):
@@ -271,7 +271,7 @@ def test_update_on_a_full_disk(finished_run, tmp_path, learner, monkeypatch):
     def full(*_):
         raise SafetensorError("I/O error: No space left on device (os error 28)")
 
-    monkeypatch.setattr(TextBackend, "tune", full)
+    monkeypatch.setattr(TextLearner, "tune", full)
     with pytest.raises(DiskFullError, match="the disk is full") as error:
         run_update(config, buffer, 1)
     assert error.value.fix == "free some space, then resume with: the same command"
@@ -367,7 +367,7 @@ def test_evaluation_without_verdicts_is_an_error(tmp_path, learner):
 
 
 def test_unjudged_answers_are_counted(tmp_path, learner):
-    backend, prompts = TextBackend(configured(tmp_path, learner)), world.prompts(40, 3)
+    backend, prompts = TextLearner(configured(tmp_path, learner)), world.prompts(40, 3)
 
     def but_one(prompts, answers):
         return [Verdict((), 0.0, "", failed=True), *[Verdict((True,), 1.0, "")] * (len(prompts) - 1)]
@@ -450,7 +450,7 @@ def round_result(success, amount=10.0, distinct=0.5, first_round=0.5, distance=0
 
 def test_alarms():
     def alarms_of(*rounds):
-        return alarms(TextBackend, rounds)
+        return alarms(TextLearner, rounds)
 
     assert alarms_of(round_result(1), round_result(3), round_result(4)) == []
     assert alarms_of(round_result(1), round_result(3), round_result(3), round_result(2)) == [

@@ -19,12 +19,12 @@ from penchant.config.section import validated
 from penchant.diffusion.batches import DrawnBatches
 from penchant.diffusion.denoising import Denoiser
 from penchant.errors import ConfigError, DataError, DiskFullError, TrainingError
-from penchant.recipes.self_improve import picture_medium
+from penchant.recipes.self_improve import picture_learner
 from penchant.recipes.self_improve.buffer import ReplayBuffer
 from penchant.recipes.self_improve.config import SelfImproveConfig
 from penchant.recipes.self_improve.loop import improve
-from penchant.recipes.self_improve.parts import build_backend
 from penchant.recipes.self_improve.report import report_rounds
+from penchant.recipes.self_improve.run_folder import build_backend
 
 EXAMPLES = Path(__file__).resolve().parents[3] / "examples" / "recipes"
 RULE = "def conditions(prompt, picture):\n    return {'light': picture[0, 0, 0] > 0}\n"
@@ -158,7 +158,7 @@ def test_killed_update_resumes_from_its_checkpoint(finished_run, update_copy, mo
         return true(self, step)
 
     monkeypatch.setattr(DrawnBatches, "batch", batch)
-    monkeypatch.setattr(picture_medium, "CHECKPOINT_STEPS", 1)
+    monkeypatch.setattr(picture_learner, "CHECKPOINT_STEPS", 1)
     with pytest.raises(Killed):
         build_backend(config).tune(folder, model, config.seed + 1)
     build_backend(config).tune(folder, model, config.seed + 1)
@@ -185,8 +185,10 @@ def test_precision_and_micro_batches_are_settings_of_pictures_too(finished_run, 
 
 
 def test_loss_of_an_update_that_is_not_finite_names_the_recipes_keys(finished_run, update_copy, monkeypatch):
-    (folder, model, _), config, true = update_copy, finished_run[0], picture_medium.PictureBackend.read
-    monkeypatch.setattr(picture_medium.PictureBackend, "read", lambda *inputs: true(*inputs) * np.float32("nan"))
+    (folder, model, _), config, true = update_copy, finished_run[0], picture_learner.PictureLearner.verifier_input
+    monkeypatch.setattr(
+        picture_learner.PictureLearner, "verifier_input", lambda *inputs: true(*inputs) * np.float32("nan")
+    )
     with pytest.raises(TrainingError, match="the loss is not a finite number at step 1, with the groups 1-") as error:
         build_backend(config).tune(folder, model, config.seed + 1)
     assert error.value.fix.endswith("; lower update.training.learning_rate")
@@ -197,15 +199,15 @@ def test_stored_picture_reads_back_equal(finished_run):
     picture = np.random.default_rng(0).uniform(-1, 1, (3, 16, 16)).astype(np.float32)
     name = backend.keep(picture)
     assert backend.keep(picture) == name
-    assert np.abs(backend.read(name) - picture).max() <= 1 / 255 + 1e-6
-    assert backend.keep(backend.read(name)) == name
+    assert np.abs(backend.verifier_input(name) - picture).max() <= 1 / 255 + 1e-6
+    assert backend.keep(backend.verifier_input(name)) == name
     assert backend.keep(-picture) != name
 
 
 def test_picture_that_cannot_be_stored_or_read(finished_run, tmp_path, small_denoiser):
     backend = build_backend(finished_run[0])
     with pytest.raises(DataError, match="a picture cannot be read"):
-        backend.read("none.png")
+        backend.verifier_input("none.png")
     config = configured(tmp_path / "other", small_denoiser)
     Path(config.output).mkdir()
     (Path(config.output) / "pictures").write_text("a file where the folder would be")
@@ -221,7 +223,7 @@ def test_picture_is_synced_before_it_gets_its_name(tmp_path, small_denoiser, mon
         states.append((file.stat().st_size, [item.name for item in folder.glob("[!.]*")]))
         raise no_room()
 
-    monkeypatch.setattr(picture_medium, "sync", full)
+    monkeypatch.setattr(picture_learner, "sync", full)
     with pytest.raises(DiskFullError, match="the disk is full") as error:
         backend.keep(grey)
     assert error.value.fix == "free some space, then resume with: the same command"

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from penchant.config.reward import JudgeConfig
+from penchant.config.shared_sections import JudgeConfig
 from penchant.errors import ConfigError
 from penchant.recipes.self_improve.verifying import (
     FAILED,

@@ -1,7 +1,7 @@
 """Parts of a decoder layer in fewer passes over memory than their formulas have operations, forward and backward.
 
 Every part saves its inputs for the backward (a norm also one number per row) and recomputes the rest, in a few passes
-over rows that stay in a core's cache. On a GPU torch compiles whole layers instead (`whole_layers`).
+over rows that stay in a core's cache. On a GPU torch compiles whole layers instead (`compiled`).
 
 Shapes: D the last dimension.
 """

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd.function import once_differentiable
 
-from penchant.engine.kernels.torch_operators import OperatorCall, has_operators
+from penchant.engine.device import OperatorCall, has_operators
 from penchant.engine.padded import pad_left
 from penchant.engine.tree_plan import Span, Tiling, span_length
 

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
+from penchant.engine.device import OperatorCall, has_operators
 from penchant.engine.kernels import compiled
-from penchant.engine.kernels.torch_operators import OperatorCall, has_operators
 
 FLOAT32_CALLS = (
     OperatorCall("mm.dtype_out", "self mat2 out_dtype out"),
@@ -155,8 +155,10 @@ class OutputLayer:
         kept_logits: list[Tensor] = []
         for block in self._blocks(hidden, keep):
             logits = self._logits(hidden, block)
-            add_words = compiled.add_words if compiled.use_compiled(logits) else _add_words
-            normalisers, chosen = add_words(logits, targets - block.start, normalisers, chosen, self.softcap)
+            accumulate_logsumexp = (
+                compiled.accumulate_logsumexp if compiled.use_compiled(logits) else _accumulate_logsumexp
+            )
+            normalisers, chosen = accumulate_logsumexp(logits, targets - block.start, normalisers, chosen, self.softcap)
             if len(kept_logits) < keep:
                 kept_logits.append(logits)
             del logits
@@ -296,7 +298,7 @@ def _pass_rows(logits: Tensor) -> int:
     return max(1, _PASS_ELEMENTS // logits.shape[1])
 
 
-def _add_words(
+def _accumulate_logsumexp(
     logits: Tensor, index: Tensor, normalisers: Tensor, chosen: Tensor, softcap: float | None
 ) -> tuple[Tensor, Tensor]:
     """`compiled.add_words`, a few rows at a time."""

@@ -21,8 +21,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from penchant.engine.device import OperatorCall, has_operators
 from penchant.engine.kernels import compiled
-from penchant.engine.kernels.torch_operators import OperatorCall, has_operators
 
 FLASH_CALLS = (
     OperatorCall(
@@ -109,7 +109,7 @@ class _SharedPromptAttention(torch.autograd.Function):
         return *gradients, *(None,) * 8
 
 
-class _Call(NamedTuple):
+class _AttentionCall(NamedTuple):
     """One call of a variable-length kernel: rows that ask, rows that are seen, segments, and whether causal."""
 
     rows: slice
@@ -119,13 +119,13 @@ class _Call(NamedTuple):
     causal: bool
 
 
-def _calls(segments: Segments) -> tuple[_Call, _Call, _Call]:
+def _attention_calls(segments: Segments) -> tuple[_AttentionCall, _AttentionCall, _AttentionCall]:
     """Prompts to themselves, candidates to their prompt, candidates to themselves."""
     s, of_prompts, of_candidates = segments, slice(0, segments.tokens), slice(segments.tokens, None)
     return (
-        _Call(of_prompts, of_prompts, (s.prompts, s.prompts), (s.longest_prompt, s.longest_prompt), True),
-        _Call(of_candidates, of_prompts, (s.groups, s.prompts), (s.longest_group, s.longest_prompt), False),
-        _Call(
+        _AttentionCall(of_prompts, of_prompts, (s.prompts, s.prompts), (s.longest_prompt, s.longest_prompt), True),
+        _AttentionCall(of_candidates, of_prompts, (s.groups, s.prompts), (s.longest_group, s.longest_prompt), False),
+        _AttentionCall(
             of_candidates,
             of_candidates,
             (s.candidates, s.candidates),
@@ -139,7 +139,7 @@ class _Flash:
     """The variable-length kernels of torch's flash attention."""
 
     @staticmethod
-    def forward(q: Tensor, k: Tensor, v: Tensor, call: _Call, scale: float) -> tuple[Tensor, Tensor]:
+    def forward(q: Tensor, k: Tensor, v: Tensor, call: _AttentionCall, scale: float) -> tuple[Tensor, Tensor]:
         """Output [N, H, D] and log-sum-exps [H, N] of a call's N rows."""
         out, sums, *_ = torch.ops.aten._flash_attention_forward(
             query=q[call.rows], key=k[call.keys], value=v[call.keys], return_debug_mask=False, **_options(call, scale)
@@ -148,7 +148,7 @@ class _Flash:
 
     @staticmethod
     def backward(
-        upstream: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, sums: Tensor, call: _Call, scale: float
+        upstream: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, sums: Tensor, call: _AttentionCall, scale: float
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Gradients by a call's queries, keys and values, with the output and log-sum-exps of the whole softmax."""
         # Without dropout the kernel reads no random numbers.
@@ -168,7 +168,7 @@ class _Flash:
         return gradients
 
 
-def _options(call: _Call, scale: float) -> dict[str, Any]:
+def _options(call: _AttentionCall, scale: float) -> dict[str, Any]:
     """The arguments that both operators of flash attention take."""
     (cum_seq_q, cum_seq_k), (max_q, max_k) = call.ends, call.longest
     return {
@@ -198,11 +198,11 @@ def _in_fixed_order() -> Iterator[None]:
         settings.fill_uninitialized_memory = fills
 
 
-class _WrittenOut:
+class _EagerAttention:
     """The same, segment by segment in the dtype of the inputs, float32 at least for sums."""
 
     @staticmethod
-    def forward(q: Tensor, k: Tensor, v: Tensor, call: _Call, scale: float) -> tuple[Tensor, Tensor]:
+    def forward(q: Tensor, k: Tensor, v: Tensor, call: _AttentionCall, scale: float) -> tuple[Tensor, Tensor]:
         rows, keys, values = q[call.rows], k[call.keys], v[call.keys]
         out = torch.zeros_like(rows)
         sums = rows.new_full((rows.shape[1], len(rows)), -torch.inf, dtype=torch.promote_types(q.dtype, torch.float32))
@@ -215,7 +215,7 @@ class _WrittenOut:
 
     @staticmethod
     def backward(
-        upstream: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, sums: Tensor, call: _Call, scale: float
+        upstream: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, sums: Tensor, call: _AttentionCall, scale: float
     ) -> tuple[Tensor, Tensor, Tensor]:
         rows, keys, values, of_rows, outputs = (
             q[call.rows],
@@ -238,7 +238,7 @@ class _WrittenOut:
         return gradients
 
 
-def _segments(call: _Call) -> list[tuple[slice, slice]]:
+def _segments(call: _AttentionCall) -> list[tuple[slice, slice]]:
     """The queries and the keys of every segment of a call; not of those without keys or queries."""
     queries, keys = ([slice(*pair) for pair in pairwise(ends.tolist())] for ends in call.ends)
     return [(q, k) for q, k in zip(queries, keys, strict=True) if q.stop > q.start and k.stop > k.start]
@@ -259,14 +259,16 @@ def _scores(queries: Tensor, keys: Tensor, causal: bool, scale: float) -> Tensor
     return scores.masked_fill(torch.arange(m) > torch.arange(n)[:, None] + m - n, -torch.inf)
 
 
-Kernel = type[_Flash] | type[_WrittenOut]
+Kernel = type[_Flash] | type[_EagerAttention]
 
 
 def forward(
     kernel: Kernel, q: Tensor, k: Tensor, v: Tensor, segments: Segments, scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Output [T, H, D], and log-sum-exps of prompts [H, P] and of candidates [H, T - P]."""
-    (out, prompt_sums), to_prompt, to_itself = (kernel.forward(q, k, v, call, scale) for call in _calls(segments))
+    (out, prompt_sums), to_prompt, to_itself = (
+        kernel.forward(q, k, v, call, scale) for call in _attention_calls(segments)
+    )
     merged_output, candidate_sums = compiled.merge_attention(out, *to_prompt, *to_itself)
     # A compiled layer counts on the layout that `_shapes` tells it.
     return merged_output.contiguous(), prompt_sums, candidate_sums.contiguous()
@@ -280,7 +282,7 @@ def backward(
     sums = (prompt_sums, candidate_sums, candidate_sums)
     parts = (
         kernel.backward(upstream, q, k, v, out, of_rows, call, scale)
-        for of_rows, call in zip(sums, _calls(segments), strict=True)
+        for of_rows, call in zip(sums, _attention_calls(segments), strict=True)
     )
     dq, dk, dv = compiled.merge_attention_gradients(*chain.from_iterable(parts))
     return dq.contiguous(), dk.contiguous(), dv.contiguous()
@@ -293,7 +295,7 @@ _LIBRARY.define(
     "shared_prompts_backward(Tensor upstream, Tensor q, Tensor k, Tensor v, Tensor out, Tensor prompt_sums, "
     f"Tensor candidate_sums, {_SEGMENTS}) -> (Tensor, Tensor, Tensor)"
 )
-for _device, _kernel in (("CPU", _WrittenOut), ("CUDA", _Flash)):
+for _device, _kernel in (("CPU", _EagerAttention), ("CUDA", _Flash)):
     _LIBRARY.impl(
         "shared_prompts",
         lambda q, k, v, *arguments, kernel=_kernel: forward(kernel, q, k, v, Segments(*arguments[:-1]), arguments[-1]),

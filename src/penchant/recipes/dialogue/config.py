@@ -7,11 +7,10 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from penchant.api import JudgeConfig, Section, TrainingConfig
-from penchant.recipes.comparing import Seeds
 from penchant.recipes.dialogue.construction import Filters
 from penchant.recipes.dialogue.rewriting import PRESCRIPTIVE, SUPPORTIVE, EndpointRewriter, Rewriter, RuleRewriter
-from penchant.recipes.headline import ReviewConfig
 from penchant.recipes.reading import DEFAULT_READING, EncoderConfig, ReadingConfig
+from penchant.recipes.results import ReviewConfig, Seeds
 from penchant.recipes.small_llama import SizesConfig
 from penchant.recipes.tuning import TuningConfig
 

@@ -26,7 +26,7 @@ from penchant.api import (
 from penchant.recipes.dialogue.config import DialogueConfig, SourceConfig
 from penchant.recipes.dialogue.construction import Pair, for_review, from_ratings, from_styles
 from penchant.recipes.dialogue.rewriting import read_answer_records
-from penchant.recipes.headline import read_verdicts
+from penchant.recipes.results import read_verdicts
 from penchant.recipes.stages import StageResult
 
 PARTS = ("train", "validation", "test")

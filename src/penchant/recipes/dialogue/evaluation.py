@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 
 from penchant.api import EndpointJudge, Floats, Sampling, as_text, read_rows, win_rate, write_atomically
-from penchant.recipes.comparing import mean_over_questions, paired_differences
 from penchant.recipes.dialogue.config import DialogueConfig
 from penchant.recipes.dialogue.data import Question, question_prompt, read_questions
 from penchant.recipes.dialogue.human_centric import CRISIS_QUESTIONS, UNSAFE_QUESTIONS, is_crisis
@@ -26,6 +25,7 @@ from penchant.recipes.dialogue.measures import (
 )
 from penchant.recipes.dialogue.rating_sheet import write_sheet
 from penchant.recipes.reading import generate_answers
+from penchant.recipes.results import mean_over_questions, paired_differences
 from penchant.recipes.stages import StageResult
 
 ALL = "all"

@@ -10,7 +10,7 @@ from penchant.api import RunReport, Sample, Table, read_rows, show, verdict_tabl
 from penchant.recipes.dialogue.config import DialogueConfig
 from penchant.recipes.dialogue.evaluation import ALL
 from penchant.recipes.dialogue.measures import METRIC_DIRECTIONS
-from penchant.recipes.headline import dialogue_headline
+from penchant.recipes.results import dialogue_headline
 from penchant.recipes.stages import StageResult
 
 BASELINES = {"base": "", "sft": "base"}

@@ -206,11 +206,11 @@ class EndpointRewriter:
             return str(cached)
         max_words = MAX_LENGTH_RATIO * max(20, len(answer.answer.split()))
 
-        def read(reply: str) -> str | None:
+        def parse_reply(reply: str) -> str | None:
             text = reply.strip()
             return text if 0 < len(text.split()) <= max_words and not refuses(text) else None
 
-        text = Endpoint(self.endpoint).ask(prompt, read)
+        text = Endpoint(self.endpoint).ask(prompt, parse_reply)
         cache.keep([(prompt, text)])
         return text
 

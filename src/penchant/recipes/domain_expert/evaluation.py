@@ -22,7 +22,7 @@ from penchant.api import (
 )
 from penchant.recipes.domain_expert.config import DomainExpertConfig
 from penchant.recipes.domain_expert.routing import EXPERTS, USER, PromptSet, content, perplexity, preference_accuracy
-from penchant.recipes.headline import domain_expert_headline, estimate_table, recovered_line
+from penchant.recipes.results import domain_expert_headline, estimate_table, recovered_line
 from penchant.recipes.stages import StageResult
 
 

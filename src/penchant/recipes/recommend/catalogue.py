@@ -1,8 +1,9 @@
-"""Log-probs and rankings of a whole catalogue, packed as a trie, for questions without a list of candidates."""
+"""Rankings of titles by a trained model: of a list, or of the whole catalogue, packed as a trie."""
 
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -12,6 +13,7 @@ import torch
 from penchant.api import (
     AS_IS,
     Branches,
+    DataError,
     FrozenModel,
     Ids,
     PreferenceGroup,
@@ -26,9 +28,10 @@ from penchant.api import (
     pack_loss_mask,
     precision,
     read_held_out,
+    score,
     score_groups,
 )
-from penchant.recipes.recommend.prompts import Wording
+from penchant.recipes.recommend.prompts import Wording, read_wording
 
 logger = logging.getLogger(__name__)
 
@@ -152,3 +155,80 @@ def rank_catalogue(
         for n, history in enumerate(histories)
     )
     return catalogue_log_probs(frozen, groups, world, reading.token_budget, reading.dtype)
+
+
+@dataclass(frozen=True)
+class Suggestion:
+    """A title and its probability.
+
+    Attributes:
+        log_prob: the log-prob of the title after the prompt, in nats.
+        share: the title's probability among the candidates.
+    """
+
+    title: str
+    log_prob: float
+    share: float
+
+
+def suggest(
+    model: str, history: Sequence[str], candidates: Sequence[str], wording: Wording | None = None
+) -> list[Suggestion]:
+    """The candidates in descending order of their probability.
+
+    Args:
+        model: folder of a trained model.
+        history: titles taken before, the oldest first.
+        candidates: titles to choose from.
+        wording: the wording of the question; None for that of the model's training.
+
+    Raises:
+        DataError: the history is empty, or there are fewer than two different candidates.
+        ConfigError: the model's folder has no wording.
+    """
+    titles_before, titles = _check_titles(history, candidates)
+    prompt = (wording or read_wording(model)).prompt(titles_before, titles)
+    group = PreferenceGroup(prompt, tuple(f" {title}" for title in titles))
+    (scored,) = score(model, [group], World.single())
+    return _sorted_suggestions(titles, scored.log_probs)
+
+
+def suggest_from_catalogue(
+    model: str, history: Sequence[str], titles: Sequence[str], wording: Wording | None = None
+) -> list[Suggestion]:
+    """All titles outside the history in descending order of their probability; otherwise as `suggest`.
+
+    The question has no list of candidates.
+    """
+    titles_before, new_titles = _check_titles(
+        history, [title for title in dict.fromkeys(titles) if title not in history]
+    )
+    (log_probs,) = rank_catalogue(model, [titles_before], new_titles, wording or read_wording(model))
+    return _sorted_suggestions(new_titles, log_probs)
+
+
+def _check_titles(history: Sequence[str], candidates: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The stripped history and candidates.
+
+    Raises:
+        DataError: the history is empty, or there are fewer than two different candidates.
+    """
+    titles_before, titles = (tuple(title.strip() for title in texts) for texts in (history, candidates))
+    if not titles_before or not all(titles_before):
+        raise DataError("the history is empty, or a title of it is", fix="give the titles taken before, oldest first")
+    if len(set(titles)) < max(2, len(titles)) or not all(titles):
+        different = len(set(filter(None, titles)))
+        raise DataError(
+            f"{len(titles)} candidates, {different} different ones; expected two or more, and none twice",
+            fix="give each title to choose from once",
+        )
+    return titles_before, titles
+
+
+def _sorted_suggestions(titles: Sequence[str], log_probs: Sequence[float]) -> list[Suggestion]:
+    top = max(log_probs)
+    total = sum(math.exp(log_prob - top) for log_prob in log_probs)
+    suggestions = [
+        Suggestion(title, value, math.exp(value - top) / total) for title, value in zip(titles, log_probs, strict=True)
+    ]
+    return sorted(suggestions, key=lambda suggestion: -suggestion.log_prob)

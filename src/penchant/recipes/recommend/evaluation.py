@@ -17,7 +17,6 @@ from penchant.api import (
     read_groups,
     write_atomically,
 )
-from penchant.recipes.headline import estimate_table, recommend_headline
 from penchant.recipes.reading import generate_answers
 from penchant.recipes.recommend.catalogue import rank_catalogue
 from penchant.recipes.recommend.config import RecommendConfig
@@ -29,6 +28,7 @@ from penchant.recipes.recommend.questions import (
     read_catalogue,
     read_facts,
 )
+from penchant.recipes.results import estimate_table, recommend_headline
 from penchant.recipes.stages import StageResult
 
 LogProbs = Callable[[str, Sequence[PreferenceGroup], RecommendConfig], list[tuple[float, ...]]]

@@ -25,9 +25,8 @@ from penchant.api import (
 from penchant.recipes.reading import ModelTokenizer, check_lengths, compute_log_probs, read_stage_groups
 from penchant.recipes.recommend.config import START, MethodConfig, RecommendConfig
 from penchant.recipes.recommend.evaluation import build_report, evaluate
-from penchant.recipes.recommend.prompts import draw_negatives, hardest_negatives
+from penchant.recipes.recommend.prompts import draw_negatives, hardest_negatives, write_wording
 from penchant.recipes.recommend.questions import TEXTS, read_catalogue, write_questions
-from penchant.recipes.recommend.serving import write_wording
 from penchant.recipes.small_llama import build_small_llama
 from penchant.recipes.stages import Stage, StageResult, run_stages, write_result
 from penchant.recipes.tuning import (

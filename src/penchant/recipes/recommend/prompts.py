@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Literal, TypeVar
 
-from penchant.api import ConfigError, DataError, PreferenceGroup
+from penchant.api import ConfigError, DataError, PreferenceGroup, write_atomically
 from penchant.recipes.recommend.histories import Histories, Question
 
 NegativeSampling = Literal["uniform", "popularity"]
 
 Item = TypeVar("Item")
+
+WORDING = "recommend.json"
+"""The file beside a model's weights with the wording of its training questions."""
 
 
 def draw_candidates(
@@ -144,3 +149,25 @@ def _negative_indices(group: PreferenceGroup, n: int) -> list[int]:
             fix=f"between 1 and {len(negatives)} negatives",
         )
     return negatives
+
+
+def write_wording(folder: Path, wording: Wording) -> None:
+    """Write the wording to a model's folder."""
+    write_atomically(folder / WORDING, json.dumps(asdict(wording), indent=2, ensure_ascii=False) + "\n")
+
+
+def read_wording(model: str) -> Wording:
+    """The wording in a model's folder.
+
+    Raises:
+        ConfigError: the file is missing or damaged.
+    """
+    file = Path(model) / WORDING
+    try:
+        return Wording(**json.loads(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise ConfigError(
+            f"this model's folder does not hold the wording of its questions: {error}",
+            where=str(file),
+            fix="name a model that `penchant recipe recommend` trained; in Python, `wording` will do",
+        ) from error

@@ -55,17 +55,17 @@ class VerifierConfig(Section):
             raise ValueError("threshold: a judge's ratings are 1 to 10, set the rating that is enough")
         return self
 
-    def open(self, read: Callable[[str], object] = str) -> Verifier:
+    def open(self, to_argument: Callable[[str], object] = str) -> Verifier:
         """The verifier without flipped verdicts.
 
         Args:
-            read: converts an answer to the argument of a verifier function.
+            to_argument: converts an answer to the argument of a verifier function.
 
         Raises:
             PenchantError: the verifier cannot be loaded.
         """
         if self.function is not None:
-            return FunctionVerifier.load(self.function, read)
+            return FunctionVerifier.load(self.function, to_argument)
         if self.reward is not None:
             with rename_options_in_errors({"reward.": "verifier.reward."}):
                 return RewardVerifier(open_reward(self.reward, device=local_device()), self.threshold or 0.0)
@@ -81,9 +81,9 @@ class VerifierConfig(Section):
             return weights_fingerprint(self.reward.model)
         return ""
 
-    def open_noisy(self, seed: int, read: Callable[[str], object] = str) -> Verifier:
+    def open_noisy(self, seed: int, to_argument: Callable[[str], object] = str) -> Verifier:
         """The verifier that judges the learner, with a share of flipped verdicts."""
-        verifier = self.open(read)
+        verifier = self.open(to_argument)
         return NoisyVerifier(verifier, self.wrong, seed) if self.wrong else verifier
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from penchant.api import ConfigError
 from penchant.recipes.self_improve.config import SelfImproveConfig
-from penchant.recipes.self_improve.medium import CollapseMetrics, LearnerBackend, answer_seed
+from penchant.recipes.self_improve.learner import CollapseMetrics, LearnerBackend, answer_seed
 from penchant.recipes.self_improve.verifying import Verifier
 
 MAX_UNJUDGED_SHARE = 0.05

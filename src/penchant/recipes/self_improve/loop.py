@@ -39,7 +39,7 @@ from penchant.api import (
 from penchant.recipes.self_improve.buffer import Judgement, ReplayBuffer
 from penchant.recipes.self_improve.config import SelfImproveConfig
 from penchant.recipes.self_improve.gate import detectable_gain, evaluate_learner, stop_reason
-from penchant.recipes.self_improve.medium import (
+from penchant.recipes.self_improve.learner import (
     DAMAGED,
     AnswerFunction,
     Learner,
@@ -48,8 +48,8 @@ from penchant.recipes.self_improve.medium import (
     read_served,
     write_served,
 )
-from penchant.recipes.self_improve.parts import PromptSplits, build_backend, open_buffer, open_run_folder
 from penchant.recipes.self_improve.report import report_rounds
+from penchant.recipes.self_improve.run_folder import PromptSplits, build_backend, open_buffer, open_run_folder
 from penchant.recipes.self_improve.trainer import ERROR, is_idle, next_update
 from penchant.recipes.self_improve.verifying import Verifier
 
@@ -283,7 +283,7 @@ def _round(
 ) -> None:
     output, start_time = Path(config.output), time.perf_counter()
     backend = build_backend(config)
-    verifier = config.verifier.open_noisy(config.seed, backend.read)
+    verifier = config.verifier.open_noisy(config.seed, backend.verifier_input)
     names = _names(config, splits, number)
     served = read_served(output)
     assert served is not None
@@ -330,7 +330,7 @@ def _measure_round(config: SelfImproveConfig, splits: PromptSplits, number: int,
     served = read_served(output)
     assert served is not None
     backend = build_backend(config)
-    verifier = config.verifier.open(backend.read)
+    verifier = config.verifier.open(backend.verifier_input)
     first_round = [splits["train"][name] for name in _names(config, splits, 1)]
     metrics = {
         name: evaluate_learner(

@@ -21,11 +21,11 @@ from penchant.api import (
     line_chart,
     show,
 )
-from penchant.recipes.headline import self_improve_headline
+from penchant.recipes.results import self_improve_headline
 from penchant.recipes.self_improve.config import SelfImproveConfig
 from penchant.recipes.self_improve.gate import stop_reason
-from penchant.recipes.self_improve.medium import LearnerBackend, update_folder
-from penchant.recipes.self_improve.parts import build_backend, read_splits
+from penchant.recipes.self_improve.learner import LearnerBackend, update_folder
+from penchant.recipes.self_improve.run_folder import build_backend, read_splits
 from penchant.recipes.stages import write_result
 
 COLLAPSE_METRICS = ("amount", "distinct", "distance")

@@ -26,8 +26,8 @@ from penchant.api import ConfigError, PenchantError, disk_errors, read_record, w
 from penchant.recipes.self_improve.buffer import ReplayBuffer
 from penchant.recipes.self_improve.config import SelfImproveConfig
 from penchant.recipes.self_improve.gate import choose_served, evaluate_learner
-from penchant.recipes.self_improve.medium import DAMAGED, ServedModel, read_served, update_folder, write_served
-from penchant.recipes.self_improve.parts import build_backend, open_buffer, read_config, read_splits
+from penchant.recipes.self_improve.learner import DAMAGED, ServedModel, read_served, update_folder, write_served
+from penchant.recipes.self_improve.run_folder import build_backend, open_buffer, read_config, read_splits
 
 ERROR, LOCK = "trainer_error.json", "trainer.lock"
 PAUSE = 0.1
@@ -109,7 +109,7 @@ def _gate_shares(config: SelfImproveConfig, served: ServedModel, number: int) ->
     """[N] share of satisfying answers by gate prompt, by the learner's verifier."""
     prompts = list(read_splits(Path(config.output))["gate"].values())
     backend = build_backend(config)
-    verifier = config.verifier.open_noisy(config.seed, backend.read)
+    verifier = config.verifier.open_noisy(config.seed, backend.verifier_input)
     metrics = evaluate_learner(backend, served.model, served.model, prompts, verifier, number, config.measured)
     return metrics.satisfied
 

@@ -75,20 +75,20 @@ class FunctionVerifier:
     For conditions the score is the share that is met, and the critique lists the others.
 
     Args:
-        read: converts an answer to the function's argument.
+        to_argument: converts an answer to the function's argument.
     """
 
     function: UserFunction
-    read: Callable[[str], object] = str
+    to_argument: Callable[[str], object] = str
 
     @classmethod
-    def load(cls, where: str, read: Callable[[str], object] = str) -> FunctionVerifier:
+    def load(cls, where: str, to_argument: Callable[[str], object] = str) -> FunctionVerifier:
         """Import ``package.module:name`` or ``file.py:name``.
 
         Raises:
             ConfigError: it does not exist, cannot be imported, or is not a function.
         """
-        return cls(import_function(where, "verifier.function"), read)
+        return cls(import_function(where, "verifier.function"), to_argument)
 
     def __call__(self, prompts: Sequence[str], answers: Sequence[str]) -> list[Verdict]:
         """The verdict on every prompt's answer.
@@ -99,7 +99,7 @@ class FunctionVerifier:
         return [self._judge(prompt, answer) for prompt, answer in zip(prompts, answers, strict=True)]
 
     def _judge(self, prompt: str, answer: str) -> Verdict:
-        argument = self.read(answer)
+        argument = self.to_argument(answer)
         try:
             result = self.function.call(prompt, argument)
         except Exception as error:
@@ -281,13 +281,15 @@ class EndpointVerifier:
         )
         return Verdict(tuple(conditions_met), met_share(conditions_met), critique or failures)
 
-    def _ask(self, question: str, read: Callable[[str], list[Any] | None], cache: AnswerCache) -> list[Any] | None:
+    def _ask(
+        self, question: str, parse_reply: Callable[[str], list[Any] | None], cache: AnswerCache
+    ) -> list[Any] | None:
         # Half of a surrogate pair, which a model's answer may end in, can neither be stored nor sent.
         question = question.encode(errors="replace").decode()
         answer = cache.get(question)
         if answer is None:
             try:
-                answer = Endpoint(self.config).ask(question, read)
+                answer = Endpoint(self.config).ask(question, parse_reply)
             except Unanswered:
                 return None
             cache.keep([(question, answer)])

@@ -9,9 +9,8 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from penchant.api import ConfigError, Needs, SamplingConfig, Section, TrainingConfig, build_objective
-from penchant.recipes.comparing import Seeds
-from penchant.recipes.headline import ReviewConfig
 from penchant.recipes.reading import DEFAULT_READING, ReadingConfig
+from penchant.recipes.results import ReviewConfig, Seeds
 from penchant.recipes.small_llama import SizesConfig
 from penchant.recipes.tuning import TuningConfig
 

@@ -57,9 +57,9 @@ def families(questions: Sequence[ToolQuestion]) -> list[str]:
 
     for question in questions:
         first_key, *other_keys = _keys(question)
-        for other in other_keys:
+        for other_key in other_keys:
             # The smaller key is the root, which names the family.
-            smaller, larger = sorted((root(first_key), root(other)))
+            smaller, larger = sorted((root(first_key), root(other_key)))
             parents[larger] = smaller
     return [root(_keys(question)[0]) for question in questions]
 

@@ -34,8 +34,7 @@ from penchant.api import (
     tokenize_prompts,
     write_answers,
 )
-from penchant.recipes.comparing import mean_over_questions, paired_differences
-from penchant.recipes.headline import estimate_table, tool_calling_headline
+from penchant.recipes.results import estimate_table, mean_over_questions, paired_differences, tool_calling_headline
 from penchant.recipes.stages import StageResult
 from penchant.recipes.tool_calling.config import ToolCallingConfig
 

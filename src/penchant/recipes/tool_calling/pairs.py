@@ -26,8 +26,8 @@ from penchant.api import (
     with_context,
     write_anew,
 )
-from penchant.recipes.headline import read_verdicts
 from penchant.recipes.reading import generate_answers
+from penchant.recipes.results import read_verdicts
 from penchant.recipes.stages import StageResult
 from penchant.recipes.tool_calling.config import ToolCallingConfig
 from penchant.recipes.tool_calling.data import PAIRED, as_candidate, as_group, fresh_questions, question_prompt

@@ -116,7 +116,7 @@ class SwappableValues:
         for n, spellings in enumerate(spellings_per_call):
             in_other_calls = {key for m, counts in enumerate(counts_per_call) if m != n for key in counts}
             for spelling in spellings:
-                in_this_call = {other.casefold() for other in spellings}
+                in_this_call = {other_spelling.casefold() for other_spelling in spellings}
                 other_spellings = (in_other_calls | in_this_call) - {spelling.casefold()}
                 spans = _certain_spans(spelling, question.text, answer_counts[spelling.casefold()], other_spellings)
                 if spans:
@@ -132,7 +132,8 @@ class SwappableValues:
                 new_spelling = _random_spelling(spelling, words, draw)
                 other_spellings = {*self.answer_spellings, *(key.casefold() for key in (*self.spans, *new.values()))}
                 if not _spans(new_spelling, text) and not any(
-                    _spans(new_spelling, other) or _spans(other, new_spelling) for other in other_spellings
+                    _spans(new_spelling, other_spelling) or _spans(other_spelling, new_spelling)
+                    for other_spelling in other_spellings
                 ):
                     new[spelling] = new_spelling
                     break
@@ -160,10 +161,12 @@ def _certain_spans(spelling: str, text: str, answer_count: int, other_spellings:
         return []
     if re.fullmatch(NUMBER, spelling):
         absolute = spelling.lstrip("-")
-        if not _occurs_once(absolute, text) or any(absolute == other.lstrip("-") for other in other_spellings):
+        if not _occurs_once(absolute, text) or any(
+            absolute == other_spelling.lstrip("-") for other_spelling in other_spellings
+        ):
             return []
-    overlapping = (span for other in other_spellings for span in _spans(other, text))
-    if any(_spans(spelling, other) for other in other_spellings) or any(
+    overlapping = (span for other_spelling in other_spellings for span in _spans(other_spelling, text))
+    if any(_spans(spelling, other_spelling) for other_spelling in other_spellings) or any(
         start < until and since < end for start, end in overlapping for since, until in spans
     ):
         return []

@@ -7,7 +7,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from scipy import stats
 
-from penchant.intervals.student_t import Mixture, critical_ratio, critical_value, f_tail, two_sided_p
+from penchant.intervals import Mixture, critical_ratio, critical_value, f_tail, two_sided_p
 
 # Printed tables of Student's t: (level, degrees of freedom, critical value).
 TABLE = [

@@ -12,9 +12,9 @@ from torch._dynamo.utils import counters
 from penchant.data.trees import pack, with_prompts_first
 from penchant.engine import working_weights
 from penchant.engine.kernels import layer_fusion
+from penchant.engine.kernels.compiled import compile_layers, decoder_layers
 from penchant.engine.scorer_choice import compile_scorer
 from penchant.engine.tree import TreeScorer, use_tree
-from penchant.engine.whole_layers import compile_layers, decoder_layers
 from penchant.engine.working_weights import WorkingWeights
 
 SHAPES = [(5, (3, 4)), (9, (2, 6, 1))]

@@ -18,9 +18,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import penchant
 from penchant.data.trees import pack, with_prompts_first
 from penchant.engine import attention, tree
-from penchant.engine.kernels import cpu_attention, output_layer, shared_prompts, torch_operators
-from penchant.engine.kernels.torch_operators import OperatorCall, has_operator, has_operators, takes
-from penchant.engine.tree import arranged
+from penchant.engine.device import OperatorCall, has_keyword, has_operator, has_operators, takes
+from penchant.engine.kernels import cpu_attention, output_layer, shared_prompts
+from penchant.engine.tree import reorder_for_attention
 from penchant.engine.tree_plan import GatheredSegments, TreePlan
 
 FLASH_FORWARD = """
@@ -148,9 +148,9 @@ def test_varlen_attn_takes_what_is_passed():
     functions = [eval(f"lambda {text}: None") for text in VARLEN_PARAMETERS.values()]
     for function in (*functions, varlen_attn):
         names = {"scale", "window_size"} | ({"enable_gqa"} & set(inspect.signature(function).parameters))
-        assert torch_operators.has_keyword(function, "enable_gqa") == ("enable_gqa" in names)
+        assert has_keyword(function, "enable_gqa") == ("enable_gqa" in names)
         inspect.signature(function).bind(*range(7), **dict.fromkeys(names))
-    assert [torch_operators.has_keyword(function, "enable_gqa") for function in functions] == [False, True, True, True]
+    assert [has_keyword(function, "enable_gqa") for function in functions] == [False, True, True, True]
 
 
 def test_no_other_private_operator_is_called():
@@ -220,17 +220,17 @@ def test_flash_attention_is_called_by_these_names(batch, monkeypatch):
 
     def call_of(options: dict[str, Any]) -> Any:
         ends, longest = ((options[f"{name}_q"], options[f"{name}_k"]) for name in ("cum_seq", "max"))
-        return shared_prompts._Call(all_rows, all_rows, ends, longest, options["is_causal"])
+        return shared_prompts._AttentionCall(all_rows, all_rows, ends, longest, options["is_causal"])
 
     def forward(*, query, key, value, scale, dropout_p, return_debug_mask, **options):
         assert (dropout_p, return_debug_mask) == (0.0, False)
-        out, sums = shared_prompts._WrittenOut.forward(query, key, value, call_of(options), scale)
+        out, sums = shared_prompts._EagerAttention.forward(query, key, value, call_of(options), scale)
         return out, sums, None, None, None
 
     def backward(*, grad_out, query, key, value, out, logsumexp, scale, dropout_p, rng_state, unused, **options):
         assert dropout_p == 0.0
         tensors = (grad_out, query, key, value, out, logsumexp)
-        return shared_prompts._WrittenOut.backward(*tensors, call_of(options), scale)
+        return shared_prompts._EagerAttention.backward(*tensors, call_of(options), scale)
 
     *inputs, upstream = random_heads(len(batch.input_ids))
     results = []
@@ -238,7 +238,7 @@ def test_flash_attention_is_called_by_these_names(batch, monkeypatch):
         Recorder(monkeypatch, call.operator, compute)
         for call, compute in zip(shared_prompts.FLASH_CALLS, (forward, backward), strict=True)
     ]
-    for kernel in (shared_prompts._Flash, shared_prompts._WrittenOut):
+    for kernel in (shared_prompts._Flash, shared_prompts._EagerAttention):
         saved = (*inputs, *shared_prompts.forward(kernel, *inputs, segments, SCALE))
         results.append((saved, shared_prompts.backward(kernel, upstream, saved, segments, SCALE)))
     torch.testing.assert_close(*results, rtol=0, atol=0)
@@ -254,7 +254,7 @@ def test_the_installed_flash_attention_takes_tensors_without_data(batch):
     segments = shared_prompts.Segments(layout.prompts, layout.groups, layout.candidates, layout.tokens, *layout.longest)
     tokens, kernel = len(batch.input_ids), shared_prompts._Flash
     q, k, v, upstream = (torch.empty(tokens, h, 64, dtype=torch.bfloat16, device="meta") for h in (4, 2, 2, 4))
-    for call in shared_prompts._calls(segments):
+    for call in shared_prompts._attention_calls(segments):
         rows = len(q[call.rows])
         out, sums = kernel.forward(q, k, v, call, SCALE)
         assert out.shape == (rows, 4, 64)
@@ -318,11 +318,11 @@ def test_without_flash_attention_keys_are_gathered(batch, config_of, remove, cap
     """A GPU's row then lies group after group; one warning says so, however often it is asked."""
     monkeypatch.setattr(tree, "has_flash_attention", lambda device: True)
     model: Any = SimpleNamespace(config=config_of("llama"), device=torch.device("cuda"))
-    assert arranged(batch, model).prompts_first is not None
+    assert reorder_for_attention(batch, model).prompts_first is not None
     has_operators.cache_clear()
     remove(call.operator)
     with caplog.at_level(logging.WARNING):
-        assert all(arranged(batch, model) is batch for _ in range(3))
+        assert all(reorder_for_attention(batch, model) is batch for _ in range(3))
     assert len(caplog.messages) == 1
     assert f"has no {call.operator} as Penchant calls it: attention on a GPU takes keys" in caplog.messages[0]
 

@@ -27,7 +27,7 @@ from penchant.api import (
 )
 from penchant.recipes.reading import compute_log_probs
 from penchant.recipes.self_improve.config import SelfImproveConfig, UpdateConfig
-from penchant.recipes.self_improve.medium import AnswerFunction, CollapseMetrics
+from penchant.recipes.self_improve.learner import AnswerFunction, CollapseMetrics
 from penchant.recipes.tuning import (
     StageData,
     TuningConfig,
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class TextBackend:
+class TextLearner:
     """The backend of text, whose answers are the texts themselves."""
 
     config: SelfImproveConfig
@@ -94,7 +94,7 @@ class TextBackend:
 
         return answer
 
-    def read(self, answer: str) -> str:
+    def verifier_input(self, answer: str) -> str:
         return answer
 
     def tune(self, folder: Path, model: str, seed: int) -> str:

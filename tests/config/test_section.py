@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from penchant.config.run import load_config, override
-from penchant.config.yaml_files import LARGEST, parse_yaml
+from penchant.config.section import LARGEST, parse_yaml
 from penchant.errors import ConfigError
 
 RUN = """model: m

@@ -124,7 +124,7 @@ class LearnerBackend(Protocol):
         """Load a model folder or hub id and return its answer function."""
         ...
 
-    def read(self, answer: str) -> object:
+    def verifier_input(self, answer: str) -> object:
         """The argument of a verifier function for an answer: the text, or the picture's pixels."""
         ...
 

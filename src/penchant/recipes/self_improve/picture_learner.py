@@ -39,7 +39,7 @@ from penchant.api import (
     tune_denoiser,
 )
 from penchant.recipes.self_improve.config import PicturesConfig, SelfImproveConfig, UpdateConfig
-from penchant.recipes.self_improve.medium import AnswerFunction, CollapseMetrics
+from penchant.recipes.self_improve.learner import AnswerFunction, CollapseMetrics
 from penchant.recipes.tuning import stage_keys
 
 Picture = NDArray[np.float32]
@@ -56,7 +56,7 @@ RERUN = "the same command"
 
 
 @dataclass(frozen=True)
-class PictureBackend:
+class PictureLearner:
     """The backend of pictures. Answers are names derived from the pixels, so equal pictures are stored once."""
 
     config: SelfImproveConfig
@@ -118,7 +118,7 @@ class PictureBackend:
                 ) from error
         return name
 
-    def read(self, answer: str) -> Picture:
+    def verifier_input(self, answer: str) -> Picture:
         from PIL import Image, UnidentifiedImageError
 
         file = Path(self.config.output) / PICTURES / answer
@@ -146,7 +146,12 @@ class PictureBackend:
             draws = Draws(self.settings.draws, self.settings.latents, self.settings.empty_prompts)
             with rename_options_in_errors(stage_keys("update", UpdateConfig)):
                 tune_denoiser(
-                    denoiser, groups, lambda name: torch.from_numpy(self.read(name)), config, update.lora, draws
+                    denoiser,
+                    groups,
+                    lambda name: torch.from_numpy(self.verifier_input(name)),
+                    config,
+                    update.lora,
+                    draws,
                 )
             denoiser.save(new)
         return str(new)
@@ -155,7 +160,7 @@ class PictureBackend:
         self, model: str, first_model: str, prompts: Sequence[str], answers: Sequence[str]
     ) -> CollapseMetrics:
         """Share of ink pixels; root mean square distance between pictures; distance of noise predictions."""
-        pictures = np.stack([self.read(answer) for answer in answers])
+        pictures = np.stack([self.verifier_input(answer) for answer in answers])
         median = np.median(pictures, axis=(2, 3), keepdims=True)
         # Over all pairs, from the spread about the mean picture: E|x - y|^2 = 2 n / (n - 1) E|x - mean|^2.
         mean_square = (

@@ -1,15 +1,89 @@
-"""Settings of tokenization, which are keys of `data` in runs and recipes."""
+"""Sections that runs share with recipes and comparisons: how texts are read, and where candidates' scores come from."""
 
 from __future__ import annotations
 
 import datetime
+import re
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
-from penchant.config.section import Section
+from penchant.config.section import SECRET, Section
 from penchant.data.rendering import RESERVED, AsChat, ControlText, Learn, Refused, Rendering
 from penchant.data.tokenized import Truncation
+
+
+class JudgeConfig(Section):
+    """A judge: a language model behind an OpenAI-compatible endpoint."""
+
+    url: str = Field(
+        description="the endpoint's base address, without /chat/completions, as in http://localhost:8000/v1"
+    )
+    model: str = Field(description="the model's name at the endpoint")
+    api_key_env: str = Field(
+        "OPENAI_API_KEY", description="environment variable that contains the API key; it may be unset"
+    )
+    prompt: str | None = Field(
+        None, description="file with the judge's prompt, a template with {prompt}, {first} and {second}"
+    )
+    timeout_s: float = Field(60, gt=0, description="seconds to wait for an answer")
+    retries: int = Field(
+        4, ge=0, description="number of retries after a time-out, status 429 or 5xx, or an answer without a verdict"
+    )
+    parallel: int = Field(4, ge=1, description="number of concurrent requests")
+
+    @field_validator("url")
+    @classmethod
+    def _check_url(cls, value: str) -> str:
+        if any(mark in value for mark in "@?#"):
+            raise PydanticCustomError(
+                SECRET,
+                "expected no user, password or query in the address, which is written to logs and reports. Put the key "
+                "into the environment variable that api_key_env names",
+            )
+        try:
+            parts = urlsplit(value)
+            complete = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        except ValueError:  # a port that is no number, half an IPv6 address
+            complete = False
+        if not complete or any(character.isspace() or not character.isprintable() for character in value):
+            raise ValueError("expected an address without spaces, as in http://localhost:8000/v1")
+        return value
+
+    @field_validator("api_key_env")
+    @classmethod
+    def _check_variable_name(cls, value: str) -> str:
+        if not re.fullmatch(r"[A-Za-z_]\w*", value, re.ASCII):
+            raise PydanticCustomError(
+                SECRET, "expected the name of an environment variable, as in OPENAI_API_KEY, and not a key itself"
+            )
+        return value
+
+
+class RewardConfig(Section):
+    """The source of scores: exactly one of model, function and judge."""
+
+    model: str | None = Field(None, description="folder or hub id of a sequence-classification model")
+    label: int | None = Field(
+        None, ge=0, description="index of the output that is the reward, for a model with several outputs"
+    )
+    function: str | None = Field(
+        None,
+        description="package.module:name or file.py:name of a function that takes a prompt and its responses and "
+        "returns numbers",
+    )
+    judge: JudgeConfig | None = None
+
+    @model_validator(mode="after")
+    def _check_one_source(self) -> RewardConfig:
+        sources = [name for name in ("model", "function", "judge") if getattr(self, name) is not None]
+        if len(sources) != 1:
+            raise ValueError(f"expected one of model, function and judge, found {' and '.join(sources) or 'none'}")
+        if self.label is not None and self.model is None:
+            raise ValueError("label is a setting of model, which is not set")
+        return self
 
 
 class ReadingConfig(Section):

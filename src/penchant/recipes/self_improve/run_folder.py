@@ -19,14 +19,14 @@ from penchant.api import (
 )
 from penchant.recipes.self_improve.buffer import ReplayBuffer
 from penchant.recipes.self_improve.config import SelfImproveConfig
-from penchant.recipes.self_improve.medium import DAMAGED, LearnerBackend
-from penchant.recipes.self_improve.picture_medium import PictureBackend
-from penchant.recipes.self_improve.text_medium import TextBackend
+from penchant.recipes.self_improve.learner import DAMAGED, LearnerBackend
+from penchant.recipes.self_improve.picture_learner import PictureLearner
+from penchant.recipes.self_improve.text_learner import TextLearner
 
 
 def build_backend(config: SelfImproveConfig) -> LearnerBackend:
     """The picture backend if the configuration has settings for pictures, else the text backend."""
-    return TextBackend(config) if config.pictures is None else PictureBackend(config, config.pictures)
+    return TextLearner(config) if config.pictures is None else PictureLearner(config, config.pictures)
 
 
 CONFIG, INPUTS, BUFFER, PROMPTS = "config.json", "inputs.json", "buffer.sqlite", "prompts.json"
