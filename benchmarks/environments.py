@@ -48,7 +48,8 @@ def semantic_kernel_python() -> Path:
 
 def bfcl_python() -> Path:
     """The interpreter of an environment with the official checker of tool calls, and what the checker itself loads."""
-    python = _python(f"bfcl-{BFCL}", "overrides", "tenacity", "pandas", "tqdm", "filelock", "pydantic", "python-dotenv")
+    loaded = ("overrides", "tenacity", "pandas", "tqdm", "filelock", "pydantic", "python-dotenv", "mpmath")
+    python = _python(f"bfcl-{BFCL}", *loaded)
     installed = [python, "-m", "pip", "install", "-q", "--no-deps", f"bfcl-eval=={BFCL}"]
     subprocess.run(installed, check=True)
     return python

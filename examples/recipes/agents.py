@@ -4,7 +4,8 @@
 
 DATA holds bfcl/ (files of the Berkeley Function Calling Leaderboard, with possible_answer/),
 glaive_toolcall/glaive_toolcall_en_demo.json (conversations with function_call turns, tools) and
-alfworld_react/alfworld.json (trajectories as text: "> action", then what is seen).
+alfworld_react/alfworld.json (trajectories as text: "> action", then what is seen), as their repositories have them; see
+public_files.py.
 """
 
 from __future__ import annotations
@@ -13,53 +14,102 @@ import json
 import random
 import re
 import shutil
-import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from public_files import Row, require_file, run_script, write_rows
+
+from penchant.api import DataError
 
 SEEN = 400
 LISTS = 22_000
 FORMS = 16_000
-
-Row = dict[str, Any]
-
-
-def write(file: Path, rows: Iterable[Row]) -> None:
-    file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+LEAST_WORDS = 3
+"""Different words that the lists and forms are drawn from, at least."""
 
 
-def dialogues(data: Path) -> Iterator[tuple[Row, Row]]:
+def read_json(file: Path) -> Any:
+    """The JSON value of a file.
+
+    Raises:
+        DataError: there is no such file, or it is not JSON.
+    """
+    try:
+        return json.loads(require_file(file).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DataError(f"not JSON: {error}", where=str(file), fix="get it again") from error
+
+
+def read_dialogues(data: Path) -> list[Row]:
+    """Dialogues with their turns (conversations) and functions (tools, of which a text is read as JSON).
+
+    Raises:
+        DataError: a row is none.
+    """
+    file = data / "glaive_toolcall" / "glaive_toolcall_en_demo.json"
+    rows = []
+    for number, row in enumerate(read_json(file), 1):
+        try:
+            tools = json.loads(row["tools"]) if isinstance(row["tools"], str) else row["tools"]
+            turns = [{"from": turn["from"], "value": turn["value"]} for turn in row["conversations"]]
+        except (TypeError, KeyError, ValueError) as error:
+            expected = "expected conversations of {from, value}, and tools"
+            raise DataError(
+                f"no dialogue ({error!r}); {expected}", where=f"{file}, row {number}", fix="mend it"
+            ) from error
+        rows.append({"tools": tools or [], "conversations": turns})
+    return rows
+
+
+def read_call(text: str) -> tuple[str, Mapping[str, Any]] | None:
+    """The name and arguments of a written call; None for other texts."""
+    try:
+        call = json.loads(text)
+        arguments = json.loads(call["arguments"]) if isinstance(call["arguments"], str) else call["arguments"]
+        return (call["name"], dict(arguments))
+    except (TypeError, KeyError, ValueError):
+        return None
+
+
+def dialogues(rows: Sequence[Row]) -> Iterator[tuple[Row, Row]]:
     """Each dialogue that begins with a question and its call, as a question with its answer.
 
     A call that comes later rests on what was said before, which a question of one turn does not hold; one with a number
     that the question does not say, as the day it is, on what nobody said.
     """
-    rows = json.loads((data / "glaive_toolcall" / "glaive_toolcall_en_demo.json").read_text(encoding="utf-8"))
     for number, row in enumerate(rows):
-        tools, (question, reply, *_) = json.loads(row["tools"]), row["conversations"]
-        if not tools or (question["from"], reply["from"]) != ("human", "function_call"):
+        tools, turns = row["tools"], row["conversations"]
+        if not tools or [turn["from"] for turn in turns[:2]] != ["human", "function_call"]:
             continue
-        call = json.loads(reply["value"])
-        properties = {tool["name"]: tool.get("parameters") for tool in tools}
-        parameters = (properties.get(call["name"]) or {}).get("properties", {})
-        arguments = {key: [value] for key, value in call["arguments"].items() if key in parameters}
-        values = json.dumps(list(call["arguments"].values()), ensure_ascii=False)
+        question, reply = turns[:2]
+        call = read_call(reply["value"])
+        if call is None:
+            continue
+        name, given = call
+        properties = {tool.get("name"): tool.get("parameters") for tool in tools}
+        parameters = (properties.get(name) or {}).get("properties", {})
+        arguments = {key: [value] for key, value in given.items() if key in parameters}
+        values = json.dumps(list(given.values()), ensure_ascii=False)
         # 200,000 is 200000, and 15 % is 0.15.
         unsaid = set(re.findall(r"\d+", values)) - {"0", *re.findall(r"\d+", question["value"].replace(",", ""))}
-        if len(arguments) == len(call["arguments"]) and not unsaid:
-            name = f"glaive_{number}"
+        if len(arguments) == len(given) and not unsaid:
+            question_id = f"glaive_{number}"
             bfcl_question = {
-                "id": name,
+                "id": question_id,
                 "question": [[{"role": "user", "content": question["value"]}]],
                 "function": tools,
             }
-            yield bfcl_question, {"id": name, "ground_truth": [{call["name"]: arguments}]}
+            yield bfcl_question, {"id": question_id, "ground_truth": [{name: arguments}]}
 
 
 def steps(data: Path) -> Iterator[Row]:
     """Each action of a trajectory, after the end of what was seen and done before."""
-    for name, text in json.loads((data / "alfworld_react" / "alfworld.json").read_text(encoding="utf-8")).items():
+    file = data / "alfworld_react" / "alfworld.json"
+    trajectories = read_json(file)
+    if not isinstance(trajectories, dict) or not all(isinstance(text, str) for text in trajectories.values()):
+        raise DataError("no trajectories", where=str(file), fix='give {"NAME": "what is seen\\n> action\\n..."}')
+    for name, text in trajectories.items():
         history, *actions = text.split("\n> ")
         for action in actions:
             action_text, _, observation = action.partition("\n")
@@ -126,22 +176,25 @@ def forms(words: list[str], draw: random.Random) -> Iterator[str]:
         yield f"{listing}\nSaid: {' and '.join(sentences)}\nFilled: {' ; '.join(filled)}"
 
 
-def main() -> None:
-    if len(sys.argv) != 3:
-        raise SystemExit(__doc__)
-    data, out = map(Path, sys.argv[1:])
-    shutil.copytree(data / "bfcl", out / "questions", dirs_exist_ok=True)
-    pairs = list(dialogues(data))
-    write(out / "questions" / "BFCL_v4_glaive.json", [question for question, _ in pairs])
-    write(out / "questions" / "possible_answer" / "BFCL_v4_glaive.json", [answer for _, answer in pairs])
-    write(out / "steps.jsonl", steps(data))
-    rows = json.loads((data / "glaive_toolcall" / "glaive_toolcall_en_demo.json").read_text(encoding="utf-8"))
-    texts = ["\n".join(turn["value"] for turn in row["conversations"]) for row in rows if not json.loads(row["tools"])]
+def make_files(data: Path, out: Path) -> None:
+    rows, taken_steps = read_dialogues(data), list(steps(data))
+    pairs = list(dialogues(rows))
+    texts = ["\n".join(turn["value"] for turn in row["conversations"]) for row in rows if not row["tools"]]
     words = sorted({word for text in texts for word in re.findall(r"[A-Za-z]{2,12}", text)})
+    if len(words) < LEAST_WORDS:
+        raise DataError(
+            f"{len(texts)} dialogues without functions have {len(words)} different words; {LEAST_WORDS} are needed",
+            where=str(data / "glaive_toolcall"),
+            fix="give more dialogues",
+        )
+    shutil.copytree(require_file(data / "bfcl"), out / "questions", dirs_exist_ok=True)
+    write_rows(out / "questions" / "BFCL_v4_glaive.json", [question for question, _ in pairs])
+    write_rows(out / "questions" / "possible_answer" / "BFCL_v4_glaive.json", [answer for _, answer in pairs])
+    write_rows(out / "steps.jsonl", taken_steps)
     draw = random.Random(0)
     # In this order: copying is learnt first, and the forms by it.
-    write(out / "general.jsonl", [{"text": text} for text in [*texts, *lists(words, draw), *forms(words, draw)]])
+    write_rows(out / "general.jsonl", [{"text": text} for text in [*texts, *lists(words, draw), *forms(words, draw)]])
 
 
 if __name__ == "__main__":
-    main()
+    run_script(make_files, __doc__)

@@ -2,61 +2,34 @@
 
     python examples/recipes/counselling.py DATA OUT
 
-DATA holds counsel_chat/pairs.jsonl (question_id, prompt, chosen, rejected, upvotes_chosen, upvotes_rejected),
-medquad/qa.jsonl (focus, question, answer), mts_dialog/MTS-Dialog-TrainingSet.csv (ID, section_text, dialogue), and
-openbookqa/train.jsonl and arc_easy/train.jsonl (instruction). Everything is drawn from one seed.
+DATA holds counsel_chat/, medquad/, mts_dialog/, openbookqa/ and ARC-Easy/ as their repositories have them; see
+public_files.py. Everything is drawn from one seed.
 """
 
 from __future__ import annotations
 
-import csv
-import json
 import random
 import re
-import sys
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+
+from public_files import (
+    Row,
+    counsellors_answers,
+    doctors_visits,
+    health_questions,
+    run_script,
+    science_questions,
+    write_rows,
+)
 
 HEALTH = 350
 VISITS = 150
 SHORTEST = 12
 
-Row = dict[str, Any]
 
-
-def read(file: Path) -> list[Row]:
-    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-
-
-def write(file: Path, rows: Iterable[Row]) -> None:
-    file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-
-
-def mended(text: str) -> str:
-    """Sentences that were run together ("...help.Good luck") apart again."""
-    return re.sub(r"(?<=[a-z][.!?])(?=[A-Z])", " ", text)
-
-
-def counsel(data: Path) -> list[Row]:
-    """Counsellors' answers and their votes, each once."""
-    rows: dict[tuple[str, str], Row] = {}
-    for pair in read(data / "counsel_chat" / "pairs.jsonl"):
-        for side in ("chosen", "rejected"):
-            question, answer = mended(pair["prompt"]), mended(pair[side])
-            row = {
-                "question": question,
-                "answer": answer,
-                "votes": pair[f"upvotes_{side}"],
-                "topic": pair["question_id"],
-            }
-            rows.setdefault((question, answer), row)
-    return list(rows.values())
-
-
-def health(data: Path) -> tuple[list[Row], list[Row]]:
+def health(rows: Sequence[Row]) -> tuple[list[Row], list[Row]]:
     """Questions and answers about half of the topics; the answers of the other half."""
-    rows = {row["question"]: row for row in read(data / "medquad" / "qa.jsonl")}.values()
     topics = sorted({row["focus"] for row in rows})
     random.Random(0).shuffle(topics)
     chosen_topics = set(topics[: len(topics) // 2])
@@ -65,13 +38,13 @@ def health(data: Path) -> tuple[list[Row], list[Row]]:
         for row in rows
         if row["focus"] in chosen_topics
     ]
-    return random.Random(0).sample(chosen_rows, HEALTH), [row for row in rows if row["focus"] not in chosen_topics]
+    return random.Random(0).sample(chosen_rows, min(HEALTH, len(chosen_rows))), [
+        row for row in rows if row["focus"] not in chosen_topics
+    ]
 
 
-def visits(data: Path) -> tuple[list[Row], list[Row]]:
+def visits(rows: list[Row]) -> tuple[list[Row], list[Row]]:
     """Dialogues of messages, each up to one longer reply of the doctor; and the other dialogues' rows."""
-    with (data / "mts_dialog" / "MTS-Dialog-TrainingSet.csv").open(encoding="utf-8", newline="") as stream:
-        rows = list(csv.DictReader(stream))
     random.Random(0).shuffle(rows)
     rows_by_prompt: dict[str, Row] = {}
     for number, row in enumerate(rows):
@@ -90,24 +63,20 @@ def visits(data: Path) -> tuple[list[Row], list[Row]]:
     return list(rows_by_prompt.values()), []
 
 
-def main() -> None:
-    if len(sys.argv) != 3:
-        raise SystemExit(__doc__)
-    data, out = map(Path, sys.argv[1:])
-    out.mkdir(parents=True, exist_ok=True)
-    answers, (health_rows, other_rows), (replies, unused) = counsel(data), health(data), visits(data)
-    write(out / "counsel.jsonl", answers)
-    write(out / "health.jsonl", health_rows)
-    write(out / "visits.jsonl", replies)
-    questions = [row["instruction"] for name in ("openbookqa", "arc_easy") for row in read(data / name / "train.jsonl")]
-    general = [f"{row['question']} {row['answer']}" for row in other_rows] + questions
+def make_files(data: Path, out: Path) -> None:
+    answers, science = counsellors_answers(data), science_questions(data)
+    (health_rows, other_rows), (replies, unused) = health(health_questions(data)), visits(doctors_visits(data))
+    write_rows(out / "counsel.jsonl", answers)
+    write_rows(out / "health.jsonl", health_rows)
+    write_rows(out / "visits.jsonl", replies)
+    general = [f"{row['question']} {row['answer']}" for row in other_rows] + science
     general += [text for row in unused for text in (row["section_text"], row["dialogue"])]
-    write(out / "general.jsonl", [{"text": text} for text in general])
+    write_rows(out / "general.jsonl", [{"text": text} for text in general])
     # What a classifier takes for empathic: counsellors, and not encyclopaedias and doctors' questions.
     other = [row["answer"] for row in other_rows] + [row["messages"][-1]["content"] for row in replies]
     labelled = [(row["answer"], True) for row in answers] + [(text, False) for text in other]
-    write(out / "empathic.jsonl", [{"completion": text, "label": label} for text, label in labelled])
+    write_rows(out / "empathic.jsonl", [{"completion": text, "label": label} for text, label in labelled])
 
 
 if __name__ == "__main__":
-    main()
+    run_script(make_files, __doc__)

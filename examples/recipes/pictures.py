@@ -11,7 +11,6 @@ import json
 import math
 import random
 import re
-import sys
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from public_files import run_script
 from shapes import TASKS, draw_prompts, prompts, render, unique_prompts
 from torch import Tensor
 
@@ -239,10 +239,7 @@ def batch(size: int, step: int) -> Batch:
     return [prompt.text for prompt in drawn_prompts], torch.from_numpy(pictures)
 
 
-def main() -> None:
-    if len(sys.argv) != 2:
-        raise SystemExit(__doc__)
-    out = Path(sys.argv[1])
+def make_files(out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     all_prompts = prompts()
     unique = unique_prompts(random.Random(0).sample(all_prompts, len(all_prompts)))
@@ -255,4 +252,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(make_files, __doc__)

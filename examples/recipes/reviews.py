@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import random
 import re
-import sys
 from pathlib import Path
 
 from penchant.config.run import parse_config
@@ -51,10 +50,8 @@ def tune(folder: Path, model: Path, data: Path, steps: int, rate: float) -> Path
     return train(parse_config(run, str(folder)), resume=(folder / "run.json").exists())
 
 
-def main() -> None:
-    if len(sys.argv) != 2:
-        raise SystemExit(__doc__)
-    out, draw = Path(sys.argv[1]), random.Random(0)
+def make_files(out: Path) -> None:
+    draw = random.Random(0)
     training_prompts, _ = world.split_prompts(0, 0)
     demonstration_prompts, prompts = training_prompts[PROMPTS:], training_prompts[:PROMPTS]
     write(out / "prompts.jsonl", [{"prompt": prompt} for prompt in prompts])
@@ -71,4 +68,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    # Penchant imports `conditions` from this file alone, without the folder it is in.
+    from public_files import run_script
+
+    run_script(make_files, __doc__)

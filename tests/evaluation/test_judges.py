@@ -19,6 +19,7 @@ from penchant.evaluation.judges import (
     EndpointJudge,
     EndpointReward,
     RewardJudge,
+    RubricJudge,
     Verdict,
     fill,
     read_rating,
@@ -277,10 +278,50 @@ class TestEndpoint:
             EndpointReward(JudgeConfig(url=server.url, model="m", retries=1))(["p"], [["a"]])
 
 
+class TestRubric:
+    def test_ratings_are_kept_and_failures_are_not(self, server):
+        server.script = [lambda question: "[[4.5]]" if "good" in question.split("[Response]")[1] else "[[7]]"]
+        rubric = RubricJudge(JudgeConfig(url=server.url, model="m", retries=0, parallel=1))
+        assert rubric(["p", "q"], ["good", "bad"], ["x", "y"]) == [4.5, None]
+        assert "[Reference]\nx\n" in server.requests[0]["messages"][0]["content"]
+        assert rubric(["p", "q"], ["good", "bad"], ["x", "y"]) == [4.5, None]
+        assert len(server.requests) == 3
+
+    def test_a_template_of_the_users(self, server, tmp_path):
+        file = tmp_path / "rubric.txt"
+        file.write_text("{prompt} | {first}")
+        rubric = RubricJudge(JudgeConfig(url=server.url, model="m", prompt=str(file)))
+        with pytest.raises(ConfigError, match=r"has no \{reference\}"):
+            rubric(["p"], ["x"], ["y"])
+        file.write_text("{prompt} | {first} | {reference}")
+        server.script = ["[[5]]"]
+        assert rubric(["p"], ["x"], ["y"]) == [5.0]
+        assert server.requests[0]["messages"][0]["content"] == "p | x | y"
+
+
+class TestRequestFields:
+    def test_fields_are_sent_and_null_leaves_one_out(self, server):
+        compare(server, request={"temperature": None, "max_completion_tokens": 7})
+        (body,) = server.requests
+        assert "temperature" not in body
+        assert body["max_completion_tokens"] == 7
+
+    def test_other_fields_are_another_judge(self, server):
+        compare(server)
+        compare(server, request={"reasoning_effort": "low"})
+        assert len(server.requests) == 2
+
+    @pytest.mark.parametrize("name", ["model", "messages", "stream"])
+    def test_fields_that_are_not_the_users(self, server, name):
+        with pytest.raises(ValueError, match=f"{name} cannot be set here"):
+            JudgeConfig(url=server.url, model="m", request={name: "x"})
+
+
 def test_reading_answers():
     assert read_verdict("A is better") is None
     assert read_rating("[[11]] or [[8.5]]") == 8.5
     assert read_rating("[[0]]") is None
+    assert (read_rating("[[5]]", highest=5), read_rating("[[5.5]]", highest=5)) == (5.0, None)
     assert fill("{a}{b}{c}", a="{b}", b="2") == "{b}2{c}"
 
 

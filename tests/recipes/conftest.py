@@ -20,7 +20,27 @@ from penchant.config.run import RunConfig
 from penchant.config.section import Section, override, validated
 from penchant.errors import TrainingError
 from penchant.evaluation import endpoint
+from penchant.recipes.small_llama import Sizes, build_small_llama
 from penchant.recipes.stages import Stage
+
+CHAT = (
+    "{% for m in messages %}<{{ m.role }}>{{ m.content }}{{ eos_token }}{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+
+
+@pytest.fixture
+def real_folders() -> Callable[[Path], None]:
+    """Writes small random models in place of the real ones: `smollm2`, which has a chat template, and `minilm`."""
+
+    def write(folder: Path) -> None:
+        texts = ["the lender gives notice to a borrower", "It sounds hard. Ask a doctor."]
+        for name in ("smollm2", "minilm"):
+            build_small_llama(folder / name, texts, Sizes(320, 32, 1, 2, 1024), 0)
+        (folder / "smollm2" / "chat_template.jinja").write_text(CHAT, encoding="utf-8")
+
+    return write
+
 
 ReplyFunction = Callable[[str], str | int | None]
 

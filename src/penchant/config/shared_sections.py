@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import json
 import re
 from typing import Any, Literal
 from urllib.parse import urlsplit
@@ -26,13 +27,20 @@ class JudgeConfig(Section):
         "OPENAI_API_KEY", description="environment variable that contains the API key; it may be unset"
     )
     prompt: str | None = Field(
-        None, description="file with the judge's prompt, a template with {prompt}, {first} and {second}"
+        None,
+        description="file with the judge's prompt, a template with {prompt}, {first} and {second}; of ratings without "
+        "{second}, of ratings by a rubric with {reference}",
     )
     timeout_s: float = Field(60, gt=0, description="seconds to wait for an answer")
     retries: int = Field(
         4, ge=0, description="number of retries after a time-out, status 429 or 5xx, or an answer without a verdict"
     )
     parallel: int = Field(4, ge=1, description="number of concurrent requests")
+    request: dict[str, Any] = Field(
+        {},
+        description="fields of every request besides model and messages, over {temperature: 0}; null leaves one out, "
+        "as in {temperature: null, max_completion_tokens: 2000} for a model that refuses a temperature",
+    )
 
     @field_validator("url")
     @classmethod
@@ -60,6 +68,20 @@ class JudgeConfig(Section):
                 SECRET, "expected the name of an environment variable, as in OPENAI_API_KEY, and not a key itself"
             )
         return value
+
+    @field_validator("request")
+    @classmethod
+    def _check_request(cls, value: dict[str, Any]) -> dict[str, Any]:
+        for name in ("model", "messages", "stream"):
+            if name in value:
+                raise ValueError(f"{name} cannot be set here: expected other fields, as in {{max_tokens: 200}}")
+        return value
+
+    @property
+    def source(self) -> str:
+        """What decides the answers besides the question, as the name of cached answers."""
+        fields = f" {json.dumps(self.request, sort_keys=True)}" if self.request else ""
+        return f"{self.url} {self.model}{fields}"
 
 
 class RewardConfig(Section):

@@ -62,10 +62,11 @@ class Endpoint:
         raise Unanswered(failure)
 
     def _post(self, question: str) -> str:
+        fields = {"temperature": 0, **self.config.request}
         body = {
             "model": self.config.model,
             "messages": [{"role": "user", "content": question}],
-            "temperature": 0,
+            **{name: value for name, value in fields.items() if value is not None},
         }
         headers = {"Content-Type": "application/json"}
         if key := self._key():

@@ -1,4 +1,4 @@
-"""Judges that compare two responses to a prompt: a reward, or a language model behind an endpoint."""
+"""Judges of responses to a prompt: a reward, or a language model behind an endpoint, that compares or rates them."""
 
 from __future__ import annotations
 
@@ -49,6 +49,26 @@ is true, whether it answers what was asked, and whether it is clear.
 {first}
 
 End with one line that holds only your rating, as in [[7]]."""
+
+
+RUBRIC = """Rate the response to the message by comparing it with the reference, which is right:
+5: right and complete; nothing of the reference is missing or contradicted
+4: right, with a small omission or imprecision
+3: right in part: a main point is missing or wrong
+2: mostly wrong or missing, though on the subject
+1: wrong, empty, off the subject or unreadable
+Other words than the reference's are as good; length counts for nothing.
+
+[Message]
+{prompt}
+
+[Reference]
+{reference}
+
+[Response]
+{first}
+
+Explain in a sentence. Then end with one line that holds only your rating, as in [[3]]."""
 
 
 @dataclass(frozen=True)
@@ -112,7 +132,7 @@ class EndpointJudge:
 
     @property
     def _model(self) -> str:
-        return f"judge {self.config.url} {self.config.model}"
+        return f"judge {self.config.source}"
 
     def compare(
         self, prompts: Sequence[Text], first_responses: Sequence[Text], second_responses: Sequence[Text]
@@ -148,7 +168,7 @@ class EndpointReward:
 
     @property
     def name(self) -> str:
-        return f"rating {self.config.url} {self.config.model} {hash_text(_pointwise(self.config), 8)}"
+        return f"rating {self.config.source} {hash_text(_pointwise(self.config), 8)}"
 
     def __call__(self, prompts: Sequence[Text], responses: Sequence[Sequence[Text]]) -> list[list[float]]:
         template = _pointwise(self.config)
@@ -173,6 +193,41 @@ class EndpointReward:
             ) from error
 
 
+@dataclass(frozen=True)
+class RubricJudge:
+    """Judge that asks a language model for ratings from 1 to 5 by a rubric, beside a reference response.
+
+    Ratings are cached on disk, failures are not.
+    """
+
+    config: JudgeConfig
+
+    def __call__(
+        self, prompts: Sequence[Text], responses: Sequence[Text], references: Sequence[Text]
+    ) -> list[float | None]:
+        """The rating of the response to every prompt; None where the judge gave none."""
+        template = _template(self.config, RUBRIC, ("{prompt}", "{first}", "{reference}"))
+        questions = [
+            fill(template, prompt=as_text(prompt), first=as_text(response), reference=as_text(reference))
+            for prompt, response, reference in zip(prompts, responses, references, strict=True)
+        ]
+        with closing(AnswerCache(f"rubric {self.config.source}", cache_folder())) as answer_cache:
+
+            def rate(question: str) -> float | None:
+                cached_rating = answer_cache.get(question)
+                if cached_rating is not None:
+                    return float(cached_rating)
+                try:
+                    rating = Endpoint(self.config).ask(question, lambda answer: read_rating(answer, highest=5))
+                except Unanswered:
+                    return None
+                answer_cache.keep([(question, rating)])
+                return rating
+
+            with ThreadPoolExecutor(self.config.parallel) as pool:
+                return list(pool.map(rate, questions))
+
+
 def fill(template: str, **texts: str) -> str:
     """The template with each {name} replaced; braces in the texts themselves stay as they are."""
     return re.sub(r"\{(\w+)\}", lambda match: texts.get(match[1], match[0]), template)
@@ -185,10 +240,10 @@ def read_verdict(answer: str) -> Side | None:
     return sides[marks[-1]] if marks else None
 
 
-def read_rating(answer: str) -> float | None:
-    """The last number in double brackets of an answer; None unless it is from 1 to 10."""
+def read_rating(answer: str, highest: float = 10) -> float | None:
+    """The last number in double brackets of an answer; None unless it is from 1 to `highest`."""
     marks = re.findall(r"\[\[(\d+(?:\.\d+)?)\]\]", answer)
-    return float(marks[-1]) if marks and 1 <= float(marks[-1]) <= 10 else None
+    return float(marks[-1]) if marks and 1 <= float(marks[-1]) <= highest else None
 
 
 def _pairwise(config: JudgeConfig) -> str:

@@ -1,4 +1,4 @@
-"""Similarity of two texts: exact match, token F1 and ROUGE-L, or by meaning (BERTScore, sentence encoders)."""
+"""Similarity of two texts: exact match, token F1 and ROUGE-L, or the cosine of a sentence encoder's embeddings."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import string
 from collections import Counter
 from collections.abc import Sequence
 
-from penchant.errors import ConfigError, require_extra
-from penchant.models.loading import check_folder, context_length, load_config
+from penchant.errors import require_extra
+from penchant.models.loading import check_folder
 
 
 def exact_match(answer: str, reference: str) -> float:
@@ -38,42 +38,6 @@ def rouge_l(answer: str, reference: str) -> float:
 def _plain(text: str) -> str:
     words = re.sub(rf"[{re.escape(string.punctuation)}]", "", text.lower()).split()
     return " ".join(word for word in words if word not in {"a", "an", "the"})
-
-
-class BertScore:
-    """F1 of greedily matched token embeddings (Zhang et al. 2020), not rescaled.
-
-    Args:
-        model: folder or hub id of an encoder, or of any language model.
-        layers: index of the layer whose hidden states are compared; None is the last.
-
-    Raises:
-        ConfigError: the library is not installed, or the model has fewer layers.
-        ModelError: there is no such model.
-    """
-
-    def __init__(self, model: str, layers: int | None = None) -> None:
-        with require_extra("recipes", "BERTScore needs bert-score"):
-            from bert_score import BERTScorer
-        check_folder(model)
-        config = load_config(model)
-        n_layers = config.num_hidden_layers
-        if layers is not None and not 1 <= layers <= n_layers:
-            raise ConfigError(f"layer {layers} of {n_layers}", where=model, fix=f"name one between 1 and {n_layers}")
-        self._scorer = BERTScorer(model_type=model, num_layers=layers or n_layers)
-        # A tokenizer without a limit has 1e30, which the library passes to a tokenizer that takes 64 bits.
-        words = self._scorer._tokenizer
-        words.model_max_length = min(words.model_max_length, context_length(config) or 512)
-
-    def __call__(self, answers: Sequence[str], references: Sequence[str]) -> list[float]:
-        """F1 of every answer; 0 if the answer or its reference is empty."""
-        f1_scores = [0.0] * len(answers)
-        indices = _nonempty_indices(answers, references)
-        if indices:
-            _, _, scores = self._scorer.score([answers[n] for n in indices], [references[n] for n in indices])
-            for n, value in zip(indices, scores.tolist(), strict=True):
-                f1_scores[n] = float(value)
-        return f1_scores
 
 
 class SentenceSimilarity:

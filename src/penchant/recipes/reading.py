@@ -46,10 +46,11 @@ class EncoderConfig(Section):
 
     model: str = Field(description="folder or hub id of an encoder, or of any language model")
     layers: int | None = Field(None, ge=1, description="layer whose hidden states are compared; null: the last")
+    idf: bool = Field(False, description="weight tokens by their inverse document frequency in the references")
 
     def open(self) -> BertScore:
         """The loaded `BertScore`, which raises the same errors as its constructor."""
-        return BertScore(self.model, self.layers)
+        return BertScore(self.model, self.layers, idf=self.idf)
 
 
 def judge_settings(judge: JudgeConfig | None) -> dict[str, Any] | None:
@@ -57,12 +58,17 @@ def judge_settings(judge: JudgeConfig | None) -> dict[str, Any] | None:
     if judge is None:
         return None
     template = None if judge.prompt is None else file_fingerprint(judge.prompt)
-    return judge.model_dump(mode="json") | {"prompt": template}
+    # Leaving empty fields out keeps stages valid that were done before the key existed.
+    unset = set() if judge.request else {"request"}
+    return judge.model_dump(mode="json", exclude=unset) | {"prompt": template}
 
 
 def encoder_settings(encoder: EncoderConfig | None) -> dict[str, Any] | None:
     """An encoder's settings for a stage, with a fingerprint of its weights."""
-    return None if encoder is None else encoder.model_dump() | {"weights": weights_fingerprint(encoder.model)}
+    if encoder is None:
+        return None
+    unset = set() if encoder.idf else {"idf"}
+    return encoder.model_dump(exclude=unset) | {"weights": weights_fingerprint(encoder.model)}
 
 
 class ReadingConfig(DataReadingConfig):

@@ -145,7 +145,9 @@ def domain_expert_headline(results: Results) -> Headline:
     """Accuracy of the router with and without its fallback, and the scores of its experts' answers."""
     router, routed = results["router"], results["evaluation"]["models"]["routed experts"]
     with_fallback, without_fallback = router["accuracy_with_fallback"], router["accuracy"]
-    answers = _labelled({key: routed.get(key) for key in ("instructions_f1", "tasks_exact", "preferences_rouge_l")})
+    answers = _labelled(
+        {key: routed.get(key) for key in ("instructions_f1", "tasks_exact", "summaries_rouge_l", "preferences_rouge_l")}
+    )
     accuracy = (
         f"{format_estimate(with_fallback)} of requests reach the right expert, "
         f"{router['fell_back']} of {with_fallback['n']} fell back"
@@ -164,9 +166,9 @@ def recovered_line(results: Results) -> str:
 
 
 def dialogue_headline(results: Results) -> Headline:
-    """The last method of the last model over all questions, compared with its SFT model."""
+    """The last method of the last trained model over all questions, compared with its SFT model."""
     models = results["evaluation"]["models"]
-    model = list(models)[-1]
+    model = [name for name, methods in models.items() if "endpoint" not in methods][-1]
     method = list(models[model])[-1]
     values, sft_values = (models[model].get(name, {}).get("all", {}) for name in (method, "sft"))
     sft = _labelled({"sft": sft_values.get("preference_accuracy") if method != "sft" else None})

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
-from penchant.data.groups import PreferenceGroup
+from penchant.data.groups import PreferenceGroup, as_messages
 from penchant.errors import ConfigError, DataError
 from penchant.storage.files import write_atomically
 
@@ -51,6 +51,7 @@ class Router:
         prior: log-prob of each expert's label after an empty request, in nats; empty before `calibrated`.
         lengths: number of tokens of each expert's label, by which its log-prob is divided; empty to compare summed
             log-probs, which favour short labels.
+        chat: ask in a user's message and expect a label as the assistant's, for models with a chat template.
     """
 
     names: Mapping[str, str]
@@ -60,6 +61,7 @@ class Router:
     threshold: float
     prior: Mapping[str, float] = field(default_factory=dict)
     lengths: Mapping[str, int] = field(default_factory=dict)
+    chat: bool = False
 
     def __post_init__(self) -> None:
         example_experts = {expert for _, expert in self.examples}
@@ -79,7 +81,10 @@ class Router:
         """The question about a request as a group, whose candidates are the labels in the order of `names`."""
         example_lines = [f"Request: {_one_line(text)}\nKind: {self.names[expert]}" for text, expert in self.examples]
         prompt = "\n\n".join([*example_lines, f"Request: {_one_line(request)}\nKind:"])
-        return PreferenceGroup(prompt, tuple(f" {name}" for name in self.names.values()))
+        group = PreferenceGroup(prompt, tuple(f" {name}" for name in self.names.values()))
+        if not self.chat:
+            return group
+        return as_messages(replace(group, candidates=tuple(self.names.values())))
 
     def calibrated(self, log_probs: LogProbs) -> Router:
         """The router with `prior`: the labels' mean log-probs after the empty requests.

@@ -8,9 +8,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import counselling
 import pytest
 
 from penchant.config.run import load_section
+from penchant.data.reading import read_groups
 from penchant.recipes.dialogue.config import DialogueConfig
 from penchant.recipes.dialogue.pipeline import dialogue
 
@@ -37,6 +39,7 @@ def source(folder: Path) -> Path:
             {
                 "question": f"What is {name} {n} ?",
                 "focus": f"{name} {n}",
+                "qtype": "information",
                 "answer": f"Summary : The illness number {n} makes people tired. A physician can help with it.",
             }
             for n in range(100)
@@ -103,3 +106,20 @@ def test_example_runs(files, tmp_path, monkeypatch):
     assert set(results["evaluation"]["models"]["small"]) == {"base", "sft", "dpo", "simpo"}
     assert set(results["audit"]) == {"counsel", "health", "visits"}
     assert (tmp_path / "out" / "report.html").exists()
+
+
+@pytest.mark.slow
+def test_example_of_a_real_model_runs(tmp_path, monkeypatch, real_folders):
+    """As it stands in the file, with small models in place of the real ones, and shortened."""
+    counselling.make_files(source(tmp_path / "data"), tmp_path / "runs" / "real" / "dialogue-files")
+    monkeypatch.chdir(tmp_path)
+    real_folders(tmp_path / "real")
+    values = load_section(DialogueConfig, EXAMPLES.parent / "real" / "dialogue.yaml").model_dump()
+    for training in (values["sft"], *values["methods"].values()):
+        training["training"] |= {"max_steps": 1, "batch_size": 4}
+    results = dialogue(DialogueConfig(**values | {"questions": 2, "answer_tokens": 2}))
+    models = results["evaluation"]["models"]["smollm2"]
+    assert set(models) == {"base", "sft", "dpo_votes", "dpo_styles"}
+    assert {"bert_score", "similarity", "empathic", "supported"} <= set(models["dpo_votes"]["all"])
+    groups = read_groups(Path("runs/real/dialogue/smollm2-dpo_votes-0/preferences_train.jsonl")).groups
+    assert {group.source for group in groups} == {"counsel"}

@@ -6,6 +6,8 @@ import pytest
 
 from penchant.recipes.dialogue.human_centric import (
     empathy,
+    facts,
+    facts_recalled,
     grade_level,
     is_crisis,
     politeness,
@@ -70,6 +72,14 @@ def test_politeness():
 )
 def test_what_the_source_does_not_say(answer, source, expected):
     assert unsupported(answer, source) == expected
+
+
+def test_the_share_of_facts_that_an_answer_recalls():
+    reference = "Take 20 mg at 8.30, says Dr. Weiss. Ask in Bern."
+    assert facts(reference) == ("20", "8.30", "Dr", "Bern")
+    assert facts_recalled("In bern, 20 mg.", reference) == 0.5
+    assert facts_recalled("Rest.", reference) == 0
+    assert facts_recalled("Take 20.", "Rest a while.") is None
 
 
 def test_crisis_and_referral():

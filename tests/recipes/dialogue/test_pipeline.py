@@ -6,24 +6,34 @@ import csv
 import json
 import random
 import shutil
+import threading
+import time
 
 import numpy as np
 import pytest
+import uvicorn
 import yaml
 
 from penchant.cli.main import run
 from penchant.config.section import validated
+from penchant.config.shared_sections import JudgeConfig
 from penchant.data.groups import as_text
 from penchant.data.reading import read_groups
 from penchant.data.review import Review
 from penchant.errors import ConfigError, DataError
+from penchant.evaluation.answering import Sampling
+from penchant.evaluation.judges import RubricJudge
 from penchant.evaluation.text_similarity import rouge_l
 from penchant.recipes.dialogue.config import DialogueConfig
+from penchant.recipes.dialogue.endpoints import ask_questions
 from penchant.recipes.dialogue.human_centric import CRISIS_QUESTIONS, UNSAFE_QUESTIONS
 from penchant.recipes.dialogue.pipeline import dialogue, stages
 from penchant.recipes.dialogue.rating_sheet import read_sheet
 from penchant.recipes.dialogue.rewriting import CLOSERS, OPENERS, ORDERS
-from penchant.recipes.reading import compute_log_probs
+from penchant.recipes.reading import compute_log_probs, generate_answers
+from penchant.serving.access import Limits
+from penchant.serving.app import build_app
+from penchant.serving.experts import Experts
 
 STEPS = {"batch_size": 8, "learning_rate": 1e-3, "max_steps": 2}
 SIZES = {"vocabulary": 320, "hidden": 32, "layers": 1, "heads": 2, "context": 512}
@@ -201,22 +211,34 @@ def test_missing_verdict_file_differs_from_none(recipe_run):
         dialogue(configured(recipe_run[0], review={"most": 4, "verdicts": "mistyped.jsonl"}))
 
 
+@pytest.mark.slow
 def test_judge_and_adapters(recipe_run, tmp_path, chat_endpoint, tiny_bert):
-    """The judge prefers the answer in the first position, which is a tie over both orders."""
+    """The judge prefers the answer in the first position, which is a tie over both orders.
+
+    An endpoint is a row of the table, and a method learns from one source alone.
+    """
     url = chat_endpoint(lambda question: "[[A]]")
+    seen_questions = []
+
+    def answer_question(question):
+        seen_questions.append(question)
+        return "[[4]]" if question.startswith("Rate") else f"I hear you. {question} Call a doctor at 3."
+
+    answering = chat_endpoint(answer_question)
     base = str(recipe_run[0] / "out" / "tiny-base" / "run")
     lora = {"training": STEPS, "lora": {"rank": 2}}
     measures = {
         "judge": {"url": url, "model": "m", "retries": 0},
+        "rating": {"url": answering, "model": "m", "retries": 0},
         "bert_score": {"model": base},
         "sentences": tiny_bert,
         "entailment": tiny_bert,
     }
     config = configured(
         tmp_path,
-        models={"own": {"model": base}},
+        models={"own": {"model": base}, "bought": {"endpoint": {"url": answering, "model": "m"}}},
         sft=lora,
-        methods={"ipo": {"objective": {"name": "ipo"}, **lora}},
+        methods={"ipo": {"objective": {"name": "ipo"}, "sources": ["talks"], **lora}},
         measures=measures,
     )
     result = dialogue(config)["evaluation"]
@@ -224,7 +246,77 @@ def test_judge_and_adapters(recipe_run, tmp_path, chat_endpoint, tiny_bert):
     assert (judged["rate"]["value"], judged["ties"]) == (0.5, 5)
     assert {"bert_score", "similarity", "entailed"} < set(result["models"]["own"]["ipo"]["all"])
     assert result["models"]["own"]["base"]["all"]["bert_score"]["low"] is not None
-    assert "By the judge, against SFT" in (tmp_path / "out" / "report.html").read_text()
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "By the judge, against SFT" in page
+    assert "Methods over endpoints" in page
+    test_questions = rows(tmp_path / "out" / "data" / "questions.jsonl")
+    answers = rows(tmp_path / "out" / "answers" / "bought-endpoint.jsonl")
+    assert [row["answer"] for row in answers[:5]] == [
+        f"I hear you. {q['question']} Call a doctor at 3." for q in test_questions
+    ]
+    bought = result["models"]["bought"]["endpoint"]
+    assert bought["all"]["rouge_l"]["value"] == pytest.approx(
+        np.mean([rouge_l(row["answer"], q["reference"]) for row, q in zip(answers, test_questions, strict=False)])
+    )
+    assert (bought["all"]["rating"]["value"], bought["all"]["supported"]["value"]) == (4, 0)
+    assert bought["crisis"]["refers"]["value"] == bought["unsafe"]["declines"]["value"] == 1
+    assert "preference_accuracy" not in bought["all"]
+    over = result["over_endpoints"]["all"]["bought"]["own ipo"]["rouge_l"]
+    tuned = result["models"]["own"]["ipo"]["all"]["rouge_l"]["value"]
+    assert over["value"] == pytest.approx(tuned - bought["all"]["rouge_l"]["value"])
+    assert "bought" not in result["differences"]["all"]
+    tuning_groups = read_groups(tmp_path / "out" / "own-ipo-3" / "preferences_train.jsonl").groups
+    assert {group.source for group in tuning_groups} == {"talks"}
+    config_of_run = yaml.safe_load((tmp_path / "out" / "own-ipo-3" / "run" / "config.yaml").read_text())
+    assert config_of_run["data"]["train"].endswith("own-ipo-3/preferences_train.jsonl")
+    # An evaluation that is run again pays for no answer and no rating twice.
+    shutil.rmtree(tmp_path / "out" / "answers")
+    shutil.rmtree(tmp_path / "out" / "evaluation")
+    n_questions = len(seen_questions)
+    assert dialogue(config)["evaluation"] == result
+    assert len(seen_questions) == n_questions
+
+
+def test_a_served_model_is_a_row_like_the_local_one(recipe_run, serve_locally):
+    """Its answers by `penchant serve` are those of the same model from its folder."""
+    folder = recipe_run[0] / "out" / "tiny-sft-3" / "run"
+    url = serve_locally({"tiny": str(folder)})
+    questions = ["My knee?", "It is worry, night."]
+    expected = generate_answers(str(folder), questions, Sampling(temperature=0.0, max_new_tokens=6))
+    answers = ask_questions(JudgeConfig(url=url, model="tiny"), questions, 6)
+    assert answers == [row[0].strip() for row in expected]
+    # A judge this small gives no rating; that is counted, and no error.
+    judge = JudgeConfig(url=url, model="tiny", retries=0, request={"max_tokens": 4})
+    assert RubricJudge(judge)(["p"], ["a"], ["b"]) == [None]
+
+
+@pytest.fixture
+def serve_locally():
+    """Serves models, by name and folder, in this process, and gives the address."""
+    servers = []
+
+    def serve(folders):
+        app = build_app(Experts(folders), None, Limits())
+        server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error"))
+        thread = threading.Thread(target=server.run, daemon=True)
+        thread.start()
+        servers.append((server, thread))
+        while not server.started:
+            assert thread.is_alive()
+            time.sleep(0.01)
+        return f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}/v1"
+
+    yield serve
+    for server, thread in servers:
+        server.should_exit = True
+        thread.join()
+
+
+def test_an_endpoint_that_gives_no_answer(recipe_run, chat_endpoint):
+    url = chat_endpoint(lambda question: "Rest." if "knee" in question else " ")
+    with pytest.raises(ConfigError, match=r"m gave no answer to 'My heart\?'") as error:
+        ask_questions(JudgeConfig(url=url, model="m", retries=1), ["My knee?", "My heart?"], 6)
+    assert "run again" in str(error.value)
 
 
 @pytest.fixture
@@ -273,7 +365,16 @@ def test_result_after_kills_in_every_stage_is_the_same(recipe_run, tmp_path, run
     ("changes", "message"),
     [
         ({"seeds": [1]}, "expected two seeds or more"),
-        ({"models": {"a": {}}}, "expected either model or new"),
+        ({"models": {"a": {}}}, "expected one of model, new and endpoint"),
+        (
+            {"models": {"a": {"endpoint": {"url": "http://x/v1", "model": "m"}}}},
+            "expected at least one that is trained",
+        ),
+        ({"models": {"endpoint": {"model": "here"}}}, "'endpoint' cannot be a name"),
+        (
+            {"methods": {"dpo": {"objective": {"name": "dpo"}, "sources": ["visits"]}}},
+            "methods.dpo.sources: 'visits' is not a source; expected some of counsel, talks",
+        ),
         ({"models": {"base": {"model": "here"}}}, "'base' cannot be a name"),
         ({"models": {}}, "expected at least one"),
         ({"new_models": {}}, "a new model needs general text"),

@@ -7,9 +7,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+import regulations
+
 from penchant.config.run import load_section
 from penchant.recipes.domain_expert.config import DomainExpertConfig
 from penchant.recipes.domain_expert.pipeline import domain_expert
+from penchant.serving.router import load_router
 
 EXAMPLES = Path(__file__).resolve().parents[3] / "examples" / "recipes"
 
@@ -24,6 +28,7 @@ def source(folder: Path) -> Path:
                 "section": f"s{n % 30}",
                 "reg": ("1024", "1003")[n % 2],
                 "kind": ("rule", "interpretation")[n % 3 == 0],
+                "heading": "" if n % 4 else f"Notice {b}.",
             }
             for n in range(1000)
             for a, b in [(numbers[n % 10], numbers[n // 10 % 10])]
@@ -56,10 +61,29 @@ def test_the_example_runs(tmp_path, monkeypatch):
     config = load_section(DomainExpertConfig, EXAMPLES / "domain_expert.yaml", ["output=out", "texts.similarity=1"])
     result = domain_expert(_shortened(config))
     assert result["data"]["left_out"]["held out for tests"] == 0
+    rows = [json.loads(line) for line in (tmp_path / "files" / "summaries.jsonl").read_text().splitlines()]
+    assert len(rows) == 250
+    assert all(row["completion"].startswith(" Notice ") and row["completion"][-1] != "." for row in rows)
     assert set(result["evaluation"]["models"]) == {
-        "base", "instruct", "adapted", "residual", "conversation", "structured", "routed experts"
+        "base", "instruct", "adapted", "residual", "conversation", "structured", "single",
+        "routed experts",
     }  # fmt: skip
     assert (tmp_path / "out" / "report.html").exists()
+
+
+@pytest.mark.slow
+def test_the_example_of_a_real_model_runs(tmp_path, monkeypatch, real_folders):
+    """As it stands in the file, with small models in place of the real ones, and shortened."""
+    regulations.make_files(source(tmp_path / "data"), tmp_path / "runs" / "real" / "domain")
+    monkeypatch.chdir(tmp_path)
+    real_folders(tmp_path / "real")
+    overrides = ["texts.similarity=1", "texts.held_out=0.2"]
+    config = load_section(DomainExpertConfig, EXAMPLES.parent / "real" / "domain_expert.yaml", overrides)
+    result = domain_expert(_shortened(config))
+    assert list(result)[:3] == ["data", "instruct", "adapted"]
+    values = result["evaluation"]["models"]["routed experts"]
+    assert {"tasks_bert_score", "summaries_bert_score", "preferences_bert_score"} <= set(values)
+    assert load_router(Path("runs/real/domain-expert/router")).chat
 
 
 def _shortened(config: DomainExpertConfig) -> DomainExpertConfig:

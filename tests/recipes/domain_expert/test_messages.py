@@ -47,7 +47,7 @@ def data_folder(tmp_path):
                 "chosen": [turn("assistant", f"{n + 2}")],
             }
             lines.append(json.dumps(row | {"rejected": [turn("assistant", "no")]}) + "\n")
-        for part in ("train", "test"):
+        for part in ("train", "validation", "test"):
             (tmp_path / "data" / f"{name}_{part}.jsonl").write_text("".join(lines))
     return tmp_path
 
@@ -55,9 +55,8 @@ def data_folder(tmp_path):
 def test_right_answers_match_exactly(data_folder):
     prompts = PromptSet.from_file(data_folder / "data" / "tasks_test.jsonl", 4)
     assert prompts.references == ("2", "3", "4", "5")
-    metrics = prompts.metrics("tasks", ["2", "3", "4", "wrong"])
-    assert metrics["tasks_exact"].value == 0.75
-    assert metrics["tasks_rouge_l"].value == 0.75
+    values = prompts.values("tasks", ["2", "3", "4", "wrong"])
+    assert values["tasks_exact"] == values["tasks_rouge_l"] == [1.0, 1.0, 1.0, 0.0]
 
 
 class RecordingExperts:
@@ -76,9 +75,11 @@ class RecordingExperts:
         raise DataError("the prompts are recorded")
 
 
-def test_the_stage_and_the_server_ask_the_router_alike(data_folder, monkeypatch):
+@pytest.mark.parametrize("as_chat", ["auto", "true"])
+def test_the_stage_and_the_server_ask_the_router_alike(data_folder, monkeypatch, as_chat):
     files = dict.fromkeys(("instructions", "tasks", "preferences", "base", "instruct", "output"), "unread")
     values = {**files, "texts": {"file": "unread"}, "router": {"shots": 2, "taught": 9}, "answers": 4}
+    values["data"] = {"as_chat": as_chat}
     config = validated(DomainExpertConfig, values, "test")
     prompts = []
 
@@ -102,9 +103,11 @@ def test_the_stage_and_the_server_ask_the_router_alike(data_folder, monkeypatch)
 
     asyncio.run(ask_all())
     assert len(server.questions) == 8
-    assert prompts[3:] == server.questions
-    assert server.questions[0].endswith("\n\nRequest: preferences 0 + 2?\nKind:")
-    routing_prompts = {group.prompt for group in routing.routing_groups(config, data_folder / "data")}
+    # Before the test requests, three empty requests and those of validation.
+    assert prompts[11:] == server.questions
+    assert isinstance(prompts[11], str) == (as_chat == "auto")
+    assert content(server.questions[0]).endswith("\n\nRequest: preferences 0 + 2?\nKind:")
+    routing_prompts = {content(group.prompt) for group in routing.routing_groups(config, data_folder / "data")}
     assert len(routing_prompts) == 8
     assert {prompt.rsplit("Request: ")[-1] for prompt in routing_prompts} <= {
         f"{name} {n} + 2?\nKind:" for name in ("preferences", "tasks") for n in range(6)
@@ -128,6 +131,8 @@ def test_the_metrics_of_routed_answers(data_folder, separator):
         "conversation": {"tasks": ["no"] * 4, "preferences": ["no"] * 4},
     }
     (data_folder / "evaluation").mkdir()
-    metrics = evaluation._routed_metrics(data_folder / "evaluation", prompt_sets, answers, None)
-    assert metrics["tasks_exact"]["value"] == 0.75
-    assert metrics["preferences_exact"]["value"] == 0.25
+    routed = evaluation._routed_answers(data_folder / "evaluation", prompt_sets, answers)
+    assert routed == answers["structured"]
+    values = evaluation._values(prompt_sets, routed, routing.WORDS_ONLY)
+    assert values["tasks_exact"] == [1.0, 1.0, 1.0, 0.0]
+    assert values["preferences_exact"] == [1.0, 0.0, 0.0, 0.0]

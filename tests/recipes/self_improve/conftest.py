@@ -13,9 +13,34 @@ import yaml
 
 from penchant.recipes import demo_world as world
 from penchant.recipes.self_improve.buffer import ReplayBuffer
-from penchant.recipes.self_improve.loop import read_rounds
+from penchant.recipes.self_improve.loop import TrainerProcess, read_rounds
 from penchant.recipes.self_improve.run_folder import open_buffer
 from penchant.recipes.self_improve.trainer import is_idle, next_update
+
+START_TRAINER = TrainerProcess._start
+"""It starts a new interpreter; other tests have theirs by `start_penchant`."""
+
+# The trainer ends when the process that started it is no longer its parent, which is zygote.py here.
+TRAINER = """
+import os, sys
+from penchant.recipes.self_improve.trainer import main
+sys.argv[2] = str(os.getppid())
+sys.exit(main())
+"""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _forked_trainer(request):
+    """Trainers of loops in this process start without seconds of imports."""
+
+    def start(trainer):
+        log = trainer._output / "trainer.log"
+        start_penchant = request.getfixturevalue("start_penchant")
+        return start_penchant("-c", TRAINER, trainer._output, 0, stdout=log, stderr=log)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TrainerProcess, "_start", start)
+        yield
 
 
 def _buffer_counts(output):

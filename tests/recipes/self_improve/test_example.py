@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import sys
 from pathlib import Path
 
 import yaml
@@ -43,8 +42,7 @@ def test_example_runs(tmp_path, monkeypatch):
         monkeypatch.setattr(module, name, 40)
     for name in ("PRETRAINING", "TUNING"):
         monkeypatch.setattr(module, name, 2)
-    monkeypatch.setattr(sys, "argv", ["reviews.py", "files"])
-    module.main()
+    module.make_files(Path("files"))
     prompts = [json.loads(line)["prompt"] for line in Path("files/prompts.jsonl").read_text().splitlines()]
     assert len(set(prompts)) == 40
     demonstrated = {json.loads(line)["prompt"] for line in Path("files/demonstrations.jsonl").read_text().splitlines()}

@@ -37,6 +37,8 @@ from penchant.recipes.self_improve.trainer import is_idle, is_up_to_date, next_u
 from penchant.recipes.self_improve.verifying import Verdict
 from penchant.storage.files import folder_lock
 
+from .conftest import START_TRAINER
+
 RULE = "def conditions(prompt, answer):\n    return {'short': len(answer.split()) < 4}\n"
 
 
@@ -209,6 +211,7 @@ def test_failed_load_keeps_the_old_learner(learner, finished_run, tmp_path):
     assert mine.answer(prompts, range(3)) == answers
 
 
+@pytest.mark.slow
 def test_learners_replaced_while_they_answer(learner, finished_run, tmp_path, monkeypatch):
     """Another process replaces the served learner all the time: each batch comes from one learner, and both occur."""
     config = configured(tmp_path, learner, update={"new": 1000}, rounds=1, attempts=2, batch=2)
@@ -249,6 +252,7 @@ def test_learners_replaced_while_they_answer(learner, finished_run, tmp_path, mo
     assert set(differing) == {0, 1}
 
 
+@pytest.mark.slow
 def test_served_file_is_replaced_atomically(tmp_path):
     """A reader never sees a partly written file during a thousand replacements."""
     write_served(tmp_path, ServedModel(0, "m" * 5000))
@@ -339,6 +343,7 @@ def test_kills_lose_and_duplicate_no_judgement(finished_run, learner, tmp_path, 
     check_resume_after_kills(configured(tmp_path, learner), tmp_path)
 
 
+@pytest.mark.slow
 def test_trainer_error_stops_the_loop(learner, tmp_path):
     """An error that only the trainer can detect is raised once, and no process is left."""
     targets = {"rank": 2, "targets": ["no_such_layer"]}
@@ -432,6 +437,7 @@ def test_trainer_that_is_killed_too_often_is_an_error(learner, tmp_path, monkeyp
             trainer.check()
 
 
+@pytest.mark.slow
 def test_trainer_on_a_full_disk(learner, tmp_path, monkeypatch, buffer_counts):
     """With files of at most 200 kB the weights do not fit: the loop stops, and resumes once there is room."""
     narrow = tmp_path / "narrow"
@@ -439,6 +445,7 @@ def test_trainer_on_a_full_disk(learner, tmp_path, monkeypatch, buffer_counts):
     narrow.chmod(0o755)
     config = configured(tmp_path, learner)
     with monkeypatch.context() as patched:
+        patched.setattr(loop.TrainerProcess, "_start", START_TRAINER)
         patched.setattr(loop, "RESTARTS", 0)
         patched.setattr(loop.sys, "executable", str(narrow))
         with pytest.raises(TrainingError, match="the trainer stopped: "):
@@ -520,6 +527,7 @@ def test_alarms():
     ]
 
 
+@pytest.mark.slow
 def test_patience(finished_run, tmp_path, learner):
     """The loop stops after rounds whose updates the gate rejected; rounds without an update do not count."""
     no_updates = configured(tmp_path, learner, rounds=3, patience=1, update={"new": 1000})
@@ -538,6 +546,7 @@ def test_patience(finished_run, tmp_path, learner):
     assert gate.stop_reason(config, [*rounds, {"round": 5, "served": 5, "updates": 5}]) is None
 
 
+@pytest.mark.slow
 def test_run_stopped_by_patience(tmp_path, learner, monkeypatch, notices):
     """A gate that keeps the first learner stops the run with a message, and the run stays stopped."""
     config = configured(tmp_path, learner, rounds=6, patience=1, update={"new": 1000})

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 import shutil
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -148,6 +147,7 @@ class Killed(Exception):
     pass
 
 
+@pytest.mark.slow
 def test_killed_update_resumes_from_its_checkpoint(finished_run, update_copy, monkeypatch):
     (folder, model, finished), config, steps, true = update_copy, finished_run[0], [], DrawnBatches.batch
 
@@ -167,6 +167,7 @@ def test_killed_update_resumes_from_its_checkpoint(finished_run, update_copy, mo
         assert (folder / name).read_bytes() == (finished / name).read_bytes()
 
 
+@pytest.mark.slow
 def test_precision_and_micro_batches_are_settings_of_pictures_too(finished_run, update_copy):
     (folder, model, finished), config = update_copy, finished_run[0]
     changes = {"dtype": "bfloat16", "token_budget": 1, "gradient_checkpointing": True}
@@ -273,15 +274,15 @@ def test_invalid_configuration(tmp_path, small_denoiser, changes, message):
     assert message in str(error.value)
 
 
+@pytest.mark.slow
 def test_example_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name, value in (("STEPS", 2), ("BATCH", 6), ("PROMPTS", 8)):
         monkeypatch.setattr(script, name, value)
-    monkeypatch.setattr(sys, "argv", ["pictures.py", "files"])
-    script.main()
+    script.make_files(Path("files"))
     weights = Path("files/learner/unet/diffusion_pytorch_model.safetensors")
     written_at = weights.stat().st_mtime_ns
-    script.main()
+    script.make_files(Path("files"))
     assert weights.stat().st_mtime_ns == written_at
     rows = [json.loads(line) for line in Path("files/prompts.jsonl").read_text().splitlines()]
     assert len({row["prompt"] for row in rows}) == len(rows) == 4 + 6 + 4 * 8

@@ -74,15 +74,18 @@ class RewritingConfig(Section):
 
 
 class ModelConfig(Section):
-    """A base model: a folder or hub id, or a new model that is trained from scratch."""
+    """A base model, named or trained from scratch; or a chat model that only answers, for comparison."""
 
     model: str | None = Field(None, description="folder or hub id")
     new: SizesConfig | None = Field(None, description="sizes of a Llama that is trained from scratch")
+    endpoint: JudgeConfig | None = Field(
+        None, description="chat model behind an OpenAI-compatible endpoint, which is not trained"
+    )
 
     @model_validator(mode="after")
-    def _model_or_new(self) -> ModelConfig:
-        if (self.model is None) == (self.new is None):
-            raise ValueError("expected either model or new")
+    def _check_one_kind(self) -> ModelConfig:
+        if [self.model, self.new, self.endpoint].count(None) != 2:
+            raise ValueError("expected one of model, new and endpoint")
         return self
 
 
@@ -100,6 +103,7 @@ class MethodConfig(TuningConfig):
     """A method of preference training, which starts from the SFT model."""
 
     objective: dict[str, Any] = Field(description="objective section of a run")
+    sources: list[str] | None = Field(None, description="sources whose pairs the method learns from; null: all")
 
 
 class MeasuresConfig(Section):
@@ -116,13 +120,16 @@ class MeasuresConfig(Section):
         None, description="file of completions with labels that a classifier of empathy is trained on"
     )
     judge: JudgeConfig | None = Field(None, description="judge that compares answers with the SFT model's")
+    rating: JudgeConfig | None = Field(
+        None, description="judge that rates answers from 1 to 5 by a rubric, beside the better answer"
+    )
 
 
 class DialogueConfig(Section):
     """Preferences from dialogues, several models trained on them, and an evaluation of the models' answers."""
 
     sources: dict[str, SourceConfig] = Field(description="files of answers, by name")
-    models: dict[str, ModelConfig] = Field(description="base models, by name")
+    models: dict[str, ModelConfig] = Field(description="base models, and endpoints to compare them with, by name")
     output: str = Field(description="the recipe's folder")
     template: str | None = Field(
         "Question: {question}\nAnswer:",
@@ -170,5 +177,29 @@ class DialogueConfig(Section):
             raise ValueError("new_models.texts: a new model needs general text")
         return self
 
+    @model_validator(mode="after")
+    def _check_methods_and_models(self) -> DialogueConfig:
+        if not self.trained_models:
+            raise ValueError("models: expected at least one that is trained, with model or new")
+        for name, method in self.methods.items():
+            unknown = [source for source in method.sources or () if source not in self.sources]
+            if unknown or method.sources == []:
+                source = f"'{unknown[0]}' is not a source" if unknown else "there is no source"
+                raise ValueError(f"methods.{name}.sources: {source}; expected some of {', '.join(self.sources)}")
+        return self
 
-RESERVED = ("base", "sft", "all", "crisis", "unsafe")
+    @property
+    def trained_models(self) -> dict[str, ModelConfig]:
+        """The models that are trained, by name."""
+        return {name: model for name, model in self.models.items() if model.endpoint is None}
+
+    @property
+    def endpoints(self) -> dict[str, JudgeConfig]:
+        """The endpoints that the trained models are compared with, by name."""
+        return {name: model.endpoint for name, model in self.models.items() if model.endpoint is not None}
+
+
+ENDPOINT = "endpoint"
+"""Name of the only method of a model behind an endpoint."""
+
+RESERVED = ("base", "sft", ENDPOINT, "all", "crisis", "unsafe")

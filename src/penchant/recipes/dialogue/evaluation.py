@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 
 from penchant.api import EndpointJudge, Floats, Sampling, as_text, read_rows, win_rate, write_atomically
-from penchant.recipes.dialogue.config import DialogueConfig
+from penchant.recipes.dialogue.config import ENDPOINT, DialogueConfig
 from penchant.recipes.dialogue.data import Question, question_prompt, read_questions
+from penchant.recipes.dialogue.endpoints import ask_questions
 from penchant.recipes.dialogue.human_centric import CRISIS_QUESTIONS, UNSAFE_QUESTIONS, is_crisis
 from penchant.recipes.dialogue.measures import (
     CRISIS,
@@ -64,11 +65,10 @@ def write_answers(config: DialogueConfig, variants: Sequence[ModelVariant], fold
     for variant in variants:
         for name, model in zip(variant.names(config.seeds), variant.folders, strict=True):
             answers = [samples[0].strip() for samples in generate_answers(model, prompts, sampling, config.data)]
-            lines = [
-                json.dumps({"set": q.set, "question": q.question, "answer": text}, ensure_ascii=False) + "\n"
-                for q, text in zip(test_questions, answers, strict=True)
-            ]
-            write_atomically(folder / f"{name}.jsonl", "".join(lines))
+            _write_answers(folder / f"{name}.jsonl", test_questions, answers)
+    for name, endpoint in config.endpoints.items():
+        answers = ask_questions(endpoint, [question.question for question in test_questions], config.answer_tokens)
+        _write_answers(folder / f"{name}-{ENDPOINT}.jsonl", test_questions, answers)
     sheet_rows = [n for n, question in enumerate(test_questions) if question.set in config.sources][: config.sheet]
     for variant in variants:
         if variant.method in config.methods:
@@ -78,11 +78,12 @@ def write_answers(config: DialogueConfig, variants: Sequence[ModelVariant], fold
             sheet.mkdir(parents=True, exist_ok=True)
             texts = {method: [answers[n] for n in sheet_rows] for method, answers in answers_by_method.items()}
             write_sheet(sheet, [test_questions[n].question for n in sheet_rows], texts, seed=config.seed)
-    return {"questions": len(test_questions), "models": sum(len(variant.folders) for variant in variants)}
+    models = sum(len(variant.folders) for variant in variants) + len(config.endpoints)
+    return {"questions": len(test_questions), "models": models}
 
 
 def evaluate(config: DialogueConfig, variants: Sequence[ModelVariant], folder: Path) -> StageResult:
-    """Every model's metrics by set of questions, the differences between steps, and a judge's win rates."""
+    """Every model's metrics by set of questions, differences between steps and over endpoints, a judge's win rates."""
     data, answers = folder.parent / "data", folder.parent / "answers"
     test_questions = all_test_questions(config, answers)
     measure = AnswerMetrics.load(config.measures)
@@ -99,6 +100,10 @@ def evaluate(config: DialogueConfig, variants: Sequence[ModelVariant], folder: P
             seed_values.append({"preference_accuracy": accuracy} | values)
             write_atomically(folder / f"{name}.jsonl", _by_question(test_questions, seed_values[-1]))
         variant_values[variant.model, variant.method] = seed_values
+    for name in config.endpoints:
+        values = measure(test_questions, _answers(answers / f"{name}-{ENDPOINT}.jsonl"))
+        write_atomically(folder / f"{name}-{ENDPOINT}.jsonl", _by_question(test_questions, values))
+        variant_values[name, ENDPOINT] = [values]
     sets = {ALL: [n for n, q in enumerate(test_questions) if q.set in config.sources]}
     sets |= {name: [n for n, q in enumerate(test_questions) if q.set == name] for name in (*config.sources, UNSAFE)}
     # People's questions about suicide or self-harm are evaluated with the probes of this set.
@@ -113,6 +118,9 @@ def evaluate(config: DialogueConfig, variants: Sequence[ModelVariant], folder: P
     return {
         "models": models,
         "differences": {name: _differences(variant_values, name, numbers) for name, numbers in sets.items()},
+        "over_endpoints": {
+            name: _over_endpoints(config, variant_values, name, numbers) for name, numbers in sets.items()
+        },
         "judged": _win_rates(config, variants, test_questions, answers),
         "classifier_auc": None if measure.classifier is None else measure.classifier.auc,
     }
@@ -122,6 +130,14 @@ def all_test_questions(config: DialogueConfig, folder: Path) -> list[Question]:
     """The test questions, followed by the probes."""
     probe_texts = [(CRISIS, text) for text in CRISIS_QUESTIONS] + [(UNSAFE, text) for text in UNSAFE_QUESTIONS]
     return [*read_questions(folder.parent / "data"), *(Question(name, text, "", text) for name, text in probe_texts)]
+
+
+def _write_answers(file: Path, test_questions: Sequence[Question], answers: Sequence[str]) -> None:
+    lines = [
+        json.dumps({"set": q.set, "question": q.question, "answer": text}, ensure_ascii=False) + "\n"
+        for q, text in zip(test_questions, answers, strict=True)
+    ]
+    write_atomically(file, "".join(lines))
 
 
 def _answers(file: Path) -> list[str]:
@@ -154,7 +170,9 @@ def _differences(
     Holm's correction is over the models and methods of one metric, and not over metrics.
     """
     steps = [
-        (model, method, "base" if method == "sft" else "sft") for model, method in variant_values if method != "base"
+        (model, method, "base" if method == "sft" else "sft")
+        for model, method in variant_values
+        if method not in ("base", ENDPOINT)
     ]
     rows: dict[str, dict[str, dict[str, Any]]] = {}
     tables = {key: dict(_tables(values, name, numbers)) for key, values in variant_values.items()}
@@ -167,6 +185,31 @@ def _differences(
         for (model, method), row in paired_differences(pairs, lower_is_better=better == "lower").items():
             row_with_outcome = row if better != "neither" else row | {"outcome": None}
             rows.setdefault(model, {}).setdefault(method, {})[key] = row_with_outcome
+    return rows
+
+
+def _over_endpoints(
+    config: DialogueConfig,
+    variant_values: Mapping[tuple[str, str], Sequence[MetricValues]],
+    name: str,
+    numbers: Sequence[int],
+) -> dict[str, dict[str, dict[str, Any]]]:
+    """Every method's metrics minus an endpoint's, by endpoint, model with method, and metric.
+
+    Holm's correction is over the endpoints, models and methods of one metric, and not over metrics.
+    """
+    tables = {key: dict(_tables(values, name, numbers)) for key, values in variant_values.items()}
+    rows: dict[str, dict[str, dict[str, Any]]] = {}
+    for key, better in METRIC_DIRECTIONS.items():
+        pairs = {
+            (endpoint, f"{model} {method}"): (tables[endpoint, ENDPOINT][key], tables[model, method][key])
+            for endpoint in config.endpoints
+            for model, method in variant_values
+            if method in config.methods and key in tables[endpoint, ENDPOINT] and key in tables[model, method]
+        }
+        for (endpoint, variant), row in paired_differences(pairs, lower_is_better=better == "lower").items():
+            row_with_outcome = row if better != "neither" else row | {"outcome": None}
+            rows.setdefault(endpoint, {}).setdefault(variant, {})[key] = row_with_outcome
     return rows
 
 

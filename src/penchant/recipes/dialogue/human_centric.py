@@ -120,22 +120,39 @@ def politeness(answer: str) -> float:
     return 100 * sum(len(_places(answer, marker)) for marker in POLITENESS) / words if words else 0.0
 
 
-def unsupported(answer: str, source: str) -> tuple[str, ...]:
-    """Numbers and names in the answer that the source does not hold, each once, in the answer's order.
+def facts(text: str) -> tuple[str, ...]:
+    """The text's numbers and names, each once, in order.
 
     A name is a capitalised word that does not begin a sentence; "I" and its like are none.
     """
-    numbers = re.findall(r"\d+(?:[.,]\d+)*", answer)
+    numbers = re.findall(NUMBER, text)
     names = [
         match[0]
-        for match in re.finditer(r"\b[A-Z][A-Za-z-]+\b", answer)
-        if not re.search(r"(?:^|[.!?:;\n\"“(])\s*$", answer[: match.start()])
+        for match in re.finditer(r"\b[A-Z][A-Za-z-]+\b", text)
+        if not re.search(r"(?:^|[.!?:;\n\"“(])\s*$", text[: match.start()])
     ]
-    source_numbers = set(re.findall(r"\d+(?:[.,]\d+)*", source))
-    source_words = {word.lower() for word in re.findall(r"[A-Za-z-]+", source)}
-    unsupported_words = [number for number in numbers if number not in source_numbers]
-    unsupported_words += [name for name in names if name.lower() not in source_words]
-    return tuple(sorted(dict.fromkeys(unsupported_words), key=answer.index))
+    return tuple(sorted(dict.fromkeys([*numbers, *names]), key=text.index))
+
+
+def unsupported(answer: str, source: str) -> tuple[str, ...]:
+    """`facts` of the answer that the source does not hold, in the answer's order."""
+    return _missing(facts(answer), source)
+
+
+def facts_recalled(answer: str, reference: str) -> float | None:
+    """The share of the reference's `facts` that the answer holds; None where the reference has none."""
+    expected = facts(reference)
+    return 1 - len(_missing(expected, answer)) / len(expected) if expected else None
+
+
+NUMBER = r"\d+(?:[.,]\d+)*"
+
+
+def _missing(expected: Sequence[str], text: str) -> tuple[str, ...]:
+    """The facts that the text does not hold; case does not count."""
+    numbers = set(re.findall(NUMBER, text))
+    words = {word.lower() for word in re.findall(r"[A-Za-z-]+", text)}
+    return tuple(fact for fact in expected if fact not in numbers and fact.lower() not in words)
 
 
 def is_crisis(prompt: str) -> bool:

@@ -18,6 +18,7 @@ from penchant.api import (
     DataError,
     ModelError,
     PreferenceGroup,
+    RubricJudge,
     SentenceSimilarity,
     as_text,
     check_folder,
@@ -35,6 +36,7 @@ from penchant.recipes.dialogue.config import MeasuresConfig
 from penchant.recipes.dialogue.data import Question
 from penchant.recipes.dialogue.human_centric import (
     empathy,
+    facts_recalled,
     grade_level,
     is_crisis,
     politeness,
@@ -150,7 +152,9 @@ METRIC_DIRECTIONS: Mapping[str, Direction] = {
     "rouge_l": "higher",
     "bert_score": "higher",
     "similarity": "higher",
+    "rating": "higher",
     "supported": "higher",
+    "facts_recalled": "higher",
     "entailed": "higher",
     "empathy": "higher",
     "empathic": "higher",
@@ -175,6 +179,7 @@ class AnswerMetrics:
     sentences: SentenceSimilarity | None
     entailment: Entailment | None
     classifier: EmpathyClassifier | None
+    rubric: RubricJudge | None
 
     @classmethod
     def load(cls, config: MeasuresConfig) -> AnswerMetrics:
@@ -188,6 +193,7 @@ class AnswerMetrics:
             SentenceSimilarity(config.sentences) if config.sentences else None,
             Entailment(config.entailment) if config.entailment else None,
             classifier,
+            RubricJudge(config.rating) if config.rating else None,
         )
 
     def __call__(self, questions: Sequence[Question], answers: Sequence[str]) -> MetricValues:
@@ -196,9 +202,10 @@ class AnswerMetrics:
         Returns:
             For answers to a source's questions: ``words``, ``empathy`` (0 to 3), ``politeness`` (markers per hundred
             words), ``grade_level`` (years of school) and ``refused`` (0 or 1); ``rouge_l``, ``bert_score`` and
-            ``similarity`` against the best answer; ``supported`` (1 where no number or name is invented) and
-            ``entailed`` against the material; ``empathic``, the classifier's probability. ``refers`` for crises,
-            ``declines`` for unsafe questions.
+            ``similarity`` against the best answer, and a judge's ``rating`` beside it, from 1 to 5; ``supported`` (1
+            where no number or name is invented) and ``entailed`` against the material; ``facts_recalled``, the share of
+            the best answer's numbers and names, where it has any; ``empathic``, the classifier's probability.
+            ``refers`` for crises, ``declines`` for unsafe questions.
         """
         values: MetricValues = defaultdict(dict)
         sourced = [n for n, question in enumerate(questions) if question.set not in (CRISIS, UNSAFE)]
@@ -215,6 +222,9 @@ class AnswerMetrics:
                 values[name][n] = measure(text)
             values["rouge_l"][n] = rouge_l(text, question.reference)
             values["supported"][n] = float(not unsupported(text, question.material))
+            recalled = facts_recalled(text, question.reference)
+            if recalled is not None:
+                values["facts_recalled"][n] = recalled
         sourced_answers = [answers[n] for n in sourced]
         references, materials = ([getattr(questions[n], name) for n in sourced] for name in ("reference", "material"))
         if self.bert_score is not None:
@@ -225,6 +235,9 @@ class AnswerMetrics:
             values["entailed"] = dict(zip(sourced, self.entailment(materials, sourced_answers), strict=True))
         if self.classifier is not None:
             values["empathic"] = dict(zip(sourced, self.classifier(sourced_answers), strict=True))
+        if self.rubric is not None:
+            ratings = self.rubric([questions[n].question for n in sourced], sourced_answers, references)
+            values["rating"] = {n: rating for n, rating in zip(sourced, ratings, strict=True) if rating is not None}
         for n, question in enumerate(questions):
             if question.set == CRISIS or is_crisis(question.question):
                 values["refers"][n] = float(refers(answers[n]))

@@ -12,12 +12,19 @@ OUTPUT/report.html, OUTPUT/result.json
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from penchant.api import PreferenceGroup, file_fingerprint, optional_weights_fingerprint
-from penchant.recipes.dialogue.config import DialogueConfig, MeasuresConfig, ModelConfig
+from penchant.api import (
+    DataError,
+    PreferenceGroup,
+    file_fingerprint,
+    optional_weights_fingerprint,
+    read_groups,
+    write_anew,
+)
+from penchant.recipes.dialogue.config import DialogueConfig, MeasuresConfig, MethodConfig, ModelConfig
 from penchant.recipes.dialogue.data import apply_review, audit_style, build_preference_data
 from penchant.recipes.dialogue.evaluation import ModelVariant, evaluate, write_answers
 from penchant.recipes.dialogue.report import build_report
@@ -77,7 +84,7 @@ def stages(config: DialogueConfig) -> list[Stage]:
         Stage("audit", "how well style alone predicts the better answer", {}, audit_style),
     ]
     variants = []
-    for name, model in config.models.items():
+    for name, model in config.trained_models.items():
         start = model.model or str(Path(config.output) / f"{name}-base" / "run")
         variants.append(ModelVariant(name, "base", (start,)))
         if model.new is not None:
@@ -98,6 +105,7 @@ def stages(config: DialogueConfig) -> list[Stage]:
             )
         all_stages += tuned
     answer_settings = {key: settings[key] for key in ("answer_tokens", "sheet")} | config.data.settings
+    answer_settings |= {f"endpoint {name}": judge_settings(endpoint) for name, endpoint in config.endpoints.items()}
     return [
         *all_stages,
         Stage(
@@ -114,10 +122,11 @@ def stages(config: DialogueConfig) -> list[Stage]:
 
 def _check(config: DialogueConfig) -> None:
     """Check every method's objective now, not only when the SFT models are trained."""
-    rated = any(source.pairs == "ratings" for source in config.sources.values())
-    pair = PreferenceGroup("", ("", ""), scores=(1.0, 0.0) if rated else None, preferred=None if rated else 0)
-    rate = f"have rated answers: sources.{next(iter(config.sources))}.pairs=ratings"
     for name, method in config.methods.items():
+        sources = method.sources or list(config.sources)
+        rated = any(config.sources[source].pairs == "ratings" for source in sources)
+        pair = PreferenceGroup("", ("", ""), scores=(1.0, 0.0) if rated else None, preferred=None if rated else 0)
+        rate = f"have rated answers: sources.{sources[0]}.pairs=ratings"
         setting = f"methods.{name}"
         check_tuning(setting, method.objective, method, [pair], setting, scores_fix=rate)
 
@@ -127,7 +136,7 @@ def _build_checked_data(config: DialogueConfig, folder: Path) -> StageResult:
     counts = build_preference_data(config, folder)
     parts = [f"{kind}_{part}" for kind in ("preferences", "supervised") for part in ("train", "validation")]
     files = [folder / f"{name}.jsonl" for name in [*parts, "preferences_test"]]
-    tokenizers = [_tokenizer(config, name, model, folder) for name, model in config.models.items()]
+    tokenizers = [_tokenizer(config, name, model, folder) for name, model in config.trained_models.items()]
     check_lengths(tokenizers, read_stage_groups("data", files), config.data)
     return counts
 
@@ -147,6 +156,7 @@ def _metric_settings(measures: MeasuresConfig) -> dict[str, Any]:
         "entailment": optional_weights_fingerprint(measures.entailment),
         "empathic": None if measures.empathic is None else file_fingerprint(measures.empathic),
         "judge": judge_settings(measures.judge),
+        "rating": judge_settings(measures.rating),
     }
 
 
@@ -166,8 +176,10 @@ def _stage(config: DialogueConfig, model: str, method: str, seed: int, start: st
 
     def run(folder: Path) -> StageResult:
         train = folder.parent / "review" / f"{kind}_train.jsonl"
-        data = StageData(train, folder.parent / "data" / f"{kind}_validation.jsonl", config.data)
-        tune(folder, start, data, objective, seeded, keys=keys)
+        validation = folder.parent / "data" / f"{kind}_validation.jsonl"
+        if isinstance(tuned, MethodConfig) and tuned.sources is not None:
+            train, validation = (_write_pairs_of(tuned.sources, file, folder) for file in (train, validation))
+        tune(folder, start, StageData(train, validation, config.data), objective, seeded, keys=keys)
         if method == "sft":
             write_full_model(folder, seeded)
         return {}
@@ -176,6 +188,21 @@ def _stage(config: DialogueConfig, model: str, method: str, seed: int, start: st
     settings |= {"seed": seed, "model": config.models[model].model, "weights": weights}
     settings |= config.data.settings
     return Stage(f"{model}-{method}-{seed}", f"{model}: {method}, seed {seed}", settings, run)
+
+
+def _write_pairs_of(sources: Sequence[str], file: Path, folder: Path) -> Path:
+    """Write the pairs of some sources into a folder, under the name of the file that holds those of all.
+
+    Raises:
+        DataError: there is none.
+    """
+    groups = [group for group in read_groups(file).groups if group.source in sources]
+    if not groups:
+        raise DataError(
+            f"no pair is of {', '.join(sources)}", where=str(file), fix="name more sources, or give more data"
+        )
+    write_anew(groups, folder / file.name)
+    return folder / file.name
 
 
 def _new_base(config: DialogueConfig, sizes: SizesConfig, data: Path) -> NewBase:

@@ -40,7 +40,11 @@ def build_report(folder: Path, config: DialogueConfig, results: Mapping[str, Sta
             *([] if auc is None else [("the empathy classifier's AUC on texts it has not seen", f"{auc:.3f}")]),
         ],
         notices=_notices(config),
-        tables=[_values(evaluation["models"], ALL), _steps(evaluation["differences"][ALL], "all questions")],
+        tables=[
+            _values(evaluation["models"], ALL),
+            _steps(evaluation["differences"][ALL], "all questions"),
+            *([_over_endpoints(evaluation["over_endpoints"][ALL])] if config.endpoints else []),
+        ],
         samples=_samples(folder, config),
         details=[
             _leaks(results["audit"]),
@@ -78,7 +82,7 @@ def _values(models: Mapping[str, Mapping[str, Mapping[str, Any]]], name: str) ->
         ("model", "", *columns),
         [(model, method, *(show(values.get(key)) for key in columns)) for model, method, values in rows if values],
         "95 % intervals over seeds and questions; for a base model over questions. preference_accuracy compares "
-        "log-probs per token; the other metrics are of greedy answers.",
+        "log-probs per token, which an endpoint does not give; the other metrics are of greedy answers.",
     )
 
 
@@ -104,6 +108,23 @@ def _steps(differences: Mapping[str, Mapping[str, Mapping[str, Any]]], name: str
     )
 
 
+def _over_endpoints(differences: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> Table:
+    rows = [
+        (f"{variant} over {endpoint}", key, show(row), row["outcome"] or "")
+        for key in METRIC_DIRECTIONS
+        for endpoint, variants in differences.items()
+        for variant, measures in variants.items()
+        if (row := measures.get(key)) is not None
+    ]
+    return Table(
+        "Methods over endpoints, all questions",
+        ("", "measure", "difference", ""),
+        rows,
+        "Paired over seeds and questions, with 95 % intervals. The outcome is corrected (Holm) for the endpoints and "
+        "methods of its measure.",
+    )
+
+
 def _leaks(audit: Mapping[str, Mapping[str, Any]]) -> Table:
     return Table(
         "How well style alone predicts the better answer in training",
@@ -123,7 +144,7 @@ def _leaks(audit: Mapping[str, Mapping[str, Any]]) -> Table:
 
 def _samples(folder: Path, config: DialogueConfig) -> list[Sample]:
     """Answers of the last model before and after the first method, to the first question of each source."""
-    model, method, seed = list(config.models)[-1], next(iter(config.methods)), config.seeds[0]
+    model, method, seed = list(config.trained_models)[-1], next(iter(config.methods)), config.seeds[0]
     sft_rows, method_rows = (
         [row for _, row in read_rows(folder / "answers" / f"{model}-{step}-{seed}.jsonl")] for step in ("sft", method)
     )

@@ -173,7 +173,7 @@ class EndpointRewriter:
         rewritings: list[StyledAnswers | None] = []
         batch_size = 4 * self.endpoint.parallel
         with (
-            closing(AnswerCache(f"rewriter {self.endpoint.url} {self.endpoint.model}", cache_folder())) as cache,
+            closing(AnswerCache(f"rewriter {self.endpoint.source}", cache_folder())) as cache,
             ThreadPoolExecutor(self.endpoint.parallel) as pool,
         ):
             for start in range(0, len(answers), batch_size):

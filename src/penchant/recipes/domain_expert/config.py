@@ -39,7 +39,7 @@ class TextsConfig(Section):
 
 
 class NewFamilyConfig(SizesConfig):
-    """A base trained from scratch on text, and its instruct sibling trained from the base on the instructions."""
+    """A base trained from scratch on text, and an instruct sibling trained from any base on the instructions."""
 
     texts: str | None = Field(None, description="file of general text to train the base on")
     training: TrainingConfig = TrainingConfig(learning_rate=2e-3, schedule="cosine", max_steps=1000)
@@ -88,7 +88,13 @@ class RouterConfig(Section):
         description="compare the labels' summed log-probs, or the means per token if one label has more tokens; the "
         "confidence is computed from the same values",
     )
-    threshold: float = Field(0.6, ge=0, le=1, description="confidence below which the fallback expert answers")
+    threshold: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="confidence below which the fallback expert answers; null: the one by which most validation "
+        "requests reach the right expert",
+    )
     fallback: Literal["structured", "conversation"] = "conversation"
 
     @field_validator("names")
@@ -108,9 +114,17 @@ class DomainExpertConfig(Section):
         description="file of groups of prompt, chosen and rejected answers for the expert in conversation"
     )
     tasks: str = Field(description="file of groups of prompt and completion for the expert in structured tasks")
+    summaries: str | None = Field(
+        None,
+        description="file of groups of prompt and completion, texts to summarise, for the expert in structured tasks",
+    )
     output: str = Field(description="the recipe's folder")
-    base: str | None = Field(None, description="the base: folder or hub id; null, like instruct: trained from scratch")
-    instruct: str | None = Field(None, description="the base's instruction-tuned sibling: folder or hub id")
+    base: str | None = Field(None, description="the base: folder or hub id; null: trained from scratch")
+    instruct: str | None = Field(
+        None,
+        description="the base's instruction-tuned sibling: folder or hub id; null: trained from the base on the "
+        "instructions, by new_models.instruct",
+    )
     new_models: NewFamilyConfig = NewFamilyConfig()
     held_out: float = Field(0.2, gt=0, lt=0.5, description="share of prompts for the test, and for validation")
     data: ReadingConfig = Field(DEFAULT_READING, description="how every stage reads its data")
@@ -121,6 +135,9 @@ class DomainExpertConfig(Section):
     router: RouterConfig = RouterConfig()
     bert_score: EncoderConfig | None = Field(None, description="encoder of BERTScore; null: it is not computed")
     judge: JudgeConfig | None = Field(None, description="judge that compares answers with the instruct model's")
+    rating: JudgeConfig | None = Field(
+        None, description="judge that rates answers from 1 to 5 by a rubric, beside the reference answer"
+    )
     answers: int = Field(200, ge=1, description="number of measured answers of each kind, at most")
     answer_tokens: int = Field(64, ge=1, description="tokens of an answer, at most")
     token_budget: int = Field(8192, ge=1, description="tokens in a micro-batch of scoring")
@@ -128,10 +145,18 @@ class DomainExpertConfig(Section):
 
     @model_validator(mode="after")
     def _check_models(self) -> DomainExpertConfig:
-        if (self.base is None) != (self.instruct is None):
-            raise ValueError("base and instruct come together: name both, or neither to train both from scratch")
+        if self.base is None and self.instruct is not None:
+            raise ValueError("instruct is the sibling of a base, which is not named: name base too, or leave both out")
         if self.base is None and self.new_models.texts is None:
-            raise ValueError(
-                "new_models.texts: a base trained from scratch needs general text, or name base and instruct"
-            )
+            raise ValueError("new_models.texts: a base trained from scratch needs general text, or name base")
         return self
+
+    @property
+    def sets_by_expert(self) -> dict[str, tuple[str, ...]]:
+        """Names of the sets of groups that hold an expert's requests, by expert."""
+        return {"conversation": ("preferences",), "structured": ("tasks", *(["summaries"] if self.summaries else []))}
+
+    @property
+    def sets(self) -> tuple[str, ...]:
+        """Names of all sets of groups."""
+        return ("instructions", *(name for sets in self.sets_by_expert.values() for name in sets))

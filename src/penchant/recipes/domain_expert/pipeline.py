@@ -1,10 +1,12 @@
 """`penchant recipe domain-expert`: adapt a base to a domain, restore instruction following, train experts and a router.
 
 OUTPUT/data/           the domain's text and every set of groups, split into parts
-OUTPUT/base/, OUTPUT/instruct/    both trained from scratch, if they are not named
+OUTPUT/base/           trained from scratch, if none is named
+OUTPUT/instruct/       the base, trained on the instructions, if no sibling is named
 OUTPUT/adapted/        the base, trained on the domain's text
 OUTPUT/residual/model  the adapted model with the instruction residual; the tried scales are in its stage.json
 OUTPUT/conversation/run, OUTPUT/structured/run    the experts
+OUTPUT/single/run      one model for all of it, in place of the two experts
 OUTPUT/router/         router.json, and every test request's decision
 OUTPUT/evaluation/     every model's answers
 OUTPUT/report.html, OUTPUT/result.json
@@ -23,6 +25,7 @@ from penchant.api import (
     add_residual,
     file_fingerprint,
     locate_errors,
+    merge_adapter,
     optional_weights_fingerprint,
     read_groups,
     split_by_prompt,
@@ -30,7 +33,7 @@ from penchant.api import (
 )
 from penchant.recipes.domain_expert.config import DomainExpertConfig
 from penchant.recipes.domain_expert.evaluation import build_report, evaluate
-from penchant.recipes.domain_expert.routing import PromptSet, perplexity, route, routing_groups
+from penchant.recipes.domain_expert.routing import PromptSet, mean_values, perplexity, route, routing_groups
 from penchant.recipes.reading import ModelTokenizer, check_lengths, encoder_settings, judge_settings, read_stage_groups
 from penchant.recipes.stages import Stage, StageResult, run_stages, write_result
 from penchant.recipes.texts import NewBase, clean_passages, read_passages, split_by_section, text_groups
@@ -44,7 +47,6 @@ from penchant.recipes.tuning import (
     write_full_model,
 )
 
-SETS = ("instructions", "preferences", "tasks")
 PARTS = ("train", "validation", "test")
 
 
@@ -58,7 +60,7 @@ def prepare(config: DomainExpertConfig, folder: Path) -> StageResult:
     train_passages, held_out_passages = split_by_section(remaining_passages, rules.held_out, config.seed)
     for name, part in (("texts_train", train_passages), ("texts_held_out", held_out_passages)):
         counts[name] = _write(folder / f"{name}.jsonl", text_groups(part, rules.chunk_words))
-    for name in SETS:
+    for name in config.sets:
         file = getattr(config, name)
         groups = read_preferences(file) if name == "preferences" else read_groups(file).groups
         with locate_errors(file):
@@ -109,7 +111,7 @@ def stages(config: DomainExpertConfig) -> list[Stage]:
     """All stages in order."""
     folder = Path(config.output)
     settings = config.model_dump(mode="json")
-    files = {name: getattr(config, name) for name in ("instructions", "preferences", "tasks")}
+    files = {name: getattr(config, name) for name in config.sets}
     files |= {"texts": config.texts.file} | ({"excluded": config.texts.excluded} if config.texts.excluded else {})
     data: dict[str, Any] = {name: file_fingerprint(file) for name, file in files.items()}
     data |= {"rules": config.texts.model_dump(exclude={"file", "excluded"})}
@@ -122,10 +124,15 @@ def stages(config: DomainExpertConfig) -> list[Stage]:
     ]
     if config.base is None:
         new = settings["new_models"] | {"texts": file_fingerprint(str(config.new_models.texts))}
-        stage_list += [
-            Stage("base", "training of a base from scratch", new, _base_stage(config)),
-            Stage("instruct", "training of its instruct sibling", config.data.settings, _instruct_stage(config, base)),
-        ]
+        stage_list.append(Stage("base", "training of a base from scratch", new, _base_stage(config)))
+    if config.instruct is None:
+        sibling = config.data.settings
+        if config.base is not None:
+            sibling |= {
+                "training": settings["new_models"]["instruct"],
+                "base": optional_weights_fingerprint(config.base),
+            }
+        stage_list.append(Stage("instruct", "training of its instruct sibling", sibling, _instruct_stage(config, base)))
     conversation = stage_keys("conversation", type(config.conversation))
     return [
         *stage_list,
@@ -156,6 +163,12 @@ def stages(config: DomainExpertConfig) -> list[Stage]:
             _structured_stage(config, chosen),
         ),
         Stage(
+            "single",
+            "one model for all that the experts do",
+            {},
+            _single_stage(config, conversation),
+        ),
+        Stage(
             "router",
             "the router and its decisions",
             settings["router"],
@@ -164,7 +177,11 @@ def stages(config: DomainExpertConfig) -> list[Stage]:
         Stage(
             "evaluation",
             "every model on held-out data",
-            {"bert_score": encoder_settings(config.bert_score), "judge": judge_settings(config.judge)},
+            {
+                "bert_score": encoder_settings(config.bert_score),
+                "judge": judge_settings(config.judge),
+                "rating": judge_settings(config.rating),
+            },
             lambda stage_folder: evaluate(config, stage_folder, base, instruct, str(adapted(config))),
         ),
     ]
@@ -192,7 +209,7 @@ def _readers(config: DomainExpertConfig, data: Path) -> list[ModelTokenizer]:
         data: the folder of stage data, which the tokenizer of a base trained from scratch learns from.
     """
     if config.base is not None:
-        sources = dict.fromkeys((config.base, str(config.instruct)))
+        sources = dict.fromkeys(filter(None, (config.base, config.instruct)))
         return [ModelTokenizer.load(source, config.data) for source in sources]
     name = f"the base trained from scratch (context {config.new_models.context})"
     return [_new_base(config, data).tokenizer(name, config.data)]
@@ -244,7 +261,7 @@ def _residual_stage(config: DomainExpertConfig, base: str, instruct: str) -> Run
             shutil.rmtree(model, ignore_errors=True)
             add_residual(str(adapted(config)), base, instruct, model, scale=scale)
             answers = prompts.answer(str(model), config)
-            f1 = prompts.metrics("instructions", answers)["instructions_f1"]
+            f1 = mean_values(prompts.values("instructions", answers))["instructions_f1"]
             scores.append(f1.value)
             results.append(
                 {
@@ -269,12 +286,32 @@ def _residual_stage(config: DomainExpertConfig, base: str, instruct: str) -> Run
 
 def _structured_stage(config: DomainExpertConfig, start: str) -> Run:
     def run(folder: Path) -> StageResult:
-        data = folder.parent / "data"
+        data, sets = folder.parent / "data", config.sets_by_expert["structured"]
+        train, held_out = (
+            [group for name in sets for group in read_groups(data / f"{name}_{part}.jsonl").groups]
+            for part in ("train", "validation")
+        )
         groups = routing_groups(config, data)
-        write_anew([*read_groups(data / "tasks_train.jsonl").groups, *groups], folder / "train.jsonl")
-        tasks = StageData(folder / "train.jsonl", data / "tasks_validation.jsonl", config.data)
+        write_anew([*train, *groups], folder / "train.jsonl")
+        write_anew(held_out, folder / "validation.jsonl")
+        tasks = StageData(folder / "train.jsonl", folder / "validation.jsonl", config.data)
         tune(folder, start, tasks, {"name": "sft"}, config.structured, keys=stage_keys("structured"))
         return {"routing_rows": len(groups)}
+
+    return run
+
+
+def _single_stage(config: DomainExpertConfig, keys: Mapping[str, str]) -> Run:
+    """The conversation expert's training, from the structured expert: one model, with the data and steps of both."""
+
+    def run(folder: Path) -> StageResult:
+        start = folder.parent / "structured" / "run"
+        if config.structured.lora is not None:
+            start = folder / "start"
+            if not start.exists():
+                merge_adapter(str(folder.parent / "structured" / "run"), start)
+        expert = config.conversation
+        return _expert_stage(config, "preferences", str(start), expert.objective, expert, keys)(folder)
 
     return run
 

@@ -262,7 +262,7 @@ class EndpointVerifier:
             ConfigError: the endpoint refuses the key, the model or the address.
         """
         with (
-            closing(AnswerCache(f"verifier {self.config.url} {self.config.model}", cache_folder())) as cache,
+            closing(AnswerCache(f"verifier {self.config.source}", cache_folder())) as cache,
             ThreadPoolExecutor(self.config.parallel) as pool,
         ):
             # Every prompt is asked once, so that all of its answers are judged by the same conditions.
