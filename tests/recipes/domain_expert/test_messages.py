@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import random
 from types import SimpleNamespace
 
@@ -13,6 +14,7 @@ import pytest
 from penchant.config.section import validated
 from penchant.data.groups import Message
 from penchant.errors import DataError
+from penchant.evaluation.statistics import difference_of_shares
 from penchant.recipes.domain_expert import evaluation, routing
 from penchant.recipes.domain_expert.config import DomainExpertConfig
 from penchant.recipes.domain_expert.routing import PromptSet, content
@@ -112,6 +114,16 @@ def test_the_stage_and_the_server_ask_the_router_alike(data_folder, monkeypatch,
     assert {prompt.rsplit("Request: ")[-1] for prompt in routing_prompts} <= {
         f"{name} {n} + 2?\nKind:" for name in ("preferences", "tasks") for n in range(6)
     }
+
+
+def test_the_gain_of_the_experts_over_one_model():
+    """Prompts without a value of either are left out; shares have the interval of shares."""
+    routed = {"exact": [1.0, 1.0, 0.0, 1.0], "rating": [5.0, math.nan, 2.0, 4.0]}
+    single = {"exact": [0.0, 1.0, 0.0, 1.0], "rating": [1.0, 3.0, math.nan, 3.5], "other": [0.0] * 4}
+    gains = evaluation._gains(routed, single)
+    assert {key: (value.value, value.n) for key, value in gains.items()} == {"exact": (0.25, 4), "rating": (2.25, 2)}
+    assert gains["exact"] == difference_of_shares(routed["exact"], single["exact"], range(4))
+    assert (gains["rating"].low, gains["rating"].high) == (0.5, 4.0)
 
 
 @pytest.mark.parametrize("separator", [" ", *SEPARATORS])
