@@ -49,8 +49,10 @@ def data_folder(tmp_path):
                 "chosen": [turn("assistant", f"{n + 2}")],
             }
             lines.append(json.dumps(row | {"rejected": [turn("assistant", "no")]}) + "\n")
-        for part in ("train", "validation", "test"):
+        for part in ("train", "test"):
             (tmp_path / "data" / f"{name}_{part}.jsonl").write_text("".join(lines))
+        validation_lines = "".join(lines).replace("+ 2?", "+ 5?")
+        (tmp_path / "data" / f"{name}_validation.jsonl").write_text(validation_lines)
     return tmp_path
 
 
@@ -105,7 +107,8 @@ def test_the_stage_and_the_server_ask_the_router_alike(data_folder, monkeypatch,
 
     asyncio.run(ask_all())
     assert len(server.questions) == 8
-    # Before the test requests, three empty requests and those of validation.
+    # Before the test requests, three empty requests, and those of validation, which decide the threshold.
+    assert all(content(prompt).endswith(" + 5?\nKind:") for prompt in prompts[3:11])
     assert prompts[11:] == server.questions
     assert isinstance(prompts[11], str) == (as_chat == "auto")
     assert content(server.questions[0]).endswith("\n\nRequest: preferences 0 + 2?\nKind:")
