@@ -1,17 +1,23 @@
-# Two commands do all set-up: `make demo` runs the embedded default, `make test` passes the tests.
+# Two commands do all set-up: `make demo` runs the embedded default, `make test` passes the quick tests.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 # Set where a CUDA build of torch is wanted: make CONSTRAINTS= demo
 CONSTRAINTS ?= -c constraints.txt
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal --durations=10
 
-.PHONY: demo test check docs audit faults bench clean
+.PHONY: demo test test-slow check docs audit faults bench clean
 
 demo: $(VENV)/.installed
 	$(BIN)/penchant demo --output demo
 
+# Under 8 minutes on two free cores, the ten slowest tests listed at the end.
 test: check docs
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal --durations=10
+	$(PYTEST) -m "not slow"
+
+# The rest: whole pipelines, kills and other faults, new interpreters, compilers, scripts of benchmarks.
+test-slow: $(VENV)/.installed
+	$(PYTEST) -m slow
 
 check: $(VENV)/.installed
 	$(BIN)/ruff check .

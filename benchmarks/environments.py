@@ -17,6 +17,8 @@ TRL = "1.16.0"
 BFCL = "2026.3.23"
 LLAMA_CPP = "2026.10.11549"
 """Of the package xllamacpp."""
+AUTOGEN = "0.7.5"
+SEMANTIC_KERNEL = "1.45.0"
 
 
 def penchant_python() -> Path:
@@ -34,9 +36,20 @@ def llama_cpp_python() -> Path:
     return _python(f"llama-cpp-{LLAMA_CPP}", f"xllamacpp=={LLAMA_CPP}")
 
 
+def autogen_python() -> Path:
+    """The interpreter of an environment with AutoGen's agents and their client of OpenAI's protocol."""
+    return _python(f"autogen-{AUTOGEN}", f"autogen-agentchat=={AUTOGEN}", f"autogen-ext[openai]=={AUTOGEN}")
+
+
+def semantic_kernel_python() -> Path:
+    """The interpreter of an environment with Semantic Kernel."""
+    return _python(f"semantic-kernel-{SEMANTIC_KERNEL}", f"semantic-kernel=={SEMANTIC_KERNEL}")
+
+
 def bfcl_python() -> Path:
     """The interpreter of an environment with the official checker of tool calls, and what the checker itself loads."""
-    python = _python(f"bfcl-{BFCL}", "overrides", "tenacity", "pandas", "tqdm", "filelock", "pydantic", "python-dotenv")
+    loaded = ("overrides", "tenacity", "pandas", "tqdm", "filelock", "pydantic", "python-dotenv", "mpmath")
+    python = _python(f"bfcl-{BFCL}", *loaded)
     installed = [python, "-m", "pip", "install", "-q", "--no-deps", f"bfcl-eval=={BFCL}"]
     subprocess.run(installed, check=True)
     return python

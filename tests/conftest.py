@@ -8,10 +8,12 @@ import json
 import logging
 import os
 import random
+import signal
+import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from itertools import count
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -34,8 +36,21 @@ def shared_data() -> Path:
     return folder
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Start with the files that have slow tests: a long test that starts last keeps one process waiting."""
+QUICK_CASES = pytest.StashKey[dict[tuple[str, str], bool]]()
+"""By test and beginning of ids that its mark `slow_but` names: whether there is such a case."""
+
+
+@pytest.hookimpl(tryfirst=True)  # before `-m` chooses by marks
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Function]) -> None:
+    """Mark slow cases; files with any come first, as a long test that starts last keeps one process waiting."""
+    quick_cases = config.stash.setdefault(QUICK_CASES, {})
+    for item in items:
+        if marker := item.get_closest_marker("slow_but"):
+            for start in marker.args:
+                key = (item.nodeid.partition("[")[0], start)
+                quick_cases[key] = item.callspec.id.startswith(start) or quick_cases.get(key, False)
+            if not item.callspec.id.startswith(marker.args):
+                item.add_marker("slow")
     slow_files = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow_files)
 
@@ -49,6 +64,38 @@ def pytest_collection_finish() -> None:
     # A run ends with a collection of garbage, which need not go through the modules and the tests.
     gc.collect()
     gc.freeze()
+    _cpu_seconds_before.append(_cpu_seconds())
+
+
+UNMARKED_CPU_SECONDS = 10.0
+"""A test that takes more of the processor, with the fixtures made for it, should be marked slow."""
+
+_cpu_seconds_before: list[float] = []
+
+
+def _cpu_seconds() -> float:
+    """Seconds of the processor that this process and those that it waited for have taken; steady on a busy machine."""
+    times = os.times()
+    return times.user + times.system + times.children_user + times.children_system
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Note with a test's report what it took of the processor, its fixtures included."""
+    report = yield
+    if report.when == "call" and item.get_closest_marker("slow") is None:
+        report.user_properties.append(("cpu", _cpu_seconds() - _cpu_seconds_before[-1]))
+    if report.when == "teardown":
+        _cpu_seconds_before[:] = [_cpu_seconds()]
+    return report
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Name the tests that are slow and not marked. No failure: what is slow depends on the machine."""
+    for report in terminalreporter.stats.get("passed", ()):
+        seconds = dict(report.user_properties).get("cpu", 0.0)
+        if seconds > UNMARKED_CPU_SECONDS:
+            terminalreporter.write_line(f"{report.nodeid} took {seconds:.0f} s of the processor and is not marked slow")
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -78,6 +125,14 @@ def _charts_unrendered(request: pytest.FixtureRequest, monkeypatch: pytest.Monke
         )
 
 
+@pytest.fixture
+def missing_quick_cases(request: pytest.FixtureRequest) -> list[tuple[str, str]]:
+    """Tests that would have no quick case of a kind, because their mark `slow_but` names one that they lack."""
+    if any("[" in argument for argument in request.config.args):
+        pytest.skip("single cases were asked for")
+    return [test for test, is_there in request.config.stash[QUICK_CASES].items() if not is_there]
+
+
 class Started:
     """A process of the command line; it has what the tests use of `subprocess.Popen`."""
 
@@ -85,14 +140,18 @@ class Started:
         self,
         ask: Callable[..., int | None],
         arguments: tuple[object, ...],
+        stdout: str | Path,
         stderr: str | Path,
         variables: Mapping[str, str],
     ) -> None:
         self._ask = ask
         self.returncode: int | None = None
-        environment = {**os.environ, **variables}
         self.pid = ask(
-            arguments=[*map(str, arguments)], environment=environment, folder=os.getcwd(), stderr=str(stderr)
+            arguments=[*map(str, arguments)],
+            environment={**os.environ, **variables},
+            folder=os.getcwd(),
+            stdout=str(stdout),
+            stderr=str(stderr),
         )
 
     def poll(self) -> int | None:
@@ -114,6 +173,9 @@ class Started:
         if self.returncode is None:
             os.kill(self.pid, number)
 
+    def terminate(self) -> None:
+        self.send_signal(signal.SIGTERM)
+
 
 @pytest.fixture(scope="session")
 def start_penchant() -> Iterator[Callable[..., Started]]:
@@ -121,7 +183,7 @@ def start_penchant() -> Iterator[Callable[..., Started]]:
 
     With -c and a program it starts that.
     For tests that start it many times. All it starts have one seed of Python's hashes; a run's end by a plain process
-    has another. `stderr` is a file for its errors, `variables` are added to the environment.
+    has another. `stdout` and `stderr` are files for what it prints, `variables` are added to the environment.
     """
     # Without the variable, numpy starts threads where there are more cores.
     process = subprocess.Popen(
@@ -143,13 +205,58 @@ def start_penchant() -> Iterator[Callable[..., Started]]:
         return answer
 
     def start(
-        *arguments: object, stderr: str | Path = os.devnull, variables: Mapping[str, str] | None = None
+        *arguments: object,
+        stdout: str | Path = os.devnull,
+        stderr: str | Path = os.devnull,
+        variables: Mapping[str, str] | None = None,
     ) -> Started:
-        return Started(ask, arguments, stderr, variables or {})
+        return Started(ask, arguments, stdout, stderr, variables or {})
 
     yield start
     process.stdin.close()
     process.wait(60)
+
+
+@pytest.fixture
+def start_ranks(
+    start_penchant: Callable[..., Started], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., list[tuple[Started, Path, Path]]]:
+    """Start the command line on a number of processes, with the variables that torchrun sets.
+
+    Of every rank the process, the file of what it prints and that of its errors.
+    """
+
+    def start(
+        processes: int, *arguments: object, variables: Mapping[str, str] | None = None
+    ) -> list[tuple[Started, Path, Path]]:
+        with socket.socket() as port_holder:
+            port_holder.bind(("127.0.0.1", 0))
+            port = str(port_holder.getsockname()[1])
+        world = {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, **(variables or {})}
+        folder, ranks = tmp_path_factory.mktemp("ranks"), []
+        for rank in range(processes):
+            stdout, stderr = folder / f"{rank}.out", folder / f"{rank}.err"
+            environment = {**world, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+            process = start_penchant(*arguments, stdout=stdout, stderr=stderr, variables=environment)
+            ranks.append((process, stdout, stderr))
+        return ranks
+
+    return start
+
+
+@pytest.fixture
+def run_penchant(
+    start_penchant: Callable[..., Started], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run the command line with these arguments to its end, as `start_penchant` does; its code and what it printed."""
+
+    def run(*arguments: object) -> subprocess.CompletedProcess[str]:
+        folder = tmp_path_factory.mktemp("printed")
+        stdout, stderr = folder / "stdout", folder / "stderr"
+        code = start_penchant(*arguments, stdout=stdout, stderr=stderr).wait(120)
+        return subprocess.CompletedProcess(arguments, code, stdout.read_text(), stderr.read_text())
+
+    return run
 
 
 SENTENCE = "the old cat sees a big dog then it runs to small house by river tree bird sings likes finds ."

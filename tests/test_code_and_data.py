@@ -68,8 +68,10 @@ def plug_in(tmp_path, marker, monkeypatch) -> dict:
     return {"name": "mine", "strength": 2.0}
 
 
+@pytest.mark.slow_but("objective")
 @pytest.mark.parametrize("kind", ["objective", "part", "plug_in", "reward"])
-def test_training_runs_user_code_and_planning_does_not(request, write_config, marker, capsys, kind):
+def test_training_runs_user_code_and_planning_does_not(request, write_config, marker, capsys, monkeypatch, kind):
+    monkeypatch.setattr("penchant.planning.plan.SECONDS", 0.02)
     section = request.getfixturevalue("objective" if kind == "part" else kind)
     if kind == "part":
         section = {"name": "weighted_sum", "parts": [{"weight": 1.0, **section}, {"weight": 0.1, "name": "sft"}]}
@@ -90,6 +92,7 @@ def test_planning_refuses_a_missing_objective_file(write_config, tmp_path, capsy
     assert "objective.file: there is no such file" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_card_of_a_merged_run_names_the_method_without_running_code(write_config, objective, marker, tmp_path):
     file = write_config(objective=objective, lora={"rank": 2}, training={"max_steps": 1}, evaluation={"samples": 0})
     assert run(["train", str(file)]) == 0
@@ -103,6 +106,7 @@ def test_card_of_a_merged_run_names_the_method_without_running_code(write_config
     assert "strength 2.0" in card
 
 
+@pytest.mark.slow
 def test_data_verbs_run_no_user_code(tiny_pairs, marker, tmp_path):
     """A data set's folder may contain Python code."""
     folder = tmp_path / "data"

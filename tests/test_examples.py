@@ -69,7 +69,18 @@ def of_runs(names: list[str]) -> list[str]:
     return [name for name in names if re.search("^(objective:|base:$)", (EXAMPLES / name).read_text(), re.MULTILINE)]
 
 
-@pytest.mark.parametrize("name", [*names("."), *names("methods"), *names("protocols"), *of_runs(names("real"))])
+LEARNING = ("beta_dpo", "bradley_terry", "dpo", "kto", "multi_reference", "preference_head", "rloo", "sft")
+QUICK = ["dpo.yaml", "dpo_lora.yaml", *(f"methods/{name}.yaml" for name in LEARNING)]
+"""Of every kind of learning one. Some of the others compare several methods, which takes seconds."""
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[] if name in QUICK else [pytest.mark.slow])
+        for name in [*names("."), *names("methods"), *names("protocols"), *of_runs(names("real"))]
+    ],
+)
 def test_example_runs(name, tmp_path, tiny_model, scored_pairs, reward_model):
     """Each on a tiny model, shortened, with everything else as it stands in the file."""
     text = (EXAMPLES / name).read_text(encoding="utf-8")
@@ -90,14 +101,10 @@ def _local(text: str, folder: Path, model: Path, reward: Path) -> str:
     """The example with its hub ids, and the functions it imagines, in place."""
     function = folder / "my_reward.py"
     function.write_text("def score(prompt, responses):\n    return [float(len(text) % 7) for text in responses]\n")
-    for name in (
-        "runs/bradley_terry",
-        "runs/ddo-rm/reward",
-        "runs/real/ddo_rm/reward",
-        "siebert/sentiment-roberta-large-english, label: 1",
-    ):
+    for name in ("runs/bradley_terry", "runs/ddo-rm/reward", "runs/real/ddo_rm/reward", "runs/tldr/reward"):
         text = text.replace(name, str(reward))
     text = text.replace("my_reward.py", str(function)).replace("as_chat: true", "as_chat: false")
+    text = text.replace("examples/protocols", str(EXAMPLES / "protocols"))
     text = re.sub(r"\bruns/real/references/\w+|\breal/smollm2", str(model), text)
     return re.sub(r"(?<=[\[ ])[A-Za-z-]+/(Qwen|Llama|Mistral)[\w.-]+", str(model), text)
 

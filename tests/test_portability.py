@@ -55,6 +55,7 @@ sys.exit(run(["--help"]))
 """
 
 
+@pytest.mark.slow
 def test_modules_import_without_posix_modules(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(SCRIPT.format(hidden=HIDDEN), encoding="utf-8")

@@ -1,9 +1,9 @@
 """A program that starts `python -m penchant` repeatedly without its imports: it has them, and forks for each start.
 
-Run as a program, by the fixture `start_penchant`; never imported. Each line of its input is a request, answered by a
-line: {"arguments", "environment", "folder", "stderr"} starts a process, and is answered by its id; {"pid"} asks for an
-exit code, null while it runs. A text tells what is wrong. Arguments that begin with -c and a program start that, as
-those of `python` do.
+Run as a program, by the fixture `start_penchant` and benchmarks/faults.py; never imported. Each line of its input is a
+request, answered by a line: {"arguments", "environment", "folder", "stderr"} and perhaps {"stdout"} starts a process,
+and is answered by its id; {"pid"} asks for an exit code, null while it runs. A text tells what is wrong. Arguments that
+begin with -c and a program start that, as those of `python` do.
 
 A fork copies only the thread that forks, and with it every lock that another thread held, so there is to be no other:
 nothing is imported here that starts one (pyarrow does, and so datasets, pandas and scikit-learn, which are left to the
@@ -60,7 +60,7 @@ def become(request: dict[str, Any]) -> None:
     import numpy as np
 
     os.setsid()
-    for number, path in enumerate((os.devnull, os.devnull, request["stderr"])):
+    for number, path in enumerate((os.devnull, request.get("stdout", os.devnull), request["stderr"])):
         handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
         os.dup2(handle, number)
         os.close(handle)

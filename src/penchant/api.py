@@ -39,10 +39,14 @@ if TYPE_CHECKING:
     from penchant.data.groups import as_text as as_text
     from penchant.data.messages import as_json as as_json
     from penchant.data.messages import content_of as content_of
+    from penchant.data.messages import context_of as context_of
+    from penchant.data.messages import with_context as with_context
     from penchant.data.reading import add_template_columns as add_template_columns
     from penchant.data.reading import read_groups as read_groups
     from penchant.data.review import Review as Review
     from penchant.data.splitting import split_by_prompt as split_by_prompt
+    from penchant.data.title_questions import TitleQuestion as TitleQuestion
+    from penchant.data.title_questions import read_title_questions as read_title_questions
     from penchant.data.tokenization import tokenize_groups as tokenize_groups
     from penchant.data.tokenization import tokenize_prompts as tokenize_prompts
     from penchant.data.tokenized import Ids as Ids
@@ -129,24 +133,29 @@ if TYPE_CHECKING:
     from penchant.evaluation.tool_calls.calls import Accepted as Accepted
     from penchant.evaluation.tool_calls.calls import Call as Call
     from penchant.evaluation.tool_calls.calls import Function as Function
-    from penchant.evaluation.tool_calls.grammars import python_calls as python_calls
+    from penchant.evaluation.tool_calls.grammars import Tags as Tags
     from penchant.evaluation.tool_calls.latency import LatencySettings as LatencySettings
     from penchant.evaluation.tool_calls.latency import measure_latency as measure_latency
     from penchant.evaluation.tool_calls.latency import quantize_int8 as quantize_int8
+    from penchant.evaluation.tool_calls.llama_cpp import answer_with_llama_cpp as answer_with_llama_cpp
+    from penchant.evaluation.tool_calls.llama_cpp import llama_cpp_library as llama_cpp_library
     from penchant.evaluation.tool_calls.questions import ToolQuestion as ToolQuestion
     from penchant.evaluation.tool_calls.questions import evenly_spaced as evenly_spaced
     from penchant.evaluation.tool_calls.questions import read_bfcl as read_bfcl
     from penchant.evaluation.tool_calls.questions import write_bfcl as write_bfcl
     from penchant.evaluation.tool_calls.reading import read_calls as read_calls
+    from penchant.evaluation.tool_calls.reading import read_native_calls as read_native_calls
     from penchant.evaluation.tool_calls.reading import write_calls as write_calls
     from penchant.evaluation.tool_calls.styles import STYLES as STYLES
-    from penchant.evaluation.tool_calls.styles import as_messages as as_messages
-    from penchant.evaluation.tool_calls.styles import as_signatures as as_signatures
+    from penchant.evaluation.tool_calls.styles import require_readable_calls as require_readable_calls
+    from penchant.evaluation.tool_calls.styles import write_native as write_native
     from penchant.evaluation.tool_calls.suite import ToolReport as ToolReport
     from penchant.evaluation.tool_calls.suite import answer_questions as answer_questions
     from penchant.evaluation.tool_calls.suite import write_answers as write_answers
     from penchant.evaluation.win_rate import verdict_tables as verdict_tables
     from penchant.evaluation.win_rate import win_rate as win_rate
+    from penchant.models.gguf.reading import gguf_library as gguf_library
+    from penchant.models.gguf.writing import export_gguf as export_gguf
     from penchant.models.loading import adapter_base as adapter_base
     from penchant.models.loading import check_folder as check_folder
     from penchant.models.loading import context_length as context_length

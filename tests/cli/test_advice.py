@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -98,6 +99,7 @@ def text_of(node: ast.AST) -> str:
     return ""
 
 
+@cache
 def texts(only_fixes: bool = False) -> list[tuple[str, int, str]]:
     """(file, line, text) of every text of the program but docstrings; or of the texts given as `fix` alone."""
     rows = []

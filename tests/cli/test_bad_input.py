@@ -6,8 +6,6 @@ import gzip
 import json
 import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -490,9 +488,9 @@ class TestCommandLine:
         assert run(["data", "convert", str(tiny_pairs), str(tmp_path / "out.jsonl")]) == 130
         assert "interrupted" in capsys.readouterr().err
 
-    def test_process_exits_with_2(self, tmp_path):
-        command = [sys.executable, "-m", "penchant", "train", "missing.yaml"]
-        process = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=60)
+    def test_process_exits_with_2(self, tmp_path, monkeypatch, run_penchant):
+        monkeypatch.chdir(tmp_path)
+        process = run_penchant("train", "missing.yaml")
         assert process.returncode == 2
         assert process.stdout == ""
         assert process.stderr.startswith("error: missing.yaml: there is no such file")

@@ -56,7 +56,9 @@ def test_a_device_that_is_not_there(verb, write_config, tiny_model, tiny_pairs, 
     assert not any(Path(tmp_path / name).exists() for name in ("run", "new.jsonl"))
 
 
-def test_the_flag_goes_before_the_file(write_config, capsys):
+@pytest.mark.slow
+def test_the_flag_goes_before_the_file(write_config, capsys, monkeypatch):
+    monkeypatch.setattr("penchant.planning.plan.SECONDS", 0.02)
     assert run(["plan", str(write_config(device="mps")), "--device", "cpu"]) == 0, capsys.readouterr().err
     assert run(["plan", str(write_config(device="mps"))]) == 2
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -67,11 +65,10 @@ def test_a_mistake_is_one_message_and_leaves_nothing(arguments, says, model, tin
     assert Path("there.gguf").read_text() == "mine"
 
 
-def test_file_size_limit_leaves_no_partial_file(model, tmp_path):
+def test_file_size_limit_leaves_no_partial_file(model, tmp_path, run_penchant):
     limit = "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000)); "
     code = limit + "from penchant.cli.main import run; sys.exit(run(sys.argv[1:]))"
-    command = [sys.executable, "-c", code, "export", str(model), str(tmp_path / "a.gguf")]
-    process = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    process = run_penchant("-c", code, "export", model, tmp_path / "a.gguf")
     assert process.returncode == 2
     assert "a.gguf: it cannot be written: " in process.stderr
     assert "Traceback" not in process.stderr

@@ -146,6 +146,7 @@ def command(
     return build_command
 
 
+@pytest.mark.slow_but("evaluate---max-length", "evaluate---truncation", "score-")
 @pytest.mark.parametrize(("verb", "flag"), [(verb, flag) for verb, flags in VERBS.items() for flag in flags])
 def test_a_flag_is_followed(verb, flag, command, tmp_path, capsys):
     case = CASES[flag]
@@ -171,6 +172,7 @@ def test_a_template_is_followed(verb, command, capsys):
     assert run(line) == 0, capsys.readouterr().err
 
 
+@pytest.mark.slow_but("evaluate", "score")
 @pytest.mark.parametrize("verb", ["evaluate", "rank", "rank --by reward", "score", "tasks"])
 def test_the_dtype_is_followed(verb, command, tmp_path, capsys):
     line = command(verb, Case(()))
@@ -269,6 +271,7 @@ class TestToolCalls:
         line = ["tool-calls", tiny_model, "--data", folder, "--max-new-tokens", 2, "--timed", 1, "--json"]
         return [*map(str, line)]
 
+    @pytest.mark.slow_but("--date-native")
     @pytest.mark.parametrize("style", ["messages", "native"])
     @pytest.mark.parametrize("flag", ["--chat-template-kwargs", "--date", "--control-text"])
     def test_a_flag_is_followed(self, line, tmp_path, flag, style, capsys):

@@ -24,6 +24,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library is not glibc")
 def test_a_step_reuses_the_memory_of_the_step_before():
     """108 MB a step, 27,000 pages: all of them new by default, next to none where freed memory is kept."""

@@ -47,6 +47,7 @@ class TestPrinting:
         assert ("INFO", NOTICE) in log_lines(tmp_path / "a")
         assert not {message for _, message in log_lines(tmp_path / "a")} & set(printed.err.splitlines())
 
+    @pytest.mark.slow
     def test_quiet_leaves_warnings(self, write_config, capsys):
         file = write_config(lora={"rank": 4}, training={"learning_rate": 1e-60})
         assert run(["train", str(file), "evaluation.samples=0", "--json", "-q"]) == 0
@@ -55,6 +56,7 @@ class TestPrinting:
         assert len(lines) == 1
         assert lines[0].startswith("14 adapters are as before training")
 
+    @pytest.mark.slow
     def test_verbose_prints_debug_messages(self, write_config, capsys, tmp_path):
         file = write_config()
         for flags, expected in (([], 0), (["-v"], 1)):
@@ -82,6 +84,7 @@ class TestPrinting:
 
 
 class TestRunLog:
+    @pytest.mark.slow
     def test_resumed_it_is_continued(self, write_config, tmp_path):
         file, folder = write_config(), tmp_path / "run"
         arguments = [*DATED, f"output={folder}"]
@@ -122,17 +125,19 @@ class TestRunLog:
         assert capsys.readouterr().err == ""
 
     @pytest.mark.slow
-    def test_two_processes_write_it_by_the_first(self, write_config, tmp_path):
-        launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "penchant"]
-        arguments = ["train", str(write_config()), *DATED, f"output={tmp_path / 'run'}", "--json"]
-        result = subprocess.run([sys.executable, *launch, *arguments], capture_output=True, text=True, timeout=90)
-        assert result.returncode == 0, result.stderr[-3000:]
-        assert json.loads(result.stdout)["steps"] == 1
-        assert result.stderr.count(NOTICE) == 1
+    def test_two_processes_write_it_by_the_first(self, write_config, tmp_path, start_ranks):
+        ranks = start_ranks(2, "train", write_config(), *DATED, f"output={tmp_path / 'run'}", "--json")
+        codes = [process.wait(90) for process, _, _ in ranks]
+        printed = "".join(stdout.read_text() for _, stdout, _ in ranks)
+        errors = "".join(stderr.read_text() for _, _, stderr in ranks)
+        assert codes == [0, 0], errors[-3000:]
+        assert json.loads(printed)["steps"] == 1
+        assert errors.count(NOTICE) == 1
         assert [line for line in log_lines(tmp_path / "run") if line[1] == NOTICE] == [("INFO", NOTICE)]
 
 
 class TestLibrary:
+    @pytest.mark.slow
     def test_an_import_adds_no_handler(self):
         code = (
             "import logging, penchant, penchant.api, penchant.cli.main, penchant.training.run\n"
@@ -144,14 +149,15 @@ class TestLibrary:
         result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
         assert result.stdout.splitlines() == ["[]", "True True"]
 
-    def test_a_program_without_logging_prints_warnings_alone(self, write_config):
+    def test_a_program_without_logging_prints_warnings_alone(self, write_config, run_penchant):
         file = write_config(lora={"rank": 4}, training={"learning_rate": 1e-60})
         code = (
             "import sys\nfrom pathlib import Path\n"
             "from penchant.config.run import load_config\nfrom penchant.training.run import train\n"
             "train(load_config(Path(sys.argv[1])))"
         )
-        result = subprocess.run([sys.executable, "-c", code, str(file)], capture_output=True, text=True, check=True)
+        result = run_penchant("-c", code, file)
+        assert result.returncode == 0
         assert [line for line in result.stderr.splitlines() if line.startswith("14 adapters are as before training")]
         assert "held-out: " not in result.stderr
         assert result.stdout == ""

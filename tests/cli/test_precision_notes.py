@@ -67,6 +67,7 @@ def output_of(line: list[str], capsys: Any) -> str:
     return " ".join("".join(capsys.readouterr()).split())
 
 
+@pytest.mark.slow_but("evaluate", "score")
 @pytest.mark.parametrize("verb", VERBS)
 def test_a_verb_names_the_measured_rounding_in_bfloat16_alone(verb, folders, tmp_path, capsys):
     printed = {}
@@ -99,6 +100,7 @@ def page_of(run_folder: Path) -> str:
     return " ".join(html.unescape((run_folder / "report.html").read_text(encoding="utf-8")).split())
 
 
+@pytest.mark.slow_but("bfloat16")
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_runs_report_repeats_the_rounding(write_config, tmp_path, capsys, dtype):
     """The roundings of the model that training starts from and of the trained one."""
@@ -111,6 +113,7 @@ def test_a_runs_report_repeats_the_rounding(write_config, tmp_path, capsys, dtyp
     assert all(("half precision rounds" in text) == (dtype == "bfloat16") for text in texts)
 
 
+@pytest.mark.slow_but("bfloat16-bradley_terry")
 @pytest.mark.parametrize("objective", ["bradley_terry", "preference_head"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_report_of_rewards_names_their_rounding(write_config, tmp_path, tiny_pairs, capsys, objective, dtype):
@@ -150,6 +153,7 @@ def bloom(tmp_path: Path, tiny_model: Path) -> Path:
     return tmp_path / "bloom"
 
 
+@pytest.mark.slow
 def test_a_fallback_is_named_in_the_run_its_report_and_its_plan(write_config, tmp_path, bloom, capsys):
     file = str(write_config(model=str(bloom), training={"max_steps": 2}))
     assert PADDED.search(output_of(["plan", file], capsys))

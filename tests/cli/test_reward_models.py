@@ -64,6 +64,7 @@ def rewards_of(folder: Path, data: Path) -> tuple[list[list[float]], list[int]]:
     return rewards
 
 
+@pytest.mark.slow_but("lora")
 @pytest.mark.parametrize("kind", KINDS)
 def test_evaluate_measures_rewards(folders, tiny_pairs, tmp_path, capsys, kind):
     out = tmp_path / "rows.jsonl"

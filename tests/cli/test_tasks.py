@@ -97,8 +97,8 @@ def test_suite_accuracy_weights_tasks_by_questions(answer_json, typed, tiny_mode
     arguments = ["--task", f"race_high={files['three']}", "--task", f"race_middle={files['two']}", "--suite", "race"]
     document = answer_json(tiny_model, *arguments)
     high, middle = (document["tasks"][name]["accuracy"]["log"]["value"] for name in ("race_high", "race_middle"))
-    assert document["suite"]["accuracy"]["log"]["value"] == pytest.approx((3 * high + 2 * middle) / 5)
-    assert document["suite"]["accuracy"]["log"]["n"] == 5
+    assert document["suite"]["mean"]["log"]["value"] == pytest.approx((3 * high + 2 * middle) / 5)
+    assert document["suite"]["mean"]["log"]["n"] == 5
     out, _ = typed(tiny_model, *arguments)
     assert "race: accuracy over the questions of both parts" in out
 

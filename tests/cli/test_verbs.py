@@ -103,6 +103,7 @@ class TestTrain:
         assert document == json.loads(trained_run["out"])
         assert {name: (folder / name).read_bytes() for name in contents} == contents
 
+    @pytest.mark.slow_but("null")
     @pytest.mark.parametrize("name", ["2024", "2026-05-01", "runs/a #2", "null", "a: b", "[1"])
     def test_a_resumed_folder_may_have_any_name(self, run_json, trained_run, tmp_path, monkeypatch, name):
         """Names that YAML reads as a number, a date, a comment, nothing, keys, or not at all."""
@@ -132,6 +133,7 @@ class TestPlan:
         assert memory["peak"] >= memory["baseline"] + memory["weights"]
         assert document["seconds"] == pytest.approx(sum(document["seconds_by_phase"].values()), abs=0.01)
 
+    @pytest.mark.slow
     def test_people_get_tables(self, run_verb, write_config):
         out, _ = run_verb("plan", write_config())
         for words in ("gradients", "optimizer's moments", "peak", "available", "6 steps", "it fits", "up to 60 % more"):

@@ -76,6 +76,7 @@ def diverse(monkeypatch):
 
 
 class TestRivals:
+    @pytest.mark.slow
     def test_no_win_rate_where_the_baselines_cell_failed(self, judged, monkeypatch, failing_cell):
         failing_cell("dpo-n36-seed0")
         comparison = run(judged())
@@ -88,6 +89,7 @@ class TestRivals:
             assert cell_of(mended, method).values["win_rate"] == expected
         assert not any("no win rates" in notice for notice in mended.notices)
 
+    @pytest.mark.slow
     def test_another_baseline_is_another_rival(self, judged, monkeypatch, diverse):
         dpo_comparison = run(judged())
         assert cell_of(dpo_comparison, "simpo").values["win_rate"] == by_length(
@@ -107,6 +109,7 @@ class TestRivals:
         run(judged(baseline="ipo"))
         assert not calls
 
+    @pytest.mark.slow
     def test_other_variants_of_the_baseline_meet_its_first(self, judged):
         grid = {"label": "ipo", "objective": {"name": "ipo"}, "grid": {"objective.beta": [0.1, 1.0]}}
         comparison = run(judged(methods=[grid], baseline="ipo"))
@@ -117,6 +120,7 @@ class TestRivals:
 
 
 class TestAnotherReward:
+    @pytest.mark.slow
     def test_is_measured_again_from_the_weights_that_were_kept(self, bench, tmp_path, monkeypatch, notices):
         first_comparison = run(bench(seeds=[0]))
         (tmp_path / "rewards.py").write_text(LENGTHS)
@@ -130,6 +134,7 @@ class TestAnotherReward:
         messages = [line for line in notices.messages if "is measured again: it was with another reward" in line]
         assert len(messages) == len(second_comparison.cells)
 
+    @pytest.mark.slow
     def test_is_refused_where_they_were_not(self, bench, tmp_path, monkeypatch):
         run(bench(seeds=[0], keep_weights=False))
         (tmp_path / "rewards.py").write_text(LENGTHS)
@@ -139,6 +144,7 @@ class TestAnotherReward:
         (tmp_path / "rewards.py").write_text(CATS)
         assert len(run(tmp_path / "bench.yaml").cells) == 4
 
+    @pytest.mark.slow
     def test_another_number_of_samples_too(self, bench, tmp_path):
         run(bench(seeds=[0], methods=["dpo"]))
         second = run(tmp_path / "bench.yaml", "measure.samples=6")
@@ -159,6 +165,7 @@ def other_weights(folder: Path) -> None:
 
 
 class TestAnotherOrigin:
+    @pytest.mark.slow
     def test_another_start_under_the_same_path_is_refused(self, bench, start):
         base = yaml.safe_load(bench().read_text())["base"] | {"model": str(start)}
         whole = shutil.copytree(start, start.with_name("whole"))
@@ -174,6 +181,7 @@ class TestAnotherOrigin:
         (start / "eval.json").write_text("{}")
         assert run(bench(seeds=[0], methods=["dpo"], base=base)).cells == comparison.cells
 
+    @pytest.mark.slow_but("chat_template.jinja")
     @pytest.mark.parametrize(
         ("name", "text"), [("tokenizer_config.json", None), ("chat_template.jinja", "{{ messages }}")]
     )
@@ -184,6 +192,7 @@ class TestAnotherOrigin:
         with pytest.raises(ConfigError, match="begun with another model"):
             run(bench(seeds=[0], methods=["dpo"], base=base))
 
+    @pytest.mark.slow
     def test_a_reference_of_a_methods_own(self, bench, start, tmp_path):
         method = {"label": "far", "objective": {"name": "dpo"}, "set": {"reference": str(start)}}
         run(bench(seeds=[0], methods=["dpo", method]))
@@ -194,6 +203,7 @@ class TestAnotherOrigin:
         shutil.rmtree(tmp_path / "bench" / "cells" / "far-n36-seed0")
         assert [cell.method for cell in run(bench(seeds=[0], methods=["dpo", method])).cells] == ["start", "dpo", "far"]
 
+    @pytest.mark.slow
     def test_a_training_reward_of_a_methods_own(self, bench, tmp_path, failing_cell, monkeypatch):
         (tmp_path / "own.py").write_text(CATS)
         reward = {"function": f"{tmp_path / 'own.py'}:score"}
@@ -209,6 +219,7 @@ class TestAnotherOrigin:
 
 
 class TestAnotherJudge:
+    @pytest.mark.slow
     def test_asks_anew_about_the_same_samples_without_weights(self, judged, tmp_path, diverse, monkeypatch):
         first_comparison = run(judged(keep_weights=False))
         (tmp_path / "judge.py").write_text(LENGTHS.replace("len(r)", "-len(r)"))
@@ -222,6 +233,7 @@ class TestAnotherJudge:
         assert set(first_cell.values["win_rate"].values()) != {0.5}
 
 
+@pytest.mark.slow
 def test_a_judge_that_never_answers_is_told_everywhere(bench, tmp_path, monkeypatch):
     monkeypatch.setattr(EndpointJudge, "compare", lambda self, p, a, b: [Verdict("tie", failed=True) for _ in p])
     measure = {"samples": 4, "max_new_tokens": 6, "judge": {"judge": {"url": "http://localhost:1/v1", "model": "m"}}}
@@ -242,6 +254,7 @@ def test_a_judge_that_never_answers_is_told_everywhere(bench, tmp_path, monkeypa
     assert cell_of(second_comparison, "dpo").judge["agreement"] == 1.0
 
 
+@pytest.mark.slow
 def test_kl_left_out_is_told(bench):
     measure = {"samples": 4, "max_new_tokens": 4, "temperature": 0.5}
     comparison = run(bench(seeds=[0], methods=["dpo"], measure=measure))

@@ -39,6 +39,7 @@ def judge():
     server.shutdown()
 
 
+@pytest.mark.slow
 def test_a_planted_key_is_found_nowhere(write_bench, tmp_path, judge, monkeypatch, capfd):
     url, keys = judge
     monkeypatch.setenv("OPENAI_API_KEY", KEY)

@@ -7,8 +7,6 @@ import math
 import os
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -37,6 +35,7 @@ def numbers(comparison) -> list[tuple]:
     return [(c.method, c.settings, c.size, c.seed, c.metrics, c.values, c.failed) for c in comparison.cells]
 
 
+@pytest.mark.slow
 class TestACampaign:
     @pytest.fixture(scope="class")
     def finished(self, tmp_path_factory, write_bench):
@@ -147,8 +146,9 @@ class TestACampaign:
         assert r"\toprule" in (folder / "bench" / "compare.tex").read_text()
 
 
+@pytest.mark.slow
 def test_interrupted_between_cells_it_goes_on_to_the_same(bench, tmp_path, monkeypatch):
-    file = bench()
+    file = bench(seeds=[0])
     whole = run(file, f"output={tmp_path / 'whole'}")
     calls = []
 
@@ -166,9 +166,11 @@ def test_interrupted_between_cells_it_goes_on_to_the_same(bench, tmp_path, monke
     assert numbers(resumed) == numbers(whole)
 
 
+@pytest.mark.slow
 def test_a_cell_that_fails_is_told_and_the_rest_go_on(bench, failing_cell):
     failing_cell("ipo-beta-1.0-n36-seed1")
-    comparison = run(bench())
+    ipo = {"label": "ipo", "objective": {"name": "ipo"}, "grid": {"objective.beta": [1.0]}}
+    comparison = run(bench(methods=["dpo", ipo]))
     failed = [cell for cell in comparison.cells if cell.failed]
     assert [(cell.method, cell.settings, cell.seed) for cell in failed] == [("ipo", {"objective.beta": 1.0}, 1)]
     assert "ipo, seed 1: the loss is not a finite number at step 2" in comparison.notices
@@ -178,6 +180,7 @@ def test_a_cell_that_fails_is_told_and_the_rest_go_on(bench, failing_cell):
     assert row["failed"] == {"1": "the loss is not a finite number at step 2"}
 
 
+@pytest.mark.slow
 def test_a_full_disk_stops_the_comparison_and_it_goes_on_after(bench, monkeypatch, full_at_the_second_save):
     file = bench(seeds=[0])
     with pytest.raises(DiskFullError, match="the disk is full") as error:
@@ -196,6 +199,7 @@ def test_a_second_comparison_in_the_same_folder_is_refused(bench, tmp_path):
     assert not (tmp_path / "bench").exists()
 
 
+@pytest.mark.slow
 def test_weights_may_be_thrown_away(bench, tmp_path):
     """All of them: the last, the best and the checkpoints'."""
     base = yaml.safe_load(bench().read_text())["base"] | {"evaluation": {"every": 1}}
@@ -245,6 +249,7 @@ class TestRefuses:
             run(bench(methods=["dpo", "ddo_rm"]))
         assert not (tmp_path / "bench").exists()
 
+    @pytest.mark.slow
     def test_a_method_with_a_reward_of_its_own_has_scores(self, bench, tmp_path):
         reward = {"function": f"{tmp_path / 'rewards.py'}:score"}
         offline_method = {"label": "ddo_rm", "objective": {"name": "ddo_rm"}, "set": {"reward": reward}}
@@ -256,12 +261,14 @@ class TestRefuses:
         comparison = run(bench(methods=["dpo", offline_method, online_method], seeds=[0]))
         assert [cell.failed for cell in comparison.cells] == [None] * 4
 
+    @pytest.mark.slow
     def test_a_folder_of_another_comparison(self, bench, tiny_model):
         run(bench(seeds=[0], methods=["dpo"]))
         file = bench(seeds=[0], methods=["dpo"])
         with pytest.raises(ConfigError, match="another base"):
             run(file, "base.training.max_steps=4")
 
+    @pytest.mark.slow
     def test_numbers_of_another_configuration(self, bench):
         run(bench(seeds=[0], methods=["dpo"]))
         methods = [{"label": "dpo", "objective": {"name": "dpo", "beta": 0.7}}]
@@ -277,6 +284,7 @@ class TestRefuses:
         with pytest.raises(ConfigError, match="without torchrun"):
             run(bench())
 
+    @pytest.mark.slow
     def test_methods_and_seeds_may_be_added(self, bench):
         first_comparison = run(bench(seeds=[0], methods=["dpo"]))
         second_comparison = run(bench(seeds=[0, 1], methods=["dpo", "simpo"]))
@@ -297,6 +305,7 @@ class TestRefuses:
         assert trained == ["dpo-n18-seed0"]
         assert next(c for c in first_comparison.cells if c.method == "dpo") in second_comparison.cells
 
+    @pytest.mark.slow
     def test_another_size_is_trained_on_its_own_data(self, bench):
         small = run(bench(seeds=[0], methods=["dpo"], sizes=[0.5]))
         large = run(bench(seeds=[0], methods=["dpo"], sizes=[1.0]))
@@ -307,6 +316,7 @@ class TestRefuses:
             assert len(read_groups(data).groups) == size
         assert small.cells[1].metrics["margin"] != large.cells[1].metrics["margin"]
 
+    @pytest.mark.slow
     def test_numbers_of_another_size(self, bench, tmp_path):
         run(bench(seeds=[0], methods=["dpo"], sizes=[0.5]))
         cells = tmp_path / "bench" / "cells"
@@ -316,6 +326,7 @@ class TestRefuses:
 
 
 class TestSweep:
+    @pytest.mark.slow
     def test_a_grid(self, bench):
         search = {
             "method": "grid",
@@ -325,6 +336,7 @@ class TestSweep:
         settings = [tuple(c.settings.values()) for c in comparison.cells if c.method == "dpo"]
         assert sorted(settings) == [(0.1, 1e-4), (0.1, 1e-3), (0.5, 1e-4), (0.5, 1e-3)]
 
+    @pytest.mark.slow
     def test_random_draws_within_their_ranges_and_budget(self, bench):
         search = {
             "method": "random",
@@ -339,6 +351,7 @@ class TestSweep:
         assert any("the budget of 2 trials is spent: 4 of 6 cells" in notice for notice in comparison.notices)
         assert settings == [c.settings for c in run(bench(methods=["dpo"], seeds=[0], search=search)).cells][1:]
 
+    @pytest.mark.slow
     def test_a_trial_is_a_variant_with_all_its_seeds(self, bench):
         search = {"parameters": {"objective.beta": [0.1, 0.2, 0.3]}, "budget": {"trials": 2}}
         comparison = run(bench(methods=["dpo"], seeds=[0, 1, 2], search=search))
@@ -346,6 +359,7 @@ class TestSweep:
         assert trained == {(beta, seed) for beta in (0.1, 0.2) for seed in (0, 1, 2)}
         assert "the budget of 2 trials is spent: 3 of 9 cells were not begun" in comparison.notices
 
+    @pytest.mark.slow
     def test_draws_that_repeat_are_one_variant(self, bench, notices):
         search = {"method": "random", "trials": 8, "parameters": {"objective.beta": [0.1, 0.2]}}
         file = bench(methods=["dpo"], seeds=[0], search=search)
@@ -356,12 +370,14 @@ class TestSweep:
         for lines in (notices.messages, comparison.notices):
             assert len([line for line in lines if line.startswith(message)]) == 1
 
+    @pytest.mark.slow
     def test_a_budget_of_tokens(self, bench):
         search = {"parameters": {"objective.beta": [0.1, 0.2, 0.3]}, "budget": {"tokens": 1}}
         comparison = run(bench(methods=["dpo"], seeds=[0], search=search))
         assert len([c for c in comparison.cells if c.method == "dpo"]) == 1
 
 
+@pytest.mark.slow_but("flags1")
 @pytest.mark.parametrize(("flags", "count"), [((), 1), (("-v",), 2)])
 def test_the_verb_prints_the_notices_of_the_comparison_alone(bench, capsys, tmp_path, flags, count):
     """Those of the cell's run are printed with -v, and are in the `run.log` of the cell and of the comparison."""
@@ -375,28 +391,22 @@ def test_the_verb_prints_the_notices_of_the_comparison_alone(bench, capsys, tmp_
     assert next(iter(logs)) == "bench"
 
 
-def test_the_verb_prints_one_json_document(bench):
-    result = subprocess.run(
-        [sys.executable, "-m", "penchant", "compare", str(bench(seeds=[0], methods=["dpo"])), "--json"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+def test_the_verb_prints_one_json_document(bench, run_penchant):
+    result = run_penchant("compare", bench(seeds=[0], methods=["dpo"]), "--json")
     assert result.returncode == 0, result.stderr
     document = json.loads(result.stdout)
     assert [v["variant"] for v in document["variants"]] == ["start", "dpo"]
     assert math.isfinite(document["variants"][1]["metrics"]["accuracy"]["value"])
 
 
-def test_a_sweep_without_a_search_is_refused(bench):
-    result = subprocess.run(
-        [sys.executable, "-m", "penchant", "sweep", str(bench())], capture_output=True, text=True, check=False
-    )
+def test_a_sweep_without_a_search_is_refused(bench, run_penchant):
+    result = run_penchant("sweep", bench())
     assert result.returncode == 2
     assert "no search section" in result.stderr
     assert "Traceback" not in result.stderr
 
 
+@pytest.mark.slow
 def test_folders_are_copied_without_meaning(tmp_path, bench):
     """A comparison's folder may be moved: what is measured is in it."""
     file = bench(seeds=[0], methods=["dpo"])

@@ -6,7 +6,7 @@ import gzip
 import json
 import pickle
 import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -193,13 +193,13 @@ def _compressed(content: bytes, name: str) -> bytes:
     return pyarrow.compress(content, codec="zstd", asbytes=True)
 
 
-def test_a_column_whose_name_is_not_unicode(tmp_path: Path) -> None:
+def test_a_column_whose_name_is_not_unicode(
+    tmp_path: Path, run_penchant: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
     file = tmp_path / "a.jsonl"
     file.write_text("".join(json.dumps({**row, "x\ud800y": 1}) + "\n" for row in ROWS))
     for verb in ("check", "show", "audit"):
-        process = subprocess.run(
-            [sys.executable, "-m", "penchant", "data", verb, file], capture_output=True, text=True, check=False
-        )
+        process = run_penchant("data", verb, file)
         assert "Traceback" not in process.stderr
         assert process.returncode in (0, 2), process.stderr
         assert "x\\ud800y" in process.stdout + process.stderr

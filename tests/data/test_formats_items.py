@@ -22,7 +22,7 @@ ITEMS = {"historyList": ["Up"], "itemList": ["Jaws", "Heat"], "trueSelection": "
         ({"prompt": "p", "candidates": ["a", "b"], "preferred": 2}, "the 0-based index of one of the 2 candidates"),
         (
             {**ITEMS, "trueSelection": "Ran"},
-            "column 'trueSelection' is text, \"Ran\"; expected the text of one of the 2",
+            "column 'trueSelection' is text, \"Ran\"; expected one of the 2 titles of 'itemList', letter by letter",
         ),
         ({**ITEMS, "itemList": "[Jaws"}, "items with '::' between them"),
         ({**ITEMS, "itemList": [["Jaws"], ["Heat"]]}, "column 'itemList[0]' is a list"),

@@ -141,6 +141,7 @@ def test_the_gradient_is_of_the_mean_over_draws_and_groups(stable_diffusion, tmp
     assert metrics[0]["grad_norm"] > 1e-3
 
 
+@pytest.mark.slow
 def test_preferred_pictures_become_likelier(small_denoiser, tmp_path):
     denoiser, metrics = tuned(small_denoiser, tmp_path, DPO(beta=100.0), max_steps=40)
     last = metrics[-10:]
@@ -162,6 +163,7 @@ def test_preferred_pictures_become_likelier(small_denoiser, tmp_path):
     assert sum(apart) < 0
 
 
+@pytest.mark.slow
 def test_the_same_arguments_give_the_same_bits(stable_diffusion, tmp_path):
     one, two = (tuned(stable_diffusion, tmp_path / name, IPO(beta=0.1))[0] for name in "ab")
     assert all(torch.equal(a, b) for a, b in zip(one.unet.parameters(), two.unet.parameters(), strict=True))
@@ -169,6 +171,7 @@ def test_the_same_arguments_give_the_same_bits(stable_diffusion, tmp_path):
     assert weights[0] == weights[1]
 
 
+@pytest.mark.slow_but("objective0-8192")
 @pytest.mark.parametrize("token_budget", [8192, 1])
 @pytest.mark.parametrize("objective", [BetaDPO(beta=50.0), WeightedSum((Part(1.0, BetaDPO()), Part(0.2, SFT())))])
 def test_a_coupled_objective_sees_its_whole_batch(stable_diffusion, tmp_path, objective, token_budget, monkeypatch):
@@ -245,6 +248,7 @@ def test_latents_are_the_mode_or_a_sample(stable_diffusion, tmp_path, monkeypatc
     assert any(torch.allclose(mode[0], latents, atol=1e-4) for latents in policy) == is_mode
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("share", "min_count", "max_count"), [(0.0, 0, 0), (0.4, 20, 60)])
 def test_a_share_of_prompts_is_empty(stable_diffusion, tmp_path, monkeypatch, share, min_count, max_count):
     """For guidance the UNet is to know no prompt too; a draw's prompts are its own."""
@@ -374,6 +378,7 @@ def test_the_token_budget_changes_no_loss_and_no_gradient(stable_diffusion, monk
         assert relative_difference(whole_gradient, gradient) < 1e-9
 
 
+@pytest.mark.slow
 def test_gradient_checkpointing_computes_blocks_twice_for_the_same_gradient(
     stable_diffusion, tmp_path, monkeypatch, gradients
 ):
@@ -393,6 +398,7 @@ def test_gradient_checkpointing_computes_blocks_twice_for_the_same_gradient(
     assert runs[True][1] > runs[False][1]
 
 
+@pytest.mark.slow
 def test_bfloat16_rounds_the_products(stable_diffusion, tmp_path, gradients, monkeypatch):
     """As torch's autocast around the scorer of a run in float32 does, bit for bit."""
 
@@ -425,6 +431,7 @@ class Killed(Exception):
     pass
 
 
+@pytest.mark.slow_but("objective0")
 @pytest.mark.parametrize("objective", [DPO(beta=50.0), BetaDPO(beta=50.0)])
 def test_a_killed_run_resumes_to_the_same_bits(stable_diffusion, tmp_path, monkeypatch, objective):
     """Killed in its fourth step, with a checkpoint after the second."""
@@ -450,6 +457,7 @@ def test_a_killed_run_resumes_to_the_same_bits(stable_diffusion, tmp_path, monke
     assert all(torch.equal(one, two) for one, two in pairs)
 
 
+@pytest.mark.slow
 def test_a_signal_finishes_the_step_and_saves(stable_diffusion, tmp_path):
     def load_picture(name):
         os.kill(os.getpid(), signal.SIGTERM)
@@ -481,6 +489,7 @@ def test_a_resumed_run_keeps_its_dtype(stable_diffusion, tmp_path, monkeypatch):
         tuned(stable_diffusion, tmp_path, DPO(beta=50.0), max_steps=1)
 
 
+@pytest.mark.slow
 def test_a_run_with_other_arguments_is_not_resumed(stable_diffusion, tmp_path):
     _, metrics = tuned(stable_diffusion, tmp_path, DPO(beta=50.0), max_steps=1)
     with pytest.raises(ConfigError, match="was started with other arguments: objective, draws") as error:

@@ -125,12 +125,14 @@ class TestRuns:
         assert result.reward_accuracy.value == pytest.approx(lines[-1]["eval_rewards/accuracies"])
         assert "Held-out reward accuracy" in (folder / "report.html").read_text()
 
+    @pytest.mark.slow
     def test_adapters_bring_their_head(self, train_run):
         folder = train_run(lora={"rank": 4})
         assert (folder / "adapter_model.safetensors").exists()
         lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
         assert write_run_report(folder).reward_accuracy.value == pytest.approx(lines[-1]["eval_rewards/accuracies"])
 
+    @pytest.mark.slow_but("True")
     @pytest.mark.parametrize("freeze", [True, False])
     def test_a_head_beside_its_model(self, write_config, tiny_model, freeze):
         """The saved head orders the held-out pairs as in training; a frozen model is unchanged."""

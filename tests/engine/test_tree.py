@@ -48,6 +48,7 @@ def test_tree_equals_padded_forward(family, shape, arrange, build, make_groups, 
     _assert_equal(score_both_ways(model, batch, weights, arrange and arrange(batch)))
 
 
+@pytest.mark.slow_but("llama")
 @given(
     shapes=st.lists(
         st.tuples(st.integers(1, 400), st.lists(st.integers(1, 12), min_size=1, max_size=16).map(tuple)),

@@ -83,6 +83,7 @@ def measure(request, monkeypatch) -> str:
     return request.param
 
 
+@pytest.mark.slow_but("float32-qwen3", "float32-mistral")
 @pytest.mark.parametrize("common", [16.0, 64.0], ids=["noise of a small model", "noise of a large model"])
 @pytest.mark.parametrize("family", UNTIED)
 def test_real_noise_is_no_reason_to_refuse_the_tree(noisy, family, common, measure):
@@ -125,6 +126,7 @@ def inject(monkeypatch, wrong: str) -> None:
         monkeypatch.setattr(attention, "_explicit", lambda *arguments: explicit(*arguments[:7], arguments[7] - 30))
 
 
+@pytest.mark.slow_but("float32-llama", "float32-qwen3")
 @pytest.mark.parametrize(
     ("family", "wrong"),
     [

@@ -63,6 +63,7 @@ SHAPES = st.lists(
 )
 
 
+@pytest.mark.slow_but("thin masks")
 @pytest.mark.parametrize("limit", [1 << 24, 60], ids=["thin masks", "masks too large"])
 @settings(max_examples=100, deadline=None)
 @example(shapes=[(1, (1, 1, 1, 1, 1, 4, 12, 12, 12, 12, 9))], window=8, block=64)

@@ -78,6 +78,7 @@ def test_the_error_of_few_pairs_with_true_probabilities_by_all_their_outcomes() 
     assert calibration.to_json()["calibrated_error"] == calibration.calibrated_error
 
 
+@pytest.mark.slow
 def test_the_error_of_calibrated_rewards_is_what_chance_makes_of_it() -> None:
     # 300 pairs, 30 in a bin: sqrt(2 p (1 - p) / (30 pi)) is .073 at p = 1/2; the same data over-confident is far above.
     generator = np.random.default_rng(1)

@@ -223,7 +223,7 @@ class TestGlue:
         assert "rows.jsonl: 1 rows left out: no label" in read.notes
 
     def test_columns_alone_do_not_tell_which(self, write):
-        with pytest.raises(DataError, match="fit several tasks: mrpc, rte, wnli") as error:
+        with pytest.raises(DataError, match="fit several tasks: mrpc, mnli, rte, wnli, stsb") as error:
             read_questions("mine", write([{**GLUE_ROWS["rte"][0], "label": 0}]))
         assert "--task mrpc=rows.jsonl" in error.value.fix
 

@@ -192,6 +192,7 @@ def test_difference_is_odd_and_shifts(values: Floats, shift: float) -> None:
     assert shifted.high - shifted.low == pytest.approx(difference.high - difference.low, abs=1e-6)
 
 
+@pytest.mark.slow_but("seeds agree-50-3", "seeds dominate-50-10")
 @pytest.mark.parametrize("seeds", [3, 5, 10])
 @pytest.mark.parametrize("prompts", [50, 200])
 @pytest.mark.parametrize("shares", [0.0, 0.5, 20.0], ids=["seeds agree", "seeds differ a little", "seeds dominate"])
@@ -200,6 +201,7 @@ def test_intervals_cover_what_they_promise(seeds: int, prompts: int, shares: flo
     assert 0.93 <= covered <= 0.97
 
 
+@pytest.mark.slow
 def test_where_the_residual_dominates_intervals_are_wide_rather_than_narrow() -> None:
     assert 0.965 <= coverage(crossed(0.0, (SIMULATIONS, 3, 50), seed=3, residual=3.0)) <= 0.985
     assert 0.925 <= coverage(crossed(5.0, (SIMULATIONS, 3, 50), seed=4, residual=3.0)) <= 0.97
@@ -243,6 +245,7 @@ def candidates_for_a_verdict(differences: Floats, level: float) -> list[int]:
     return np.flatnonzero(np.abs(mean) > critical_value(level, prompts - 1) * error).tolist()
 
 
+@pytest.mark.slow_but("5-5-100", "1-3-100")
 @pytest.mark.parametrize(("methods", "seeds", "prompts", "shares", "residual", "yes_or_no", "min_share"), NULLS)
 def test_no_method_is_better_by_chance(methods, seeds, prompts, shares, residual, yes_or_no, min_share) -> None:
     """Methods without an effect against one baseline, whose own noise they share: 5 % of comparisons at most.

@@ -85,6 +85,7 @@ def test_a_run_of_sft_on_single_responses(write_config, singles, tmp_path, notic
     assert "0 groups" not in page
 
 
+@pytest.mark.slow
 def test_a_run_of_sft_on_pairs_tells_the_chosens_too(write_config):
     folder = train(load_config(write_config(objective={"name": "sft"}, training={"max_steps": 2})))
     result = write_run_report(folder)
@@ -96,6 +97,7 @@ def test_a_run_of_sft_on_pairs_tells_the_chosens_too(write_config):
     assert "eval_loss" in result.trained_report.definitions
 
 
+@pytest.mark.slow
 def test_other_methods_on_pairs_are_as_before(write_config):
     result = write_run_report(train(load_config(write_config())))
     assert "perplexity" not in result.trained_report.metrics

@@ -289,6 +289,7 @@ def flat(document: Any, path: str = "") -> dict[str, Any]:
     return leaves
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(groups_and_orders())
 def test_order_changes_nothing(case: tuple[list[ScoredGroup], list[ScoredGroup]]) -> None:

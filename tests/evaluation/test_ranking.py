@@ -1,11 +1,9 @@
-"""Candidates in order, and the best of several samples."""
+"""Candidates in order."""
 
 from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -13,9 +11,8 @@ import torch
 from penchant.data.groups import PreferenceGroup
 from penchant.engine.distributed import World
 from penchant.errors import ModelError
-from penchant.evaluation.answering import Sampling
 from penchant.evaluation.held_out import score
-from penchant.evaluation.ranking import answer_best_of, rank, rank_by_reward
+from penchant.evaluation.ranking import rank, rank_by_reward
 from penchant.models.preference_head import PreferenceHead, save_head
 
 ALONE = World(0, 1, torch.device("cpu"))
@@ -67,31 +64,15 @@ def test_by_head_changes_nothing_of_the_model(headed):
     assert [scored.log_probs for scored in score(str(headed), GROUPS, ALONE)] == log_probs
 
 
-def test_the_best_of_several_is_the_heads_choice(headed):
-    sampling = Sampling(samples=5, max_new_tokens=6, seed=1)
-    best = answer_best_of(str(headed), ["the old cat", "it runs"], sampling)
-    for (response,), reward, all_rewards in zip(best.answers.responses, best.rewards, best.all_rewards, strict=True):
-        assert reward == max(all_rewards)
-        assert len(all_rewards) == 5
-        assert isinstance(response, str)
-    assert len(set(best.all_rewards[0])) > 1
-
-
 def test_a_folder_without_a_head(tiny_model):
     with pytest.raises(ModelError, match="no preference head"):
         rank(str(tiny_model), GROUPS, ALONE, by="head")
-    with pytest.raises(ModelError, match="no preference head"):
-        answer_best_of(str(tiny_model), ["x"], Sampling(samples=2))
 
 
 class TestVerbs:
-    def run(self, *arguments: object) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "penchant", *map(str, arguments)]
-        return subprocess.run(command, capture_output=True, text=True, check=False)
-
-    def test_rank(self, headed, tiny_pairs, tmp_path):
+    def test_rank(self, headed, tiny_pairs, tmp_path, run_penchant):
         out = tmp_path / "ranked.jsonl"
-        process = self.run("rank", headed, "--data", tiny_pairs, "--by", "head", "--output", out, "--json")
+        process = run_penchant("rank", headed, "--data", tiny_pairs, "--by", "head", "--output", out, "--json")
         assert process.returncode == 0, process.stderr
         document = json.loads(process.stdout)
         rows = [json.loads(line) for line in out.read_text().splitlines()]
@@ -100,20 +81,3 @@ class TestVerbs:
         assert all(sorted(row["order"]) == [0, 1] for row in rows)
         right = sum(row["order"][0] == 0 for row in rows) / 48
         assert document["accuracy"]["value"] == pytest.approx(right)
-
-    def test_generate_best_of(self, headed):
-        process = self.run("generate", headed, "the old cat", "--best-of", 3, "--max-new-tokens", 5, "--json")
-        assert process.returncode == 0, process.stderr
-        (row,) = json.loads(process.stdout)["answers"]
-        assert row["reward"] == max(row["rewards_of_all"])
-        assert len(row["rewards_of_all"]) == 3
-
-    def test_mistakes_exit_with_2(self, tiny_model, headed):
-        for arguments, message in (
-            (("generate", tiny_model, "cat", "--best-of", 2), "no preference head"),
-            (("generate", headed, "cat", "--best-of", 2, "--samples", 2), "both given"),
-        ):
-            process = self.run(*arguments)
-            assert process.returncode == 2
-            assert message in process.stderr
-            assert "Traceback" not in process.stderr

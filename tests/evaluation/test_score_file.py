@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 
 import pytest
 
@@ -87,22 +85,20 @@ def test_an_output_that_is_there(tmp_path):
 
 
 class TestVerb:
-    def run(self, *arguments: object) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "penchant", "score", *map(str, arguments)]
-        return subprocess.run(command, capture_output=True, text=True, check=False)
-
-    def test_writes_and_prints_one_document(self, tmp_path, tiny_pairs):
+    def test_writes_and_prints_one_document(self, tmp_path, tiny_pairs, run_penchant):
         (tmp_path / "mine.py").write_text("def f(prompt, responses):\n    return [r.count('cat') for r in responses]\n")
         out = tmp_path / "scored.jsonl"
-        process = self.run(tiny_pairs, "--function", f"{tmp_path / 'mine.py'}:f", "--output", out, "--json")
+        process = run_penchant(
+            "score", tiny_pairs, "--function", f"{tmp_path / 'mine.py'}:f", "--output", out, "--json"
+        )
         assert process.returncode == 0, process.stderr
         document = json.loads(process.stdout)
         assert document["groups"] == 48
         assert document["accuracy"]["value"] > 0.9
         assert len(read_groups(str(out)).groups) == 48
 
-    def test_no_reward_is_the_users_mistake(self, tmp_path, tiny_pairs):
-        process = self.run(tiny_pairs, "--output", tmp_path / "scored.jsonl")
+    def test_no_reward_is_the_users_mistake(self, tmp_path, tiny_pairs, run_penchant):
+        process = run_penchant("score", tiny_pairs, "--output", tmp_path / "scored.jsonl")
         assert process.returncode == 2
         assert "give one of: --model" in process.stderr
         assert "Traceback" not in process.stderr

@@ -41,6 +41,7 @@ def test_auc_is_sklearns_with_ties(positive: list[int], negative: list[int]) -> 
     assert roc_auc(positive, negative) == pytest.approx(roc_auc_score(labels, positive + negative), abs=1e-12)
 
 
+@pytest.mark.slow
 @given(st.lists(st.tuples(st.integers(-2, 2), st.integers(-2, 2), st.integers(0, 4)), min_size=1, max_size=12))
 def test_weighted_auc_is_sklearns(rows: list[tuple[int, int, int]]) -> None:
     rows = [(*rows[0][:2], 1), *rows]

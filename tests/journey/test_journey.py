@@ -191,6 +191,7 @@ def close(expected: Values | list[float]) -> Any:
 @pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
 @pytest.mark.parametrize("family", FAMILIES)
 class TestSameNumbersAtEveryStage:
+    @pytest.mark.slow_but("dpo-llama-tied", "sft-gpt2")
     @pytest.mark.parametrize("method", ["dpo", "sft"])
     def test_language_model(
         self, family: str, method: str, travel: Callable[[str], Journey], held_out: list[TokenizedGroup]
@@ -208,6 +209,7 @@ class TestSameNumbersAtEveryStage:
             assert penchant(["export", str(journey.run), str(file), "--type", "f32"]) == 0
             assert journey.log_probs(file) == close(expected)
 
+    @pytest.mark.slow_but("llama-tied")
     def test_reward_model(self, travel: Callable[[str], Journey], held_out: list[TokenizedGroup]) -> None:
         journey = travel("bradley_terry")
         expected = journey.rewards(journey.run, "reward")
@@ -219,6 +221,7 @@ class TestSameNumbersAtEveryStage:
         assert penchant(["export", str(journey.run), str(file)]) == 2
         assert not file.exists()
 
+    @pytest.mark.slow_but("gpt2-full")
     def test_preference_head(self, travel: Callable[[str], Journey], held_out: list[TokenizedGroup]) -> None:
         journey = travel("preference_head")
         rewards, log_probs = journey.rewards(journey.run, "head"), journey.log_probs(journey.run)

@@ -75,6 +75,7 @@ KINDS = {
 }
 
 
+@pytest.mark.slow_but("tied-head", "tied-lora bias", "tied-dora", "tied-new", "tied-both")
 @pytest.mark.parametrize("kind", KINDS)
 def test_logits_are_pefts(base, tmp_path, kind):
     ids, expected = write_adapter(base, tmp_path / "adapter", **KINDS[kind])

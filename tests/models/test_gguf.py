@@ -127,6 +127,7 @@ def share_frequencies(model, original):
 
 @pytest.mark.parametrize("name", shapes.MODELS)
 class TestEveryModel:
+    @pytest.mark.slow_but("llama", "qwen2")
     def test_a_loaded_file_gives_the_same_logits(self, name, folders, tmp_path, ids):
         export_gguf(str(folders[name]), tmp_path / "a.gguf", "f32")
         ours, original = load_model(str(tmp_path / "a.gguf")), load_model(str(folders[name]))
@@ -135,6 +136,7 @@ class TestEveryModel:
         # llama.cpp has one name for both, and both compute the same.
         assert type(ours) is (hf.LlamaForCausalLM if "mistral" in name else type(original))
 
+    @pytest.mark.slow_but("llama", "qwen3")
     def test_llama_cpps_arithmetic_gives_the_same_logits(self, name, folders, tmp_path, ids):
         export_gguf(str(folders[name]), tmp_path / "a.gguf", "f32")
         original = logits(load_model(str(folders[name])), ids)
@@ -142,6 +144,7 @@ class TestEveryModel:
             as_llama_cpp_computes(tmp_path / "a.gguf", ids).float(), original, rtol=1e-4, atol=1e-4
         )
 
+    @pytest.mark.slow_but("llama-tied", "qwen2", "gemma3-tied")
     def test_names_are_llama_cpps(self, name, folders, tmp_path):
         export_gguf(str(folders[name]), tmp_path / "a.gguf", "f16")
         read = gguf.GGUFReader(tmp_path / "a.gguf")
@@ -162,6 +165,7 @@ class TestEveryModel:
         }
         assert {key for key in read.fields if not key.startswith("GGUF.")} <= known_keys
 
+    @pytest.mark.slow_but("llama", "qwen2", "gemma3")
     def test_configuration(self, name, folders, tmp_path):
         export_gguf(str(folders[name]), tmp_path / "a.gguf", "q8_0")
         ours, original = load_config(str(tmp_path / "a.gguf")), load_config(str(folders[name]))
@@ -180,6 +184,7 @@ class TestEveryModel:
             assert ours.sliding_window == original.sliding_window == 16
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "layers"), [("Gemma2", 46), ("Gemma3Text", 62)])
 def test_a_gemma_of_27b_divides_queries_by_another_root(kind, layers, tmp_path, ids):
     changes = {**shapes.GEMMA, "query_pre_attn_scalar": 16, "num_hidden_layers": layers, "initializer_range": 0.05}
@@ -290,6 +295,7 @@ class TestStorage:
         assert types["blk.0.ffn_up.weight"] == "Q8_0"
         assert torch.isfinite(logits(load_model(str(tmp_path / "a.gguf")), ids)).all()
 
+    @pytest.mark.slow
     def test_a_file_can_be_stored_otherwise(self, folders, tmp_path):
         export_gguf(str(folders["llama-3"]), tmp_path / "a.gguf", "f32")
         with pytest.raises(ModelError, match="positions scaled by longrope"):
@@ -339,6 +345,7 @@ class TestReadBack:
         share_frequencies(reloaded, original)
         torch.testing.assert_close(logits(reloaded, ids), logits(original, ids), rtol=1e-5, atol=1e-5)
 
+    @pytest.mark.slow
     def test_an_adapter_on_it_finds_it_again(self, folders, tmp_path, ids):
         from peft import LoraConfig, get_peft_model
 
@@ -535,6 +542,7 @@ def export_changed(folder, tmp_path, *, omitted_tensor="", omitted_keys=(), bias
     return tmp_path / "bad.gguf"
 
 
+@pytest.mark.slow_but("qwen2-tied-['embed_tokens']")
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("targets", [["q_proj", "lm_head"], ["embed_tokens"], r".*(embed_tokens|lm_head)"], ids=str)
 @pytest.mark.parametrize("name", ["llama-tied", "qwen2-tied"])

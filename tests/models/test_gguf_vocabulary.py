@@ -121,6 +121,7 @@ def by_merges(metadata: dict[str, Any], numbers: dict[str, int], text: str) -> l
 
 @pytest.mark.parametrize("pre", BYTE_LEVEL)
 class TestByteLevel:
+    @pytest.mark.slow_but("gpt-2", "qwen2")
     def test_the_same_tokens(self, pre, tmp_path):
         kind, make = BYTE_LEVEL[pre]
         original, ours, file = export_tokenizer(tmp_path, make(), kind, spare=3)
@@ -287,6 +288,7 @@ ADDED = ["<tool>", "New York", " lead", "日本語", "naïve", "<｜end｜>"]
 class TestAddedTokens:
     """Tokens that a user adds: the same ids in the file's reading and by llama.cpp's rules, or a note."""
 
+    @pytest.mark.slow_but("gpt-2", "llama-bpe-True", "prepend")
     @pytest.mark.parametrize("special", [True, False])
     @pytest.mark.parametrize("make", [*BYTE_LEVEL, "prepend", "none"])
     def test_as_they_are_written(self, make, special, tmp_path):

@@ -103,6 +103,7 @@ def gradients(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     return {name: p.grad for name, p in parameters.items()}
 
 
+@pytest.mark.slow_but("llama-tied-")
 @pytest.mark.parametrize("scorer", ["tree", "padded"])
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("family", FAMILIES)
@@ -230,6 +231,7 @@ def test_any_wrapping_of_the_head_is_pefts(model_of, make_groups, all_float64, f
             torch.testing.assert_close(actual_gradients[name], gradient, rtol=1e-8, atol=1e-9, msg=name)
 
 
+@pytest.mark.slow_but("llama-tied-embedding", "llama-tied-head alone", "gpt2-head")
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_saved_merged_and_alone_are_what_was_trained(model_of, make_groups, tiny_model, tmp_path, family, kind):

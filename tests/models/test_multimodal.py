@@ -71,6 +71,7 @@ def test_a_quantised_one_is_refused(multimodal_folder, multimodal_models):
 
 
 class TestAdapters:
+    @pytest.mark.slow_but("qwen3_5-all-linear")
     @pytest.mark.parametrize(
         "targets",
         ["all-linear", ["q_proj", "o_proj"], ["up_proj", "lm_head"], r".*\.layers\.1\..*(k_proj|up_proj|out_proj)"],
@@ -98,6 +99,7 @@ class TestAdapters:
         torch.testing.assert_close(ours, logits, rtol=0, atol=1e-5)
         torch.testing.assert_close(merged, logits, rtol=0, atol=1e-5)
 
+    @pytest.mark.slow_but("qwen3_5")
     def test_the_merged_folder_is_multimodal(self, folder, tmp_path, multimodal_models):
         policy = Policy(load_model(str(folder)), load_tokenizer(str(folder)))
         policy.add_lora(rank=2, alpha=4, dropout=0.0, targets=["q_proj", "down_proj"])

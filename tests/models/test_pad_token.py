@@ -95,6 +95,7 @@ def reward_run(write_config, tmp_path):
     return run
 
 
+@pytest.mark.slow_but("llama-tied-only_end", "gpt2-none", "opt-end")
 @pytest.mark.parametrize(
     ("family", "pads"),
     [
@@ -116,6 +117,7 @@ def test_a_saved_reward_model_scores_the_same_in_transformers(
     assert (tokenizer.pad_token == NEW_PAD) == (pads == "only_end")
 
 
+@pytest.mark.slow_but("llama-tied-end")
 @pytest.mark.parametrize("pads", ["end", "separate", "none", "only_end"])
 @pytest.mark.parametrize("family", ["llama-tied", "gpt2"])
 def test_a_merged_reward_adapter_scores_the_same(family, pads, tiny_model, tmp_path, reward_run, config_of):
@@ -173,6 +175,7 @@ class TestForeign:
             names.add(open_reward(config, device=torch.device("cpu")).name.replace(str(folder), ""))
         assert len(names) == 3
 
+    @pytest.mark.slow
     def test_training_goes_on_as_it_is_read(self, tmp_path, tiny_model, reward_run):
         """Its pad token is the end, and so it stays: the head goes on being read before the end."""
         folder = reward_run(self.save_foreign(tmp_path / "foreign", tiny_model, EOS))

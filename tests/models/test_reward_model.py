@@ -49,6 +49,7 @@ def test_a_reward_model_is_trained_from_it(adapter, write_config, tmp_path):
     assert 0 < min(changes) <= max(changes) < 0.01  # 3 steps of at most 1e-3 each
 
 
+@pytest.mark.slow
 def test_a_reward_models_adapter_keeps_its_head(write_config, tmp_path):
     file = write_config(objective={"name": "bradley_terry"}, lora={"rank": 4}, training={"learning_rate": 0.1})
     folder = train(load_config(file, ["training.max_steps=3"]))

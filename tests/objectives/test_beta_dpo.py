@@ -72,6 +72,7 @@ class TestRoundingNoise:
         means = [float(output.loss.total / output.loss.count) for output in outputs]
         assert means[0] == pytest.approx(means[1], abs=1e-6)
 
+    @pytest.mark.slow
     def test_the_floor_of_the_deviation_is_a_thousandth_of_a_nat(self):
         """Gaps 0, 0 and 2e-3 with s = 1e-5: the third has exp(-2) / (2 + exp(-2)) of the weight at the floor."""
         state = {**BetaDPO().initial_state(0), "deviation": torch.tensor(1e-5).double(), "step": torch.tensor(1)}
@@ -223,6 +224,7 @@ class TestTheDraw:
             "deviation": 0.0,
         }
 
+    @pytest.mark.slow
     def test_one_pair_is_drawn_with_its_share_of_the_weights(self):
         """Gaps 0, 0 and 2 about M0 = 0 with s = 1: the last has exp(-2) / (2 + exp(-2)) = 0.0634 of the weight."""
         case = batch([0.0, 0.0, 2.0])

@@ -146,6 +146,7 @@ def test_a_step_that_does_not_fit_is_cut(counted_once):
 
 
 class TestPlan:
+    @pytest.mark.slow
     def test_auto_is_resolved_and_shown(self, write_config, monkeypatch):
         from penchant.config.run import load_config
 

@@ -87,6 +87,7 @@ class TestParts:
         assert memory.gradients == 4 * adapters
         assert memory.optimizer == 8 * adapters + 4 * sum(p.requires_grad for p in model.parameters())
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("changes", [(), ("lora.rank=4",)], ids=["full", "lora"])
     def test_an_updated_reference_is_one_more_copy_of_what_is_trained(self, config, changes):
         memory, _, _ = counted_memory(config, *changes)
@@ -96,11 +97,13 @@ class TestParts:
         for part in ("gradients", "optimizer", "activations", "reference_pass"):
             assert getattr(updated, part) == getattr(memory, part), part
 
+    @pytest.mark.slow
     def test_bfloat16_lora_halves_the_frozen_weights(self, config):
         whole, _, _ = counted_memory(config, "lora.rank=4")
         half, _, _ = counted_memory(config, "lora.rank=4", "training.dtype=bfloat16")
         assert whole.weights / 2 < half.weights < whole.weights * 0.75
 
+    @pytest.mark.slow_but("plain", "lora.rank=4")
     @pytest.mark.parametrize(
         "changes",
         [
@@ -163,28 +166,37 @@ SHAPE = {
     "eos_token_id": 2,
 }
 DEEP = {
-    "llama": lambda: hf.LlamaConfig(**SHAPE, num_hidden_layers=14),
+    "llama": lambda: hf.LlamaConfig(**SHAPE, num_hidden_layers=6),
     "gemma3": lambda: hf.Gemma3TextConfig(
-        **SHAPE, num_hidden_layers=14, head_dim=8, sliding_window=7, layer_types=PATTERN
+        **SHAPE, num_hidden_layers=len(PATTERN), head_dim=8, sliding_window=7, layer_types=PATTERN
     ),
     "qwen3-moe": lambda: hf.Qwen3MoeConfig(
-        **SHAPE, num_hidden_layers=14, head_dim=8, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=16,
+        **SHAPE, num_hidden_layers=7, head_dim=8, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=16,
         mlp_only_layers=[0], decoder_sparse_step=1,
     ),
 }  # fmt: skip
-PATTERN = ["sliding_attention", "sliding_attention", "full_attention"] * 4 + ["sliding_attention"] * 2
+PATTERN = ["sliding_attention", "full_attention"] * 4 + ["sliding_attention"]
+PLAIN, LORA = (), ("lora.rank=4", "training.dtype=bfloat16")
 
 
 class TestDepth:
     """Counts of two shallow models, multiplied, against the count of every layer."""
 
-    @pytest.mark.parametrize("family", DEEP)
-    @pytest.mark.parametrize("changes", [(), ("lora.rank=4", "training.dtype=bfloat16"), CHECKPOINTED], ids=str)
+    @pytest.mark.slow
+    @pytest.mark.parametrize(
+        ("family", "changes"),
+        [
+            ("llama", PLAIN), ("llama", LORA), ("llama", CHECKPOINTED), ("gemma3", CHECKPOINTED), ("qwen3-moe", LORA)
+        ],
+        ids=str,
+    )  # fmt: skip
     def test_multiplied_layers_are_the_counted_ones(self, config, monkeypatch, family, changes):
         config = apply_changes(config, changes)
         inputs, tokenizer, limit = read_run(config, 1)
         batches = plan_batches(config, inputs, limit, lambda group: group.length).peak_batches().reduced
         spec = ModelSpec(config, DEEP[family](), tokenizer)
+        monkeypatch.setattr(plan_layers, "COUNTED_WHOLE", 5)
+        assert plan_layers.find_depths(spec.shape, rewards=False) is not None
         multiplied = count_memory(spec, batches, Surroundings([None], None, CPU, 5))
         monkeypatch.setattr(plan_layers, "COUNTED_WHOLE", 100)
         all_layers = count_memory(spec, batches, Surroundings([None], None, CPU, 5))
@@ -213,6 +225,7 @@ class TestDepth:
     def test_the_pattern_of_layers(self, kinds, expected):
         assert pattern_depths(list(kinds)) == expected
 
+    @pytest.mark.slow
     def test_an_adapter_of_eight_billion_weights_takes_few_operations(self, config, planned, tmp_path, monkeypatch):
         folder = tmp_path / "8b"
         hf.LlamaConfig(

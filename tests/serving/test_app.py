@@ -43,6 +43,7 @@ def served(expert, log_probs: Callable[..., list[list[float]]], **limits: float)
         names=["conversation", "structured"],
         get=lambda name: router_expert if name == "structured" else expert,
         peek=lambda name: expert,
+        activate=lambda expert: None,
         context=lambda name: 128,
     )
     # A defect is raised anew after its answer, for the log; here the answer is looked at.

@@ -96,7 +96,9 @@ def test_the_prompt_contains_tools_and_calls(tiny_model: Any) -> None:
     experts = Experts({"m": str(tiny_model)})
     expert = experts.get("m")
     object.__setattr__(expert, "tokenizer", tokenizer)
-    served = SimpleNamespace(names=["m"], get=lambda n: expert, peek=lambda n: expert, context=lambda n: 128)
+    served = SimpleNamespace(
+        names=["m"], get=lambda n: expert, peek=lambda n: expert, activate=lambda e: None, context=lambda n: 128
+    )
     with TestClient(build_app(served, None, Limits())) as client:
         answer = client.post("/v1/chat/completions", json={**WHOLE, "max_tokens": 2}).json()
         bad = client.post(

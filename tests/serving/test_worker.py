@@ -138,7 +138,7 @@ def test_a_cancelled_answer_makes_room_for_others(monkeypatch, wait_until):
     events: queue.Queue = queue.Queue()
     monkeypatch.setattr(HeldBatch, "release", threading.Event())
     monkeypatch.setattr("penchant.serving.worker.Batch", HeldBatch)
-    worker = Worker(SimpleNamespace(get=lambda name: None), batch=1, waiting=3)
+    worker = Worker(SimpleNamespace(get=lambda name: None, activate=lambda expert: None), batch=1, waiting=3)
     worker.submit(job(events))
     wait_until(lambda: worker.running == 1)
     cancelled, late = job(events), job(events)

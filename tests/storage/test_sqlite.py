@@ -93,6 +93,7 @@ def at_the_root(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(Path(__file__).resolve().parents[2])
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("at_the_root")
 def test_many_processes_open_new_caches_at_once(start_penchant, tmp_path):
     errors = tmp_path / "errors"

@@ -124,6 +124,7 @@ class TestResolution:
 
 
 class TestResume:
+    @pytest.mark.slow_but("bfloat16")
     @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
     def test_a_resumed_run_keeps_them_and_has_the_same_bits(self, write_config, tmp_path, fail_after, best, dtype):
         best["dtype"] = dtype
@@ -136,6 +137,7 @@ class TestResume:
         assert settings_of(whole) == settings_of(resumed) == (dtype, 160)
         assert_same_run(whole, resumed)
 
+    @pytest.mark.slow
     def test_on_another_device(self, write_config, tmp_path, fail_after):
         file = write_config(training=SHORT, data={"held_out": None})
         whole = train(load_config(file, [f"output={tmp_path / 'whole'}"]))
@@ -185,6 +187,7 @@ class TestLossScale:
                 if name in mine:
                     assert mine[name] == pytest.approx(theirs[name], rel=2e-2), name
 
+    @pytest.mark.slow_but("dpo")
     @pytest.mark.parametrize("objective", ["dpo", "beta_dpo"])
     def test_the_scale_leaves_the_gradient(self, write_config, tmp_path, monkeypatch, objective):
         """In float32, where a power of two changes no bit, separable and coupled objectives alike."""

@@ -71,6 +71,7 @@ def test_run_json(folder, damage: Callable[[Path], None], message, capsys):
     assert "what to do: put the whole file back" in message_text
 
 
+@pytest.mark.slow_but("cut")
 @pytest.mark.parametrize(
     "damage",
     [
@@ -92,6 +93,7 @@ def test_evaluation_json(folder, damage: Callable[[Path], None], capsys):
     assert json.loads((folder / "evaluation.json").read_text())["after"]
 
 
+@pytest.mark.slow
 def test_a_log_shorter_than_when_the_checkpoint_was_made(folder):
     """It was filled up with zeros."""
     for name in ("step-00000004", "step-00000006"):
@@ -140,6 +142,7 @@ def test_a_time_that_was_half_written_is_dropped(folder):
     assert (folder / "timing.jsonl").read_bytes() == times[: times[:-1].rindex(b"\n") + 1]
 
 
+@pytest.mark.slow_but("short")
 @pytest.mark.parametrize(
     "damage",
     [lambda value: bytes([*value[:-3], value[-3] ^ 1, *value[-2:]]), lambda value: value[:-8], lambda value: b""],

@@ -64,6 +64,7 @@ def recorded_day(folder: Path) -> Any:
     return yaml.safe_load((folder / "config.yaml").read_text())["data"]["date"]
 
 
+@pytest.mark.slow
 def test_a_run_resumes_on_the_day_it_was_begun(dated: Path, clock: Any, notices: pytest.LogCaptureFixture) -> None:
     clock(FIRST)
     folder = train(load_config(dated))
@@ -78,6 +79,7 @@ def test_a_run_resumes_on_the_day_it_was_begun(dated: Path, clock: Any, notices:
         train(load_config(dated, [f"data.date={NEXT}"]), resume=True)
 
 
+@pytest.mark.slow
 def test_no_day_is_kept_where_no_template_writes_one(
     write_config: Any, clock: Any, notices: pytest.LogCaptureFixture
 ) -> None:
@@ -114,6 +116,7 @@ def test_a_run_is_measured_and_asked_on_its_day(
     assert notices.messages[-1] == f"the chat template writes {NEXT} as today's date"
 
 
+@pytest.mark.slow
 def test_a_comparison_goes_on_on_its_day(dated: Path, tmp_path: Path, clock: Any) -> None:
     base = yaml.safe_load(dated.read_text())
     values = {

@@ -62,6 +62,7 @@ def test_the_documented_table_is_the_one_that_is_used():
         assert all(any(re.fullmatch(pattern, name) for name in names) for pattern in patterns)
 
 
+@pytest.mark.slow_but("loss-min")
 @pytest.mark.parametrize(("metric", "best"), [("rewards/rejected", min), ("rewards/margins", max), ("loss", min)])
 def test_the_best_checkpoint_is_the_best(write_config, metric, best):
     """Three evaluations of a run that gets worse and better; `best/` is the model of the best of them."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,32 +21,19 @@ UPDATED = {"reference_update": "best", "evaluation": {"every": 2}}
 
 
 @pytest.fixture
-def train(start_penchant: Callable[..., Any], tmp_path: Path) -> Callable[..., None]:
+def train(start_ranks: Callable[..., Any]) -> Callable[..., None]:
     """Train on a number of processes, all of which are to end well.
 
-    One is this process, more are forks of `penchant train` with the variables that torchrun sets (test_stop_signals.py
-    uses torchrun).
+    One is this process, more are forks of `penchant train` (test_stop_signals.py uses torchrun).
     """
 
     def run(processes: int, file: Path, output: Path, *, resume: bool = False) -> None:
         if processes == 1:
             train_here(load_config(file, [f"output={output}"]), resume=resume)
             return
-        with socket.socket() as port_holder:
-            port_holder.bind(("127.0.0.1", 0))
-            port = str(port_holder.getsockname()[1])
-        world = {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        errors = [tmp_path / f"rank-{rank}.log" for rank in range(processes)]
-        ranks = [
-            start_penchant(
-                *("train", *(["--resume", output] if resume else [file, f"output={output}"])),
-                stderr=errors_file,
-                variables={**world, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            )
-            for rank, errors_file in enumerate(errors)
-        ]
-        codes = [rank.wait(90) for rank in ranks]
-        assert codes == [0] * processes, "\n".join(file.read_text()[-3000:] for file in errors)
+        ranks = start_ranks(processes, "train", *(["--resume", output] if resume else [file, f"output={output}"]))
+        codes = [process.wait(90) for process, _, _ in ranks]
+        assert codes == [0] * processes, "\n".join(errors.read_text()[-3000:] for _, _, errors in ranks)
 
     return run
 
@@ -67,13 +53,11 @@ def drop_checkpoints_after(folder: Path, step: int) -> None:
 @pytest.mark.parametrize(
     "sections",
     [
-        {},
-        {"lora": {"rank": 4}},
-        {"lora": {"rank": 4, "targets": ["embed_tokens", "lm_head"]}},
+        {"lora": {"rank": 4, "targets": ["q_proj", "up_proj", "embed_tokens", "lm_head"]}},
         UPDATED,
         {"lora": {"rank": 4}, **UPDATED},
     ],
-    ids=["full", "lora", "lora on embedding and head", "updated reference", "lora and updated reference"],
+    ids=["lora on layers, embedding and head", "updated reference", "lora and updated reference"],
 )
 def test_two_processes_give_the_losses_and_checkpoints_of_one(write_config, tmp_path, train, sections):
     file = write_config(**sections, checkpoints={"every": 2, "keep": 5})

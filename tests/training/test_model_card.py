@@ -32,6 +32,7 @@ def finished(file: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow_but("sections0", "sections1")
 @pytest.mark.parametrize(
     ("sections", "library", "pipeline", "tags"),
     [
@@ -123,6 +124,7 @@ def test_the_dtype_of_rounded_weights(write_config, tiny_model, tmp_path):
     assert "Measured on the weights as saved, in bfloat16" in text
 
 
+@pytest.mark.slow
 def test_a_base_from_a_quantised_gguf_file(shared_data, write_config, tmp_path):
     import gguf
 
@@ -138,6 +140,7 @@ def test_a_base_from_a_quantised_gguf_file(shared_data, write_config, tmp_path):
 
 
 class TestMerged:
+    @pytest.mark.slow
     def test_of_a_run(self, write_config, tiny_model, tmp_path):
         folder = finished(write_config(lora={"rank": 2}, **QUICK))
         assert run(["merge", str(folder), str(tmp_path / "merged")]) == 0

@@ -98,6 +98,7 @@ def other_reference(tiny_model: Path, tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow_but("dpo with lora")
 @pytest.mark.parametrize("method", ["dpo", "dpo with lora", "multi_reference"])
 def test_losses_are_those_against_the_policy_of_the_update(write_config, tiny_model, other_reference, method):
     """Seven steps, evaluated after three and six; in float64, by forwards of the checkpoints' weights."""
@@ -136,6 +137,7 @@ def test_losses_are_those_against_the_policy_of_the_update(write_config, tiny_mo
     assert "(replaced by the policy at each best evaluation)" in (folder / "README.md").read_text()
 
 
+@pytest.mark.slow_but("full-2")
 @pytest.mark.parametrize("last_checkpoint", [2, 3, 5])
 @pytest.mark.parametrize("sections", [{}, {"lora": {"rank": 4, "dropout": 0.1}}], ids=["full", "lora"])
 def test_a_resumed_run_has_the_same_reference(write_config, tmp_path, sections, last_checkpoint):
@@ -159,6 +161,7 @@ def test_a_resumed_run_has_the_same_reference(write_config, tmp_path, sections, 
     assert all(torch.equal(copies[name], policy[name.removeprefix("reference.weights.")]) for name in copies)
 
 
+@pytest.mark.slow
 def test_an_update_after_the_last_step_changes_no_loss(write_config, tmp_path):
     file = write_config(evaluation={"every": 7}, training=FAST)
     fixed_run = run(file, f"output={tmp_path / 'never'}")
@@ -184,6 +187,7 @@ def test_the_reference_is_the_policy_of_the_best_evaluation_so_far(write_config)
     assert 1 < len(updates) < 11
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("objective", [{"name": "kto"}, {"name": "beta_dpo"}, {"name": "ipo"}], ids=lambda o: o["name"])
 def test_other_methods_with_a_reference_follow_it(write_config, tmp_path, objective):
     file = write_config(**UPDATED, objective=objective, training=FAST)

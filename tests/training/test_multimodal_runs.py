@@ -67,6 +67,7 @@ def evaluated_log_probs(folder, file):
     return torch.tensor([value for group in groups for value in group.log_probs])
 
 
+@pytest.mark.slow_but("dpo-qwen2_5_vl")
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("method", ["dpo", "sft"])
 def test_a_full_run_changes_the_language_part_only(
@@ -92,6 +93,7 @@ def test_a_full_run_changes_the_language_part_only(
     assert (run / "preprocessor_config.json").read_bytes() == (folder / "preprocessor_config.json").read_bytes()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_lora_run_is_the_same_in_peft_and_merged(
     family, start, few_pairs, tmp_path, multimodal_folder, multimodal_models

@@ -7,8 +7,6 @@ import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -17,6 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from penchant.cli.main import run as command_line
 from penchant.config.run import load_config
 from penchant.errors import CheckpointError, ConfigError, TrainingError
 from penchant.training.loop import Loop
@@ -41,16 +40,6 @@ def last_step(folder: Path) -> int:
 
 def run(file: Path, *overrides: str, resume: bool = False) -> Path:
     return train(load_config(file, overrides), resume=resume)
-
-
-def penchant(*arguments: object, **environment: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "penchant", *map(str, arguments)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, **environment},
-    )
 
 
 def kill_somewhere(process: Any, folder: Path, draw: random.Random, last: int) -> None:
@@ -109,14 +98,17 @@ def test_learns_and_writes_what_users_look_for(write_config):
     assert {"config.json", "model.safetensors", "tokenizer.json", "config.yaml", "run.json"} <= set(os.listdir(folder))
 
 
-def test_same_seed_gives_the_same_bits_in_two_processes(write_config, tmp_path):
-    file = write_config()
-    for name in ("one", "two"):
-        process = penchant("train", file, f"output={tmp_path / name}", PENCHANT_CACHE=str(tmp_path / f"cache-{name}"))
-        assert process.wait(120) == 0, process.stderr.read()
+def test_same_seed_gives_the_same_bits_in_two_processes(write_config, tmp_path, start_penchant):
+    """This process and one with another seed of Python's hashes; both compute the reference."""
+    file, errors = write_config(), tmp_path / "errors"
+    run(file, f"output={tmp_path / 'one'}")
+    cache = {"PENCHANT_CACHE": str(tmp_path / "cache-two")}
+    process = start_penchant("train", file, f"output={tmp_path / 'two'}", stderr=errors, variables=cache)
+    assert process.wait(120) == 0, errors.read_text()
     assert_same_run(tmp_path / "one", tmp_path / "two")
 
 
+@pytest.mark.slow
 def test_another_seed_gives_another_order(write_config, tmp_path):
     file = write_config()
     one = run(file, f"output={tmp_path / 'one'}")
@@ -124,6 +116,7 @@ def test_another_seed_gives_another_order(write_config, tmp_path):
     assert lines(one)[1]["logps/chosen"] != lines(two)[1]["logps/chosen"]
 
 
+@pytest.mark.slow_but("pairs")
 @pytest.mark.parametrize("average", ["groups", "pairs"])
 def test_token_budget_changes_nothing(write_config, tmp_path, average):
     results = {}
@@ -145,6 +138,7 @@ def test_token_budget_changes_nothing(write_config, tmp_path, average):
             torch.testing.assert_close(results[budget][1][name], tensor, rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_batch_of_eight_equals_eight_micro_batches_of_one(write_config, tmp_path):
     whole = run(write_config(), f"output={tmp_path / 'whole'}", "training.token_budget=100000")
     single = run(write_config(), f"output={tmp_path / 'single'}", "training.token_budget=1")
@@ -155,28 +149,29 @@ def test_batch_of_eight_equals_eight_micro_batches_of_one(write_config, tmp_path
 
 
 @pytest.mark.slow
-def test_killed_at_twenty_random_moments_resumes_to_the_same_bits(write_config, tmp_path, start_penchant):
-    """kill -9, from start-up to the model's files; resumed each time."""
-    file = write_config(training={"max_steps": 120}, checkpoints={"every": 7})
+def test_killed_at_ten_random_moments_resumes_to_the_same_bits(write_config, tmp_path, start_penchant):
+    """kill -9, from start-up to the model's files; resumed each time. `make faults` does it 200 times."""
+    file = write_config(training={"max_steps": 60}, checkpoints={"every": 7})
     undisturbed = run(file, f"output={tmp_path / 'undisturbed'}")
     folder = tmp_path / "killed"
     draw = random.Random(0)
     steps = []
-    for moment in range(20):
+    for moment in range(10):
         arguments = [folder, "--resume"] if (folder / "run.json").exists() else [file, f"output={folder}"]
         process = start_penchant("train", *arguments)
-        if moment < 19:
-            kill_somewhere(process, folder, draw, last=100)
+        if moment < 9:
+            kill_somewhere(process, folder, draw, last=50)
         else:
             kill_while_it_saves(process, folder)
         steps.append(last_step(folder))
-    assert len(set(steps)) > 8, "the kills all fell on start-up"
-    assert steps[-1] == 120
+    assert len(set(steps)) > 4, "the kills all fell on start-up"
+    assert steps[-1] == 60
     # To the end in this process, whose seed of Python's hashes is another.
     run(folder / "config.yaml", f"output={folder}", resume=True)
     assert_same_run(undisturbed, folder)
 
 
+@pytest.mark.slow_but("full", "lora")
 @pytest.mark.parametrize(
     "sections",
     [
@@ -201,16 +196,16 @@ def test_resume_goes_on_from_a_checkpoint(write_config, tmp_path, sections):
     assert_same_run(whole, part)
 
 
-def test_ctrl_c_finishes_the_step_saves_and_exits_130(write_config, tmp_path):
+def test_ctrl_c_finishes_the_step_saves_and_exits_130(write_config, tmp_path, start_penchant):
     file = write_config(training={"max_steps": 100_000}, checkpoints={"every": 100_000})
-    folder = tmp_path / "run"
-    process = penchant("train", file)
-    while not (folder / "metrics.jsonl").exists() or len(lines(folder)) < 3:
-        assert process.poll() is None, process.stderr.read()
+    folder, errors = tmp_path / "run", tmp_path / "errors"
+    process = start_penchant("train", file, stderr=errors)
+    while last_step(folder) < 2:
+        assert process.poll() is None, errors.read_text()
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
     assert process.wait(60) == 130
-    assert "--resume" in process.stderr.read()
+    assert "--resume" in errors.read_text()
     step = int(newest(folder).name.removeprefix("step-"))
     assert lines(folder)[-1]["step"] == step >= 2
 
@@ -243,18 +238,17 @@ class TestRefuses:
         with pytest.raises(ConfigError, match="data"):
             run(file, resume=True)
 
-    def test_a_second_start_on_the_folder_of_a_run_in_progress(self, write_config, tmp_path):
+    def test_a_second_start_on_the_folder_of_a_run_in_progress(self, write_config, tmp_path, start_penchant, capsys):
         """Nor a second --resume: the metrics of both would be mixed."""
         file = write_config(training={"max_steps": 100_000}, checkpoints={"every": 100_000})
-        folder = tmp_path / "run"
-        process = penchant("train", file)
+        folder, errors = tmp_path / "run", tmp_path / "errors"
+        process = start_penchant("train", file, stderr=errors)
         while last_step(folder) < 2:
-            assert process.poll() is None, process.stderr.read()
+            assert process.poll() is None, errors.read_text()
             time.sleep(0.05)
-        for arguments in (("train", file), ("train", "--resume", folder)):
-            second = penchant(*arguments)
-            message = second.communicate(timeout=60)[1]
-            assert second.returncode == 2
+        for arguments in ([str(file)], ["--resume", str(folder)]):
+            assert command_line(["train", *arguments]) == 2
+            message = capsys.readouterr().err
             assert f"process {process.pid} on " in message
             assert str(folder) in message
         process.send_signal(signal.SIGINT)
@@ -317,6 +311,7 @@ class TestRefuses:
 
 
 class TestVariants:
+    @pytest.mark.slow_but("lora-", "sft")
     @pytest.mark.parametrize(
         "sections",
         [
@@ -334,6 +329,7 @@ class TestVariants:
         log = lines(run(write_config(**sections)))
         assert log[-1]["eval_loss"] < log[0]["eval_loss"]
 
+    @pytest.mark.slow
     def test_gradient_checkpointing_changes_nothing(self, write_config, tmp_path):
         plain = run(write_config(), f"output={tmp_path / 'a'}")
         recomputed = run(write_config(), f"output={tmp_path / 'b'}", "training.gradient_checkpointing=true")
@@ -372,6 +368,7 @@ class TestVariants:
 class TestPeersTraps:
     """Section by section, what a popular trainer does on awkward runs, and that we do not."""
 
+    @pytest.mark.slow
     def test_another_learning_rate_does_not_lose_the_reference_cache(self, write_config, tmp_path, monkeypatch):
         """Elsewhere the cache's key holds the whole configuration, so every run of a sweep computes it again."""
         from penchant.engine import scoring
@@ -384,6 +381,7 @@ class TestPeersTraps:
         run(file, f"output={tmp_path / 'two'}", "training.learning_rate=1e-4", "training.seed=3")
         assert calls == []
 
+    @pytest.mark.slow
     def test_another_length_limit_does_not_read_stale_log_probs(self, write_config, tmp_path):
         """Elsewhere a shorter prompt finds the log-probs of the longer one."""
         file = write_config(data={"held_out": None, "truncation": "keep_end_of_prompt"})
@@ -391,6 +389,7 @@ class TestPeersTraps:
         warm = run(file, f"output={tmp_path / 'two'}", "data.max_length=18")
         assert lines(warm)[0]["loss"] == pytest.approx(0.6931, abs=1e-4)
 
+    @pytest.mark.slow_but("5")
     @pytest.mark.parametrize("size", [1, 5, 36])
     def test_evaluation_does_not_move_with_the_batch_size(self, write_config, tmp_path, size):
         """Elsewhere means of batch means weigh a short last batch as much as a full one."""
@@ -426,6 +425,7 @@ class TestSavedFolder:
                 expected = sum(float(table[i - 1, ids[0, i]]) for i in range(len(prompt), ids.shape[1]))
                 assert log_prob == pytest.approx(expected, rel=1e-5)
 
+    @pytest.mark.slow
     def test_adapter_loads_in_peft_alone(self, write_config, tiny_model, tmp_path):
         from peft import PeftModel
         from transformers import AutoModelForCausalLM
@@ -447,6 +447,7 @@ class TestSavedFolder:
             torch.testing.assert_close(load_model(str(folder))(ids).logits, adapter_logits, rtol=1e-4, atol=1e-5)
             torch.testing.assert_close(merged(ids).logits, adapter_logits, rtol=1e-4, atol=1e-5)
 
+    @pytest.mark.slow
     def test_an_adapter_on_an_adapter_is_refused(self, write_config, tmp_path):
         """Its folder would name the bare base, and silently lose the first adapter."""
         adapter_folder = run(write_config(lora={"rank": 4}))

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-import queue
 import re
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -41,35 +40,27 @@ class Sleeper(DPO):
 """
 
 
-def penchant(*arguments: object, processes: int = 1, **environment: str) -> subprocess.Popen[str]:
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    return subprocess.Popen(
-        [sys.executable, *(launch if processes > 1 else []), "-m", "penchant", *map(str, arguments)],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
-        start_new_session=True,
-    )
-
-
 @pytest.fixture
-def start() -> Iterator[Callable[..., subprocess.Popen[str]]]:
-    """`penchant`; what it started is gone after the test, with all its processes."""
-    processes: list[subprocess.Popen[str]] = []
+def start_torchrun() -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Starts the command line on two processes by torchrun; all are gone after the test."""
+    launchers: list[subprocess.Popen[str]] = []
 
-    def run(*arguments: object, **options: object) -> subprocess.Popen[str]:
-        processes.append(penchant(*arguments, **options))
-        return processes[-1]
+    def run(*arguments: object) -> subprocess.Popen[str]:
+        launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "penchant"]
+        command = [sys.executable, *launch, *map(str, arguments)]
+        pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
+        variables = {**os.environ, "OMP_NUM_THREADS": "1"}
+        launchers.append(subprocess.Popen(command, text=True, env=variables, start_new_session=True, **pipes))
+        return launchers[-1]
 
     yield run
-    for process in processes:
-        for pid in [*workers(process), process.pid]:
+    for launcher in launchers:
+        for pid in [*workers(launcher), launcher.pid]:
             try:
                 os.kill(pid, signal.SIGKILL)
             except ProcessLookupError:
                 continue
-        process.wait()
+        launcher.wait()
 
 
 def workers(process: subprocess.Popen[str]) -> list[int]:
@@ -92,26 +83,12 @@ def last_step(folder: Path) -> int:
     return int(json.loads(finished[-1])["step"]) if finished else -1
 
 
-def wait_for_step(process: subprocess.Popen[str], folder: Path, step: int) -> None:
+def wait_for_step(process: Any, folder: Path, step: int) -> None:
     deadline = time.monotonic() + 120
     while last_step(folder) < step:
-        assert process.poll() is None, process.stderr.read()
+        assert process.poll() is None, f"it ended with {process.poll()}"
         assert time.monotonic() < deadline
         time.sleep(0.02)
-
-
-def first_line_with(text: str, process: subprocess.Popen[str], seconds: float = 60) -> str:
-    """The first line of a process's errors that holds a text.
-
-    Raises:
-        queue.Empty: there is none within this time.
-    """
-    lines: queue.Queue[str] = queue.Queue()
-    threading.Thread(target=lambda: [lines.put(line) for line in process.stderr], daemon=True).start()
-    deadline = time.monotonic() + seconds
-    while text not in (line := lines.get(timeout=max(0.0, deadline - time.monotonic()))):
-        continue
-    return line
 
 
 def checkpoints(folder: Path) -> list[int]:
@@ -135,16 +112,18 @@ def test_the_command_that_was_typed_resumes_the_run(write_config, tmp_path, monk
         train(config, resume=True)
 
 
+@pytest.mark.slow_but("TERM")
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129)], ids=["TERM", "HUP"])
-def test_a_schedulers_signal_finishes_the_step_saves_and_leaves(write_config, tmp_path, start, number, code):
+def test_a_schedulers_signal_finishes_the_step_saves_and_leaves(write_config, tmp_path, start_penchant, number, code):
     """Sent twice, as a scheduler's to the whole group and torchrun's own do."""
-    process = start("train", write_config(training={"max_steps": 100_000}, checkpoints={"every": 100_000}))
-    folder = tmp_path / "run"
+    file = write_config(training={"max_steps": 100_000}, checkpoints={"every": 100_000})
+    folder, errors = tmp_path / "run", tmp_path / "errors"
+    process = start_penchant("train", file, stderr=errors)
     wait_for_step(process, folder, 3)
     process.send_signal(number)
     process.send_signal(number)
-    message = process.communicate(timeout=60)[1]
-    assert process.returncode == code, message
+    exit_code, message = process.wait(60), errors.read_text()
+    assert exit_code == code, message
     assert f"penchant train --resume {folder}" in message
     assert checkpoints(folder) == [last_step(folder)]
 
@@ -165,14 +144,14 @@ def sleeping(write_config, tmp_path) -> Callable[..., Path]:
     return write
 
 
-def test_after_the_grace_it_leaves_without_saving(sleeping, tmp_path, start):
-    process = start("train", sleeping(grace_seconds=1.5), SLEEPING_RANK="0")
-    folder = tmp_path / "run"
+def test_after_the_grace_it_leaves_without_saving(sleeping, tmp_path, start_penchant):
+    folder, errors = tmp_path / "run", tmp_path / "errors"
+    process = start_penchant("train", sleeping(grace_seconds=1.5), stderr=errors, variables={"SLEEPING_RANK": "0"})
     wait_for_step(process, folder, 3)
     began = time.monotonic()
     process.terminate()
-    message = process.communicate(timeout=60)[1]
-    assert process.returncode == 143
+    exit_code, message = process.wait(60), errors.read_text()
+    assert exit_code == 143
     assert time.monotonic() - began > 1.4
     assert "not finished and saved within training.grace_seconds (1.5 s)" in message
     assert f"penchant train --resume {folder}" in message
@@ -193,31 +172,66 @@ def test_a_hang_up_that_is_ignored_stays_ignored():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("by_launcher", [True, False], ids=["torchrun", "one rank"])
-def test_all_ranks_stop_at_one_step(write_config, tmp_path, start, by_launcher):
+def test_all_ranks_stop_at_one_step(write_config, tmp_path, start_torchrun):
+    """Of a torchrun that gets the signal."""
     file = write_config(training={"max_steps": 100_000}, checkpoints={"every": 100_000})
-    process, folder = start("train", file, processes=2), tmp_path / "run"
+    process, folder = start_torchrun("train", file), tmp_path / "run"
     wait_for_step(process, folder, 3)
-    os.kill(process.pid if by_launcher else workers(process)[1], signal.SIGTERM)
+    process.terminate()
     message = process.communicate(timeout=90)[1]
     assert process.returncode != 0
     assert message.count("error: interrupted; resume with") == 2
     assert checkpoints(folder) == [last_step(folder)]
 
 
-@pytest.mark.slow
-def test_a_stopped_rank_is_named(write_config, tmp_path, start):
-    file = write_config(training={"max_steps": 100_000, "rank_timeout_seconds": 5})
-    process, folder = start("train", file, processes=2), tmp_path / "run"
-    wait_for_step(process, folder, 3)
-    stopped_pid = workers(process)[1]
-    os.kill(stopped_pid, signal.SIGSTOP)
-    line = first_line_with("error: rank", process)
-    assert re.search(rf"rank 1 of 2: it has not answered for \d+ s.*process {stopped_pid} on ", line)
+@pytest.fixture
+def two_ranks(start_ranks) -> Iterator[Callable[..., tuple[list[Any], list[Path]]]]:
+    """Starts a run on two processes, which are gone after the test; gives them and the files of their errors."""
+    processes: list[Any] = []
+
+    def run(file: Path, **variables: str) -> tuple[list[Any], list[Path]]:
+        ranks = start_ranks(2, "train", file, variables=variables)
+        processes.extend(process for process, _, _ in ranks)
+        return processes, [errors for _, _, errors in ranks]
+
+    yield run
+    for process in processes:
+        process.send_signal(signal.SIGKILL)
+        process.wait(60)
+
+
+def first_line_with(text: str, file: Path, seconds: float = 60) -> str:
+    """The first line of a file that holds a text, once it is there."""
+    deadline = time.monotonic() + seconds
+    while not (lines := [line for line in file.read_text().splitlines() if text in line]):
+        assert time.monotonic() < deadline, file.read_text()
+        time.sleep(0.05)
+    return lines[0]
 
 
 @pytest.mark.slow
-def test_a_hanging_rank_is_named(sleeping, start):
-    process = start("train", sleeping(rank_timeout_seconds=5), processes=2, SLEEPING_RANK="1")
-    line = first_line_with("error: rank", process)
+def test_all_ranks_stop_with_one_at_one_step(write_config, tmp_path, two_ranks):
+    folder = tmp_path / "run"
+    processes, errors = two_ranks(write_config(training={"max_steps": 100_000}, checkpoints={"every": 100_000}))
+    wait_for_step(processes[0], folder, 3)
+    processes[1].terminate()
+    assert [process.wait(90) for process in processes] == [143, 143]
+    assert all(file.read_text().count("error: interrupted; resume with") == 1 for file in errors)
+    assert checkpoints(folder) == [last_step(folder)]
+
+
+@pytest.mark.slow
+def test_a_stopped_rank_is_named(write_config, tmp_path, two_ranks):
+    folder = tmp_path / "run"
+    processes, errors = two_ranks(write_config(training={"max_steps": 100_000, "rank_timeout_seconds": 5}))
+    wait_for_step(processes[0], folder, 3)
+    processes[1].send_signal(signal.SIGSTOP)
+    line = first_line_with("error: rank", errors[0])
+    assert re.search(rf"rank 1 of 2: it has not answered for \d+ s.*process {processes[1].pid} on ", line)
+
+
+@pytest.mark.slow
+def test_a_hanging_rank_is_named(sleeping, two_ranks):
+    _, errors = two_ranks(sleeping(rank_timeout_seconds=5), SLEEPING_RANK="1")
+    line = first_line_with("error: rank", errors[0])
     assert re.search(r"rank 1 of 2: the others have waited \d+ s for it: it hangs \(process \d+ on ", line)

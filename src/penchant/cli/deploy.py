@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
 from penchant.cli.output import Count, Device, Json, log_notes, print_result
+
+if TYPE_CHECKING:
+    from penchant.recipes.self_improve.background import BackgroundLearning
+    from penchant.recipes.self_improve.config import TrafficConfig
 
 
 def serve(
@@ -24,6 +30,7 @@ def serve(
     max_body_bytes: Count = 4 * 2**20,
     api_key: Annotated[str | None, Parameter(env_var="PENCHANT_API_KEY")] = None,
     allowed_host: Annotated[tuple[str, ...], Parameter(negative="")] = (),
+    learn: Path | None = None,
     device: Device = "auto",
 ) -> None:
     """Serve one or several models, with a router, through OpenAI's protocol at /v1/chat/completions.
@@ -50,6 +57,9 @@ def serve(
         Key that clients must send as a bearer token. PENCHANT_API_KEY hides it from the list of processes.
     allowed_host
         Host name that clients may use, besides addresses, localhost and --host; repeatable; * allows all names.
+    learn
+        YAML file of learning from the traffic: answers are judged, and the model that the file names is tuned and
+        replaced while it serves, as /learning shows. Without model folders this model alone is served.
     """
     from penchant.engine.device import use_device
     from penchant.errors import ConfigError
@@ -57,6 +67,9 @@ def serve(
     from penchant.serving.run import find_experts
     from penchant.serving.run import serve as run
 
+    config = None if learn is None else _learning_config(learn)
+    if config is not None and not sources:
+        sources = (config.model,)
     if not sources:
         raise ConfigError("no model is given", fix="penchant serve runs/first")
     use_device(device)
@@ -64,8 +77,39 @@ def serve(
     limits = Limits(batch, waiting, max_tokens, timeout_s, read_timeout_s, max_body_bytes)
     folders, router = find_experts(sources)
     names = ", ".join([*folders, *(["router"] if router is not None else [])])
-    log_notes([f"http://{host}:{port}/v1 answers as {names}"])
-    run(folders, router, limits, access, host=host, port=port)
+    with nullcontext() if config is None else _open_learning(config, folders) as learning:
+        log_notes([f"http://{host}:{port}/v1 answers as {names}"])
+        if learning is not None:
+            folders[learning.expert] = learning.served.model
+            log_notes([f"{learning.expert} learns from its traffic, see /learning; {learning.gate_note}"])
+        run(folders, router, limits, access, host=host, port=port, learning=learning)
+
+
+def _learning_config(file: Path) -> TrafficConfig:
+    from penchant.config.run import load_section
+    from penchant.recipes.self_improve.config import TrafficConfig
+
+    return load_section(TrafficConfig, file)
+
+
+def _open_learning(config: TrafficConfig, folders: Mapping[str, str]) -> BackgroundLearning:
+    """Learning from the traffic of the served model that the configuration names.
+
+    Raises:
+        ConfigError: it is not among the served folders, or several names have it.
+    """
+    from penchant.errors import ConfigError
+    from penchant.recipes.self_improve.background import BackgroundLearning
+
+    names = [name for name, folder in folders.items() if Path(folder).resolve() == Path(config.model).resolve()]
+    if len(names) != 1:
+        served = ", ".join(f"{name}={folder}" for name, folder in folders.items())
+        raise ConfigError(
+            f"{config.model} is to learn and is served under {len(names)} names, expected one; served are {served}",
+            where="model, in the file of what learns",
+            fix=f"penchant serve {config.model} --learn FILE",
+        )
+    return BackgroundLearning(config, names[0])
 
 
 def push(

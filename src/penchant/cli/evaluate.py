@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -25,7 +26,9 @@ def generate(
     batch_size: Count = 32,
     limit: Count | None = None,
     best_of: Count | None = None,
-    head: str = "preference_head",
+    head: str | None = None,
+    reward: str | None = None,
+    label: int | None = None,
     flags: Annotated[ReadingFlags, available_flags(*ROWS, *TEMPLATE, *LENGTHS)] = ReadingFlags(),
     device: Device = "auto",
     as_json: Json = False,
@@ -53,11 +56,16 @@ def generate(
     limit
         Number of prompts to use, from the start of the file.
     best_of
-        Sample this many responses per prompt and keep the one with the best reward by the model's preference head.
+        Sample this many responses per prompt and keep the one with the highest reward, by the model's preference head
+        or by --reward.
     head
-        Name of the preference head, where the model has several.
+        Name of the preference head, where the model has several; preference_head if not given.
+    reward
+        Folder or hub id of a reward model that chooses the best response instead of a preference head.
+    label
+        Index of the output that is the reward, for a reward model with several outputs.
     """
-    from penchant.engine.device import use_device
+    from penchant.engine.device import local_device, use_device
     from penchant.evaluation.answering import (
         Sampling,
         answer,
@@ -66,9 +74,11 @@ def generate(
         names_a_file,
         typed_rendering,
     )
+    from penchant.evaluation.best_of import best_by_head, best_by_reward
+    from penchant.evaluation.rewards import open_reward, reward_from
+    from penchant.models.preference_head import NAME
 
-    if best_of is not None and samples > 1:
-        raise ConfigError("--samples and --best-of are both given", fix="give one of them")
+    _check_best_of(samples, best_of, head, reward, label)
     use_device(device)
     reading = flags.reading
     if names_a_file(prompts):
@@ -77,18 +87,42 @@ def generate(
         texts = distinct_prompts(dataset.groups)[:limit]
     else:
         texts, reading = [prompts], typed_rendering(model, prompts, reading)
+    chooser = None
+    if reward is not None:
+        # It reads with its own template and context.
+        of_reward = flags.reading if names_a_file(prompts) else typed_rendering(reward, prompts, flags.reading)
+        of_reward = replace(of_reward, chat_template=None, max_length=None)
+        chooser = open_reward(reward_from(model=reward, label=label), device=local_device(), reading=of_reward)
     reading = reading.on_one_day(model)
     fit = fit_prompts(model, texts, max_new_tokens, reading)
     draws = best_of or samples
     sampling = Sampling(draws, fit.new_tokens, temperature, top_p, seed, batch_size)
     if best_of is not None:
-        from penchant.evaluation.ranking import answer_best_of
-
-        best = answer_best_of(model, fit.prompts, sampling, head=head, reading=reading, ids=fit.ids)
+        if chooser is not None:
+            best = best_by_reward(model, fit.prompts, sampling, chooser, reading, fit.ids)
+        else:
+            best = best_by_head(model, fit.prompts, sampling, head=head or NAME, reading=reading, ids=fit.ids)
         print_result(best.to_json(), as_json, best.table)
         return
     answers = answer(model, fit.prompts, sampling, reading, fit.ids)
     print_result(answers.to_json(), as_json, answers.table)
+
+
+def _check_best_of(samples: int, best_of: int | None, head: str | None, reward: str | None, label: int | None) -> None:
+    """Refuse flags of `generate` that contradict each other or have no effect."""
+    if best_of is not None and samples > 1:
+        raise ConfigError("--samples and --best-of are both given", fix="give one of them")
+    if reward is not None and head is not None:
+        raise ConfigError("--head and --reward are both given", fix="give one of them")
+    for flag, value, other_value, example in (
+        ("--reward", reward, best_of, "--best-of 8"),
+        ("--head", head, best_of, "--best-of 8"),
+        ("--label", label, reward, "--reward MODEL"),
+    ):
+        if value is not None and other_value is None:
+            raise ConfigError(
+                f"{flag} is given without {example.split()[0]}, so it has no effect", fix=f"add {example}"
+            )
 
 
 def score(

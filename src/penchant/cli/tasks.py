@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -14,7 +15,9 @@ from penchant.errors import ConfigError
 if TYPE_CHECKING:
     from rich.console import Group
 
+    from penchant.data.tokenized import Ids
     from penchant.evaluation.tool_calls.latency import LatencyReport
+    from penchant.evaluation.tool_calls.leaderboard import LeaderboardScore
     from penchant.evaluation.tool_calls.suite import ToolReport
 
 
@@ -34,6 +37,8 @@ def tool_calls(
     as_json: Json = False,
 ) -> None:
     """Measure a model's function calls: accuracy by category, and time and memory per answer on this machine.
+
+    Questions of several turns (categories multi_turn_*) need the package bfcl-eval: their functions are its programs.
 
     Parameters
     ----------
@@ -57,15 +62,22 @@ def tool_calls(
     answers
         Output file with a JSON line per answer.
     """
+    from penchant.data.tokenization import tokenize_prompts
     from penchant.engine.device import local_device, use_device
+    from penchant.evaluation.tool_calls.conversations import answer_all, first_question
     from penchant.evaluation.tool_calls.latency import LatencySettings, measure_latency
-    from penchant.evaluation.tool_calls.questions import evenly_spaced, read_bfcl, select_questions
+    from penchant.evaluation.tool_calls.multi_turn import MultiTurnQuestion, read_all
+    from penchant.evaluation.tool_calls.questions import evenly_spaced, select_questions
     from penchant.evaluation.tool_calls.styles import STYLES
-    from penchant.evaluation.tool_calls.suite import ToolReport, answer_questions, write_answers
+    from penchant.evaluation.tool_calls.suite import ToolReport, write_answers
+    from penchant.models.gguf.reading import is_gguf
     from penchant.models.loading import load_model, load_tokenizer
 
     use_device(device)
-    read, left_out = read_bfcl(data)
+    read, left_out = read_all(data)
+    for name in category:
+        if name in left_out:
+            raise ConfigError(f"{name} is left out: {left_out[name]}", where=str(data), fix="name another --category")
     log_notes(f"{name} is left out: {reason}" for name, reason in left_out.items())
     questions = select_questions(read, category, limit)
     tokenizer = load_tokenizer(model, chat_template=flags.chat_template)
@@ -79,7 +91,7 @@ def tool_calls(
         rendering=flags.rendering,
     )
     # The model has no name here, so that its memory is free before the other process loads it.
-    answered_questions = answer_questions(
+    answered_questions = answer_all(
         load_model(model).to(local_device()),
         tokenizer,
         questions,
@@ -90,13 +102,38 @@ def tool_calls(
     )
     if answers is not None:
         write_answers(answered_questions, answers)
-    edge = measure_latency(setting, evenly_spaced(questions, timed))
+    first_questions = [
+        first_question(question, STYLES[style]) if isinstance(question, MultiTurnQuestion) else question
+        for question in questions
+    ]
+    timed_questions = evenly_spaced(first_questions, timed)
+    edge = measure_latency(setting, timed_questions)
+    llama_cpp = None
+    if is_gguf(model) and not constrained:
+        prompts = tokenize_prompts(
+            [STYLES[style].ask(question) for question in timed_questions], tokenizer, flags.rendering
+        )
+        llama_cpp = _llama_cpp_latency(model, prompts, max_new_tokens)
     report = ToolReport.from_answers(answered_questions)
     settings = {"style": style, "constrained": constrained, "left_out": left_out}
-    print_result(report.to_json() | {"edge": edge.to_json()} | settings, as_json, _report_view(report, edge))
+    latencies = {"edge": edge.to_json(), "llama_cpp": llama_cpp and llama_cpp.to_json()}
+    view = _report_view(report, {"": edge} | ({} if llama_cpp is None else {"llama.cpp: ": llama_cpp}))
+    print_result(report.to_json() | latencies | settings, as_json, view)
 
 
-def _report_view(report: ToolReport, edge: LatencyReport) -> Group:
+def _llama_cpp_latency(file: str, prompts: Sequence[Ids], max_new_tokens: int) -> LatencyReport | None:
+    """Latency and memory of llama.cpp; None, with a notice, where it is not installed."""
+    from importlib.util import find_spec
+
+    from penchant.evaluation.tool_calls.llama_cpp import answer_with_llama_cpp
+
+    if find_spec("xllamacpp") is None:
+        log_notes(["llama.cpp's own time and memory are not measured: python -m pip install 'penchant[llama-cpp]'"])
+        return None
+    return answer_with_llama_cpp(file, prompts, max_new_tokens).report
+
+
+def _report_view(report: ToolReport, latencies: Mapping[str, LatencyReport]) -> Group:
     from rich.console import Group
     from rich.table import Table
     from rich.text import Text
@@ -110,16 +147,33 @@ def _report_view(report: ToolReport, edge: LatencyReport) -> Group:
     for name, share in (("all", report.overall), ("mean of categories", report.macro)):
         table.add_row(name, str(share.n), show(share.to_json()))
     faults = ", ".join(f"{count} {fault}" for fault, count in report.faults.items()) or "none"
-    middle, late = edge.seconds
     return Group(
         table,
         Text(f"wrong: {faults}"),
+        *([] if report.leaderboard is None else [Text(_leaderboard_line(report.leaderboard))]),
         Text(f"cut by the limit of tokens: {report.truncated} of {report.overall.n}"),
-        Text(f"an answer alone: {middle:.2f} s (95th percentile {late:.2f} s), {edge.tokens_per_second:.0f} tokens/s"),
-        Text(
-            f"weights {edge.weight_bytes / 2**20:.0f} MiB, peak memory {edge.peak_bytes / 2**20:.0f} MiB, of which "
-            f"{edge.above_bytes / 2**20:.0f} MiB above the process without the model"
-        ),
+        *(Text(f"{name}{line}") for name, latency in latencies.items() for line in _latency_lines(latency)),
+    )
+
+
+def _latency_lines(latency: LatencyReport) -> tuple[str, str]:
+    middle, late = latency.seconds
+    weights, peak, extra = (n / 2**20 for n in (latency.weight_bytes, latency.peak_bytes, latency.above_bytes))
+    return (
+        f"an answer alone: {middle:.2f} s (95th percentile {late:.2f} s), {latency.tokens_per_second:.0f} tokens/s",
+        f"weights {weights:.0f} MiB, peak memory {peak:.0f} MiB, {extra:.0f} MiB above the process without it",
+    )
+
+
+def _leaderboard_line(score: LeaderboardScore) -> str:
+    from penchant.evaluation.report import show
+
+    line = f"the leaderboard's overall score: {show(score.overall.to_json())}"
+    if not score.missing:
+        return line
+    return (
+        f"{line}, where what is not measured counts as 0, {1 - score.measured_weight:.0%} of its weight "
+        f"({', '.join(score.missing)}); {score.of_measured:.3f} of what is measured"
     )
 
 

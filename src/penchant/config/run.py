@@ -182,6 +182,11 @@ def _without_effect(config: RunConfig) -> list[str]:
             f"data.held_out is {data.held_out}, a share of the training data, and data.held_out_split is "
             f"{data.held_out_split!r}: give one of the two"
         )
+    if data.label_noise and config.candidates == "sampled":
+        problems.append(
+            f"data.label_noise is {data.label_noise}, and candidates is sampled, so the data's labels are not used: "
+            "leave data.label_noise out"
+        )
     if evaluation.every is not None and data.held_out is None and data.held_out_split is None:
         problems.append(f"evaluation.every is {evaluation.every}, and no held-out data is named: give data.held_out")
     for name, value, default in (("patience", evaluation.patience, None), ("metric", evaluation.metric, "loss")):

@@ -48,6 +48,14 @@ class SourceConfig(Section):
 class DataConfig(ReadingConfig, SourceConfig):
     """The source of the preferences, and how they are read."""
 
+    label_noise: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="for experiments: share of the training groups whose preference or yes/no label is reversed, drawn "
+        "with training.seed; held-out groups stay as they are",
+    )
+
 
 class LoraConfig(Section):
     """Low-rank adapters instead of all weights (through PEFT)."""

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import ast
 import difflib
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from penchant.data import formats_pairs
+from penchant.data import formats_pairs, title_questions
 from penchant.data.conversations import TEMPLATE_COLUMNS, join_prompt_and_responses, text_or_messages
 from penchant.data.fields import Cell, Row
 from penchant.data.groups import PreferenceGroup, Text
@@ -179,41 +177,16 @@ def nemo_rl(row: Row) -> Converted:
     yield replace(group, ranks=tuple(cell.need("rank").whole() + 1 for cell in completions))
 
 
-SEPARATOR = "::"
-"""Separator of the items of a list that is written as one text."""
-
-
 def is_s_dpo(row: Mapping[str, Any]) -> bool:
     """Whether a row has the columns of S-DPO's recommendation data."""
-    return {"historyList", "itemList", "trueSelection"} <= row.keys()
+    return set(title_questions.COLUMNS) <= row.keys()
 
 
 def s_dpo(row: Row) -> Iterator[PreferenceGroup]:
     """One group: the prompt lists the history, and the candidates are the distinct items."""
-    history, items, chosen = _items(row.need("historyList")), _items(row.need("itemList")), row.need("trueSelection")
-    candidates = list(dict.fromkeys(items))
-    if len(candidates) < len(items):
-        row.read_log.count("items that occur twice in 'itemList', taken once", row.where)
-    prompt = "\n".join(["Chosen before, oldest first:", *history, "Chosen next:", ""])
-    chosen = Cell(chosen.name(), chosen.column, row)
-    yield replace(row.group(prompt, candidates), preferred=index_of_text(chosen, candidates))
-
-
-def _items(cell: Cell) -> list[str]:
-    """The items of a list, which may be written as JSON, as Python prints it, or with `::` between items."""
-    if not isinstance(cell.value, str):
-        return [item.name() for item in cell.items()]
-    text = cell.text().strip()
-    if not text.startswith("["):
-        return text.split(SEPARATOR) if text else []
-    for parse in (json.loads, ast.literal_eval):
-        try:
-            values = parse(text)
-        except (ValueError, SyntaxError, RecursionError, MemoryError):
-            continue
-        if isinstance(values, list):
-            return [item.name() for item in Cell(values, cell.column, cell.row).items()]
-    raise cell.refusal("a list, a list written as text, or items with '::' between them")
+    question = title_questions.title_question(row)
+    prompt = "\n".join(["Chosen before, oldest first:", *question.history, "Chosen next:", ""])
+    yield replace(row.group(prompt, question.candidates), preferred=question.target)
 
 
 MAX_COLUMNS_LISTED = 12
@@ -252,7 +225,7 @@ _ALL = (
         is_ultrafeedback,
         ultrafeedback,
     ),
-    Format("s_dpo", ("historyList", "itemList", "trueSelection"), is_s_dpo, s_dpo),
+    Format("s_dpo", title_questions.COLUMNS, is_s_dpo, s_dpo),
     Format("penchant", ("prompt", "candidates"), is_penchant, penchant),
     Format(
         "ranked",

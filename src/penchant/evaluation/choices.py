@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from penchant.data.groups import Message, PreferenceGroup
-from penchant.evaluation.statistics import Estimate, bootstrap_mean, require_finite
+from penchant.evaluation.choices_metrics import METRICS, OFFICIAL, OfWeights, mean_of
+from penchant.evaluation.statistics import Estimate, bootstrap_mean, bootstrap_weighted, require_finite
 
 SCORES = {
     "log": "log-prob per token of the option, end-of-turn token excluded",
@@ -42,6 +43,7 @@ class Question:
         where: file and row; no two questions of a task have the same.
         cue: text between prompt and option in plain text, as in ``"\\nAnswer:"``; not used with a chat template.
         passage: text that several questions are about; intervals are over passages, else prompts.
+        number: true number where the options are numbers, which the right option is the nearest to.
     """
 
     prompt: str
@@ -51,12 +53,18 @@ class Question:
     where: str
     cue: str = ""
     passage: str | None = None
+    number: float | None = None
 
     def __post_init__(self) -> None:
         if len(self.options) < 2:
             raise ValueError(f"a question needs at least two options, this has {len(self.options)}")
         if not 0 <= self.right < len(self.options):
             raise ValueError(f"right is {self.right}, expected an index below {len(self.options)}")
+
+    @property
+    def true_value(self) -> float:
+        """The true number, or the right option's index where options are no numbers."""
+        return float(self.right) if self.number is None else self.number
 
 
 def plain_group(question: Question) -> PreferenceGroup:
@@ -96,9 +104,39 @@ class ScoredQuestion:
         scores, right = self.scores[name], self.question.right
         return all(scores[right] > score for k, score in enumerate(scores) if k != right)
 
+    def choice(self, name: str) -> int:
+        """Index of the option that counts as chosen: the highest-scored; of a tie one that is not right."""
+        scores, right = self.scores[name], self.question.right
+        highest = [k for k, score in enumerate(scores) if score == max(scores)]
+        return next((k for k in highest if k != right), right)
+
+    def chosen_value(self, name: str) -> float:
+        """The chosen option as a number, or its index where options are no numbers."""
+        choice = self.choice(name)
+        return float(choice) if self.question.number is None else float(self.question.options[choice])
+
     def is_tie(self, name: str) -> bool:
         """Whether several options share the highest score."""
         return self.scores[name].count(max(self.scores[name])) > 1
+
+
+@dataclass(frozen=True)
+class Official:
+    """The number that a task is published by, for a model.
+
+    Attributes:
+        value: name in `SCORES` -> the mean of the task's metrics in `OFFICIAL`; the accuracy for tasks without.
+        chance: what guesses come to.
+        metrics: name in `METRICS` -> name in `SCORES` -> value; empty for tasks that are published by accuracy alone.
+    """
+
+    value: Mapping[str, Estimate]
+    chance: float
+    metrics: Mapping[str, Mapping[str, Estimate]]
+
+    def to_json(self) -> dict[str, Any]:
+        metrics = {name: _json(estimates) for name, estimates in self.metrics.items()}
+        return {"value": _json(self.value), "chance": self.chance, "metrics": metrics}
 
 
 @dataclass(frozen=True)
@@ -112,6 +150,7 @@ class TaskReport:
         ties: name in `SCORES` -> how many questions were ties; see `definitions`.
         chance: mean of 1/K.
         baselines: name -> share right, with its 95 % interval.
+        official: the number that the task is published by.
         left_out: reason -> number of rows that gave no scored question.
     """
 
@@ -122,18 +161,24 @@ class TaskReport:
     ties: Mapping[str, int]
     chance: float
     baselines: Mapping[str, Estimate]
+    official: Official
     left_out: Mapping[str, int] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         return {
             "questions": self.questions,
             "options": {str(k): count for k, count in self.options.items()},
-            "accuracy": {name: estimate.to_json() for name, estimate in self.accuracy.items()},
+            "accuracy": _json(self.accuracy),
             "ties": dict(self.ties),
             "chance": self.chance,
-            "baselines": {name: estimate.to_json() for name, estimate in self.baselines.items()},
+            "baselines": _json(self.baselines),
+            "official": self.official.to_json(),
             "left_out": dict(self.left_out),
         }
+
+
+def _json(estimates: Mapping[str, Estimate]) -> dict[str, Any]:
+    return {name: estimate.to_json() for name, estimate in estimates.items()}
 
 
 def evaluate_choices(
@@ -163,20 +208,46 @@ def evaluate_choices(
     def mean(values: Sequence[float]) -> Estimate:
         return bootstrap_mean(values, clusters, resamples=resamples, seed=seed)
 
+    accuracy = {score: mean([row.is_right(score) for row in scored]) for score in scored[0].scores}
+    chance = math.fsum(1 / len(question.options) for question in questions) / len(questions)
+    official = Official(accuracy, chance, {})
+    if name in OFFICIAL:
+        official = _official(
+            OFFICIAL[name],
+            scored,
+            lambda statistic: bootstrap_weighted(statistic, clusters, resamples=resamples, seed=seed),
+        )
     return TaskReport(
         name=name,
         questions=len(questions),
         options=dict(sorted(Counter(len(question.options) for question in questions).items())),
-        accuracy={score: mean([row.is_right(score) for row in scored]) for score in scored[0].scores},
+        accuracy=accuracy,
         ties={score: sum(row.is_tie(score) for row in scored) for score in scored[0].scores},
-        chance=math.fsum(1 / len(question.options) for question in questions) / len(questions),
+        chance=chance,
         baselines={
             "majority": mean(_majority(questions)),
             "longest_option": mean([_credit(question, max) for question in questions]),
             "shortest_option": mean([_credit(question, min) for question in questions]),
         },
+        official=official,
         left_out=dict(left_out or {}),
     )
+
+
+def _official(
+    names: Sequence[str], scored: Sequence[ScoredQuestion], bootstrap: Callable[[OfWeights], Estimate]
+) -> Official:
+    """The metrics `names` of scored questions, and their mean."""
+    true = np.array([row.question.true_value for row in scored])
+
+    def estimates(parts: Sequence[str]) -> dict[str, Estimate]:
+        return {
+            score: bootstrap(mean_of(parts, np.array([row.chosen_value(score) for row in scored]), true))
+            for score in scored[0].scores
+        }
+
+    chance = math.fsum(METRICS[name].chance(true) for name in names) / len(names)
+    return Official(estimates(names), chance, {name: estimates([name]) for name in names})
 
 
 def definitions(scores: Sequence[str]) -> dict[str, str]:

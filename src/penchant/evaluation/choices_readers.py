@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,11 @@ class Layout:
 
 @dataclass(frozen=True)
 class Verbalised:
-    """A classification task as questions: a template for the text columns and a text for each label."""
+    """A classification task as questions: a template for the text columns and a text for each label.
+
+    Attributes:
+        columns: the text columns, each with the names of the benchmark's own files behind `|`.
+    """
 
     columns: tuple[str, ...]
     template: str
@@ -51,12 +56,15 @@ class Verbalised:
     """Names of the labels in the benchmark's tab-separated files, in the same order."""
 
     def __call__(self, row: Row, task: str) -> Question | None:
-        texts = {column: row.need(column).text() for column in self.columns}
-        right = _label(row.find("label", "gold_label"), len(self.labels), self.names)
+        texts = {column.split("|")[0]: row.need(*column.split("|")).text() for column in self.columns}
+        right = _label(row.find(*LABELS), len(self.labels), self.names)
         return (
             None if right is None else _question(row, task, self.template.format(**texts), self.labels, right, ANSWER)
         )
 
+
+LABELS = ("label", "gold_label", "Quality", "is_duplicate")
+"""Names of the labels' column: of the data sets, and of the benchmark's tab-separated files."""
 
 GLUE = {
     "cola": Verbalised(("sentence",), "Sentence: {sentence}\nIs this sentence acceptable English?", ("no", "yes")),
@@ -64,7 +72,7 @@ GLUE = {
         ("sentence",), "Review: {sentence}\nIs this review negative or positive?", ("negative", "positive")
     ),
     "mrpc": Verbalised(
-        ("sentence1", "sentence2"),
+        ("sentence1|#1 String", "sentence2|#2 String"),
         "First sentence: {sentence1}\nSecond sentence: {sentence2}\nDo the two sentences mean the same?",
         ("no", "yes"),
     ),
@@ -74,7 +82,7 @@ GLUE = {
         ("no", "yes"),
     ),
     "mnli": Verbalised(
-        ("premise", "hypothesis"),
+        ("premise|sentence1", "hypothesis|sentence2"),
         "Premise: {premise}\nHypothesis: {hypothesis}\nDoes the premise imply the hypothesis: yes, maybe or no?",
         ("yes", "maybe", "no"),
         ("entailment", "neutral", "contradiction"),
@@ -98,6 +106,30 @@ GLUE = {
     ),
 }
 """Options are in the order of the data sets' labels; the prompts are worded by this project."""
+
+
+SIMILARITIES = tuple(f"{k / 5:.1f}" for k in range(26))
+
+
+def stsb(row: Row, task: str) -> Question | None:
+    """An STS-B row as a question how alike two sentences are, from 0.0 to 5.0 in steps of 0.2 as T5 was asked.
+
+    The right option is the nearest to the row's number (Raffel et al. 2020, arXiv 1910.10683, section 2.4).
+    """
+    first, second = (row.need(column).text() for column in ("sentence1", "sentence2"))
+    cell = row.find("label", "score")
+    if cell is None or cell.value in UNLABELED:
+        return None
+    # Cells of tab-separated files are text.
+    is_text = isinstance(cell.value, str) and re.fullmatch(r"[0-9]+(\.[0-9]+)?", cell.value) is not None
+    number = (Cell(float(cell.value), cell.column, row) if is_text else cell).number()
+    if not 0 <= number <= 5:
+        raise cell.refusal("a number from 0 to 5")
+    prompt = (
+        f"First sentence: {first}\nSecond sentence: {second}\n"
+        "How alike are the two sentences, from 0.0 (not at all) to 5.0 (the same)?"
+    )
+    return replace(_question(row, task, prompt, SIMILARITIES, math.floor(number * 5 + 0.5), ANSWER), number=number)
 
 
 def hellaswag(row: Row, task: str) -> Question | None:
@@ -209,7 +241,8 @@ LAYOUTS = (
     Layout("arc", ("question", "choices"), arc),
     Layout("instruction", ("instruction", "answer|output"), instruction),
     Layout("choices", ("prompt", "options"), choices),
-    *(Layout(name, (*task.columns, "label"), task) for name, task in GLUE.items()),
+    *(Layout(name, (*task.columns, "|".join(LABELS)), task) for name, task in GLUE.items()),
+    Layout("stsb", ("sentence1", "sentence2", "label|score"), stsb),
 )
 
 
@@ -271,6 +304,8 @@ _LAYOUT_OF = {
     "arc_challenge": "arc",
     "race_middle": "race",
     "race_high": "race",
+    "mnli_matched": "mnli",
+    "mnli_mismatched": "mnli",
 }
 TASKS = tuple(_LAYOUT_OF)
 """Task names that determine the layout of their file."""

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from penchant.errors import ConfigError
 from penchant.evaluation.choices import TaskReport, definitions
+from penchant.evaluation.choices_metrics import METRICS
 from penchant.evaluation.statistics import Estimate
 
 if TYPE_CHECKING:
@@ -17,10 +18,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Suite:
-    """Tasks whose accuracies are averaged into one number.
+    """Tasks whose published numbers are averaged into one.
 
     Attributes:
         counts: unit of equal weight in the mean: every task or every question.
+        shares: task -> its share of a task, for parts that count as one task together.
         metric: definition of the number, for people.
     """
 
@@ -28,6 +30,7 @@ class Suite:
     tasks: tuple[str, ...]
     counts: Literal["tasks", "questions"]
     metric: str
+    shares: Mapping[str, float] = field(default_factory=dict)
 
 
 SUITES = {
@@ -42,10 +45,14 @@ SUITES = {
         Suite("race", ("race_middle", "race_high"), "questions", "accuracy over the questions of both parts"),
         Suite(
             "glue",
-            ("cola", "sst2", "mrpc", "qqp", "mnli", "qnli", "rte", "wnli"),
+            (
+                *("cola", "sst2", "mrpc", "stsb", "qqp"),
+                *("mnli_matched", "mnli_mismatched", "qnli", "rte", "wnli"),
+            ),
             "tasks",
-            "unweighted mean of the eight tasks' accuracies; GLUE's own score takes Matthews' correlation for CoLA, "
-            "the mean with F1 for MRPC and QQP, and STS-B besides",
+            "unweighted mean of nine tasks: Matthews' correlation (cola); the mean of accuracy and F1 (mrpc, qqp), of "
+            "Pearson's and Spearman's correlation (stsb), of both accuracies (mnli); accuracy (the others)",
+            {"mnli_matched": 0.5, "mnli_mismatched": 0.5},
         ),
     )
 }
@@ -53,18 +60,18 @@ SUITES = {
 
 @dataclass(frozen=True)
 class SuiteReport:
-    """Mean accuracies of a model over a suite, by score."""
+    """Mean of a model's published numbers over a suite, by score."""
 
     suite: Suite
-    accuracy: Mapping[str, Estimate]
+    mean: Mapping[str, Estimate]
     chance: float
 
     def to_json(self) -> dict[str, Any]:
-        accuracy = {name: estimate.to_json() for name, estimate in self.accuracy.items()}
+        mean = {name: estimate.to_json() for name, estimate in self.mean.items()}
         return {
             "name": self.suite.name,
             "tasks": list(self.suite.tasks),
-            "accuracy": accuracy,
+            "mean": mean,
             "chance": self.chance,
             "definition": self.suite.metric,
         }
@@ -81,6 +88,8 @@ class ChoicesReport:
     def definitions(self) -> dict[str, str]:
         """Definition of every number by name."""
         lines = definitions(list(self.tasks[0].accuracy))
+        metrics = dict.fromkeys(metric for task in self.tasks for metric in task.official.metrics)
+        lines |= {metric: METRICS[metric].definition for metric in metrics}
         return lines if self.suite is None else {**lines, self.suite.suite.name: self.suite.suite.metric}
 
     def to_json(self) -> dict[str, Any]:
@@ -107,7 +116,7 @@ def require_tasks(suite: Suite, names: Sequence[str]) -> None:
 
 
 def evaluate_suite(suite: Suite, reports: Sequence[TaskReport]) -> SuiteReport:
-    """Mean accuracy over a suite by every score, with a 95 % interval from the tasks' intervals.
+    """Mean of the published numbers over a suite by every score, with a 95 % interval from the tasks' intervals.
 
     The tasks' questions are independent samples, so the interval is that of a weighted sum of independent estimates:
     Zou and Donner 2008 (Statistics in Medicine 27:1693), equation 5.
@@ -118,13 +127,14 @@ def evaluate_suite(suite: Suite, reports: Sequence[TaskReport]) -> SuiteReport:
     require_tasks(suite, [report.name for report in reports])
     report_by_name = {report.name: report for report in reports}
     members = [report_by_name[task] for task in suite.tasks]
-    sizes = [1 if suite.counts == "tasks" else member.questions for member in members]
+    sizes = [suite.shares.get(member.name, 1.0) if suite.counts == "tasks" else member.questions for member in members]
     weights = [size / sum(sizes) for size in sizes]
-    accuracy = {
-        score: weighted_sum([member.accuracy[score] for member in members], weights) for score in members[0].accuracy
+    mean = {
+        score: weighted_sum([member.official.value[score] for member in members], weights)
+        for score in members[0].accuracy
     }
-    chance = sum(weight * member.chance for weight, member in zip(weights, members, strict=True))
-    return SuiteReport(suite, accuracy, chance)
+    chance = sum(weight * member.official.chance for weight, member in zip(weights, members, strict=True))
+    return SuiteReport(suite, mean, chance)
 
 
 def weighted_sum(estimates: Sequence[Estimate], weights: Sequence[float]) -> Estimate:
@@ -153,10 +163,16 @@ def _parts(report: ChoicesReport) -> Iterator[RenderableType]:
         ties = ", ".join(map(str, task.ties.values()))
         cells = [_cell(task.accuracy[score]) for score in scores]
         accuracy.add_row(Text(task.name), str(task.questions), f"{task.chance:.4f}", *cells, ties)
-    if report.suite is not None:
-        accuracy.add_section()
-        accuracy.add_row(*_suite_cells(report.suite, scores))
     yield accuracy
+    published = [(task, name) for task in report.tasks for name in task.official.metrics if name != "accuracy"]
+    if published or report.suite is not None:
+        metrics = Table("task", "metric", "chance", *scores, title="published metrics and their 95 % intervals")
+        for task, name in published:
+            metrics.add_row(Text(task.name), name, "", *(_cell(task.official.metrics[name][score]) for score in scores))
+        if report.suite is not None:
+            metrics.add_section()
+            metrics.add_row(*_suite_cells(report.suite, scores))
+        yield metrics
     baselines = Table("task", *report.tasks[0].baselines, title="without a model")
     for task in report.tasks:
         baselines.add_row(Text(task.name), *map(_cell, task.baselines.values()))
@@ -168,8 +184,7 @@ def _parts(report: ChoicesReport) -> Iterator[RenderableType]:
 
 
 def _suite_cells(suite: SuiteReport, scores: list[str]) -> list[str]:
-    estimates = [suite.accuracy[score] for score in scores]
-    return [suite.suite.name, str(estimates[0].n), f"{suite.chance:.4f}", *map(_cell, estimates), ""]
+    return [suite.suite.name, "mean", f"{suite.chance:.4f}", *(_cell(suite.mean[score]) for score in scores)]
 
 
 def _left_out(task: TaskReport) -> list[str]:

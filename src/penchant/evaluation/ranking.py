@@ -1,4 +1,4 @@
-"""Ranking of candidates by a model's preference head or log-probs, and the best of several samples by its head."""
+"""Ranking of candidates by a model's preference head, log-probs or rewards."""
 
 from __future__ import annotations
 
@@ -9,16 +9,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from penchant.data.groups import PreferenceGroup, Text, as_text
+from penchant.data.groups import PreferenceGroup, as_text
 from penchant.data.special_tokens import SpecialTokens
-from penchant.data.tokenization import tokenize_groups, tokenize_prompts
-from penchant.data.tokenized import Ids
 from penchant.engine.distributed import World
 from penchant.engine.reference_model import FrozenModel
 from penchant.engine.reward_scorers import HeadedScorer, require_end_tokens
 from penchant.engine.scorer_choice import choose_scorer, head_scorer_notes, sample_groups
 from penchant.engine.scoring import score_with_head
-from penchant.evaluation.answering import Answers, Sampling, generate
 from penchant.evaluation.held_out import (
     AS_IS,
     Reading,
@@ -32,10 +29,8 @@ from penchant.evaluation.preference_pairs import flatten_groups, prompt_numbers
 from penchant.evaluation.rewards import Reward
 from penchant.evaluation.score_file import accuracy_of_scores
 from penchant.evaluation.statistics import Estimate
-from penchant.models.loading import load_model, load_tokenizer
 from penchant.models.model_kind import require_language_model
 from penchant.models.preference_head import NAME, load_head
-from penchant.progress import Progress
 from penchant.storage.files import write_atomically
 
 if TYPE_CHECKING:
@@ -181,74 +176,3 @@ def _by_head(
     notes += log_new_notes(head_scorer_notes(choice, scorer, sample, reading.dtype), [*logged, *notes])
     rewards = score_with_head(scorer, tokenized, world=world, budget=reading.token_budget, dtype=reading.dtype)
     return list(zip([group.group for group in tokenized], rewards, strict=True)), notes
-
-
-@dataclass(frozen=True)
-class BestOf:
-    """The response that a preference head chooses among n samples for every prompt.
-
-    Attributes:
-        answers: the chosen response to every prompt.
-        rewards: the head's reward of the chosen response to each prompt.
-        all_rewards: the head's rewards of all n responses to each prompt.
-    """
-
-    answers: Answers
-    rewards: tuple[float, ...]
-    all_rewards: tuple[tuple[float, ...], ...]
-
-    def to_json(self) -> dict[str, Any]:
-        rows = self.answers.to_json()["answers"]
-        for row, reward, all_rewards in zip(rows, self.rewards, self.all_rewards, strict=True):
-            row.update(reward=reward, rewards_of_all=list(all_rewards))
-        return {"answers": rows}
-
-    @property
-    def table(self) -> Table:
-        return self.answers.table
-
-
-def answer_best_of(
-    model: str,
-    prompts: Sequence[Text],
-    sampling: Sampling,
-    *,
-    head: str = NAME,
-    reading: Reading = AS_IS,
-    ids: Sequence[Ids] | None = None,
-) -> BestOf:
-    """The response to every prompt that the preference head prefers among `sampling.samples` samples.
-
-    Args:
-        ids: [T] token ids of every prompt if `answering.fit_prompts` has computed them.
-
-    Raises:
-        ModelError: the folder has no such head.
-    """
-    require_language_model(model)
-    chooser = load_head(model, head)
-    reading = reading.on_one_day(model)
-    tokenizer = load_tokenizer(model, chat_template=reading.chat_template)
-    world = World.single()
-    loaded = load_model(model).to(world.device)
-    with Progress("generating", len(prompts), "prompts") as progress:
-        if ids is None:
-            ids = tokenize_prompts(prompts, tokenizer, reading.rendering)
-        responses = generate(loaded, tokenizer, ids, sampling, advance=progress.advance)
-    groups = [
-        PreferenceGroup(p, tuple(candidates), id=str(i))
-        for i, (p, candidates) in enumerate(zip(prompts, responses, strict=True))
-    ]
-    tokenized, _ = tokenize_groups(groups, tokenizer, max_length=10**9, rendering=reading.rendering, empty="keep")
-    choice = choose_scorer(loaded, sample_groups(tokenized))
-    if choice.notice:
-        logger.info(choice.notice)
-    scorer = HeadedScorer(choice.scorer, chooser.to(world.device)).eval()
-    rewards = score_with_head(scorer, tokenized, world=world, budget=AS_IS.token_budget, dtype=AS_IS.dtype)
-    best = [max(range(len(row)), key=row.__getitem__) for row in rewards]
-    chosen = tuple((candidates[k],) for candidates, k in zip(responses, best, strict=True))
-    return BestOf(
-        Answers(tuple(prompts), chosen),
-        tuple(row[k] for row, k in zip(rewards, best, strict=True)),
-        tuple(tuple(row) for row in rewards),
-    )

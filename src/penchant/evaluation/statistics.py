@@ -6,7 +6,7 @@ Legend: N values, C clusters (prompts), B resamples in a block.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -214,6 +214,21 @@ def bootstrap_auc(
     aucs = _WeightedAuc.from_scores(positives, negatives)
     blocks = [aucs(draws[:, inverse]) for draws in _draws(len(names), len(inverse), resamples, seed)]
     return _estimate(auc, blocks, len(positives))
+
+
+def bootstrap_weighted(
+    statistic: Callable[[Floats], Floats], clusters: ArrayLike, *, resamples: int = 2000, seed: int = 0
+) -> Estimate:
+    """A statistic of weighted observations with a percentile interval over clusters drawn with replacement.
+
+    Args:
+        statistic: function from [B, N] weights, how often each observation counts, to [B] values.
+        clusters: [N] integers; equal ones are drawn together.
+    """
+    names, inverse = np.unique(np.asarray(clusters), return_inverse=True)
+    value = float(statistic(np.ones((1, len(inverse))))[0])
+    blocks = [statistic(draws[:, inverse]) for draws in _draws(len(names), len(inverse), resamples, seed)]
+    return _estimate(value, blocks, len(inverse))
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from penchant.serving.constraints import AnswerText
@@ -52,6 +52,7 @@ class ChatForm:
         tools: tools whose calls are accepted.
         includes_log_probs: whether the client asks for log-probs.
         includes_usage: whether the client asks for the number of tokens at the end of a stream.
+        observe: called with the text and the finish reason of each answer that ends.
 
     Attributes:
         includes_usage: whether a stream ends with a chunk of usage.
@@ -66,8 +67,10 @@ class ChatForm:
         tools: Sequence[Tool],
         includes_log_probs: bool,
         includes_usage: bool,
+        observe: Callable[[str, str], None],
     ) -> None:
         self._frame, self._prompt_tokens, self._includes_log_probs = frame, prompt_tokens, includes_log_probs
+        self._observe = observe
         self.includes_usage = includes_usage
         self._choices = [_ChatChoice(index, AnswerText(tools)) for index in range(choices)]
 
@@ -92,6 +95,7 @@ class ChatForm:
         choice.content += text
         choice.tokens = end.tokens
         choice.reason = "tool_calls" if choice.calls and end.reason == "stop" else end.reason
+        self._observe(choice.content, choice.reason)
         chunks = [self._chunk(index, {"content": text})] if text else []
         if choice.calls:
             calls = [{"index": number, **call} for number, call in enumerate(choice.calls)]

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from penchant.serving.access import Access, AccessGuard, BodyGuard, Limits
 from penchant.serving.answers import ChatForm, CompletionForm, answer_frame
 from penchant.serving.constraints import answer_guide
 from penchant.serving.experts import Expert, Experts
+from penchant.serving.learning import Learning, answer_observer
 from penchant.serving.requests import ChatRequest, CompletionRequest, Refusal, invalid
 from penchant.serving.router import Router
 from penchant.serving.service import ROUTER, AnswerPlan, Service, in_thread
@@ -62,8 +64,11 @@ def _ids(prompt: str | list[int], expert: Expert) -> Ids:
     return np.array(prompt, dtype=np.int64)
 
 
-async def respond_to_chat(service: Service, request: Request) -> Response:
+async def respond_to_chat(service: Service, learning: Learning | None, request: Request) -> Response:
     """The answer to a chat request, as one document or as a stream.
+
+    Args:
+        learning: what learns from the answers of one expert; None where nothing does.
 
     Raises:
         Refusal: the request cannot be answered.
@@ -74,6 +79,9 @@ async def respond_to_chat(service: Service, request: Request) -> Response:
     messages = await in_thread(lambda: _conversation(chat), deadline)
     decision = await service.choose(chat.model, _question(messages), deadline)
     plan = await in_thread(lambda: _plan(service, chat, messages, decision.expert), deadline)
+    observe: Callable[[str, str], None] = _ignore
+    if learning is not None and learning.expert == decision.expert:
+        observe = answer_observer(learning, chat, service.experts.peek(decision.expert).prompt_text(messages))
     form = ChatForm(
         answer_frame("chatcmpl", decision.expert, decision if chat.model == ROUTER else None),
         prompt_tokens=sum(map(len, plan.prompts)),
@@ -81,8 +89,13 @@ async def respond_to_chat(service: Service, request: Request) -> Response:
         tools=chat.callable_tools,
         includes_log_probs=chat.logprobs,
         includes_usage=chat.includes_usage,
+        observe=observe,
     )
     return await service.respond(chat, plan, form, deadline, request)
+
+
+def _ignore(answer: str, finish_reason: str) -> None:
+    """The observer of answers that nothing learns from."""
 
 
 def _conversation(chat: ChatRequest) -> tuple[Message, ...]:
@@ -112,7 +125,13 @@ def _plan(service: Service, chat: ChatRequest, messages: tuple[Message, ...], na
     return AnswerPlan(name, [prompt], answer_guide(chat, expert), has_waited=chat.model == ROUTER)
 
 
-def build_app(experts: Experts, router: Router | None, limits: Limits, access: Access | None = None) -> FastAPI:
+def build_app(
+    experts: Experts,
+    router: Router | None,
+    limits: Limits,
+    access: Access | None = None,
+    learning: Learning | None = None,
+) -> FastAPI:
     """The web application; the thread that runs the models starts with it.
 
     Args:
@@ -120,13 +139,18 @@ def build_app(experts: Experts, router: Router | None, limits: Limits, access: A
         router: chooses the expert of a request; None where there is none.
         limits: limits on requests.
         access: conditions for access; None accepts every request.
+        learning: learns from the answers of one expert, shown at /learning; None where nothing does.
     """
     worker = Worker(experts, batch=limits.batch, waiting=limits.waiting)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        if learning is not None:
+            learning.start(partial(experts.replace, learning.expert))
         yield
         await asyncio.to_thread(worker.stop)
+        if learning is not None:
+            await asyncio.to_thread(learning.stop)
 
     app = FastAPI(title="Penchant", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
     app.add_middleware(BodyGuard, limits=limits)
@@ -152,13 +176,23 @@ def build_app(experts: Experts, router: Router | None, limits: Limits, access: A
 
     @app.post("/v1/chat/completions")
     async def chat_completions(request: Request) -> Response:
-        return await respond_to_chat(service, request)
+        return await respond_to_chat(service, learning, request)
 
     @app.post("/v1/completions")
     async def completions(request: Request) -> Response:
         return await respond_to_completion(service, request)
 
+    if learning is not None:
+        _add_learning(app, learning)
     return app
+
+
+def _add_learning(app: FastAPI, learning: Learning) -> None:
+    """Add the route that shows what was learnt."""
+
+    @app.get("/learning")
+    async def status() -> dict[str, Any]:
+        return await asyncio.to_thread(learning.status)
 
 
 def _add_models(app: FastAPI, service: Service) -> None:

@@ -31,19 +31,28 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Expert:
-    """One model ready to answer; its adapter is active until `Experts.get` activates another one.
+    """One model ready to answer; its adapter is active until `Experts.activate` activates another one.
 
     Attributes:
         model: the language model.
         tokenizer: its tokenizer.
         ends: ids that end an answer.
         context: maximum number of tokens the model reads; None for no maximum.
+        adapter: name of its adapter on a model that several experts share; None where the model is its own.
     """
 
     model: Any
     tokenizer: PreTrainedTokenizerBase
     ends: frozenset[int]
     context: int | None
+    adapter: str | None = None
+
+    @classmethod
+    def of_model(cls, model: Any, folder: str, adapter: str | None = None) -> Expert:
+        """The expert of a loaded model, with the tokenizer of its folder."""
+        tokenizer = load_tokenizer(folder)
+        model = model.to(local_device()).eval()
+        return cls(model, tokenizer, frozenset(ends_of(model, tokenizer)), context_length(model.config), adapter)
 
     def text(self, prompt: Ids) -> TokenText:
         """The decoder of an answer to a prompt."""
@@ -79,9 +88,14 @@ class Expert:
         Raises:
             PenchantError: the template does not render the messages.
         """
-        last = ControlText.from_tokenizer(self.tokenizer).escape(content_of(messages[-1]))
-        text: Text = messages if self.tokenizer.chat_template is not None else last
+        text = self.prompt_text(messages)
+        if isinstance(text, str):
+            text = ControlText.from_tokenizer(self.tokenizer).escape(text)
         return tokenize_prompts([text], self.tokenizer)[0]
+
+    def prompt_text(self, messages: tuple[Message, ...]) -> Text:
+        """What the model reads of a conversation: the messages; without a chat template, the last one's text."""
+        return messages if self.tokenizer.chat_template is not None else content_of(messages[-1])
 
     def plain_prompt(self, text: str) -> Ids:
         """[T] ids of plain text, in which control tokens are read as tokens."""
@@ -105,8 +119,6 @@ class Experts:
 
     def __init__(self, folders: Mapping[str, str]) -> None:
         self.names = list(folders)
-        self._folders = dict(folders)
-        self._adapters: dict[str, str] = {}
         self._at_work: dict[int, str] = {}
         self._experts: dict[str, Expert] = {}
         shared: dict[str, Any] = {}
@@ -116,13 +128,12 @@ class Experts:
             base = adapter_base(folder)
             siblings = [n for n, f in folders.items() if adapter_base(f) == base]
             if base is None or len(siblings) == 1 or not is_shareable(folder):
-                model: Any = load_model(folder)
-            else:
-                model = self._with_adapter(name, folder, base, shared)
-            tokenizer = load_tokenizer(folder)
-            model = model.to(local_device()).eval()
-            ends = frozenset(ends_of(model, tokenizer))
-            self._experts[name] = Expert(model, tokenizer, ends, context_length(model.config))
+                self._experts[name] = Expert.of_model(load_model(folder), folder)
+                continue
+            adapter = f"expert{len(self._experts)}"  # The name of a module cannot contain a dot.
+            under = shared[base] if base in shared else load_model(base)
+            shared[base] = load_adapter(under, folder, name=adapter)
+            self._experts[name] = Expert.of_model(shared[base], folder, adapter)
         # Only after all ends are read, because adapters share the base's generation settings.
         for expert in self._experts.values():
             _forget_generation(expert.model)
@@ -130,22 +141,28 @@ class Experts:
     def get(self, name: str) -> Expert:
         """The expert with its adapter activated; to be called from one thread only."""
         expert = self._experts[name]
-        adapter = self._adapters.get(name)
-        if adapter is not None and self._at_work.get(id(expert.model)) != adapter:
-            expert.model.set_adapter(adapter)
-            self._at_work[id(expert.model)] = adapter
+        self.activate(expert)
         return expert
+
+    def activate(self, expert: Expert) -> None:
+        """Activate an expert's adapter; to be called from one thread only."""
+        if expert.adapter is not None and self._at_work.get(id(expert.model)) != expert.adapter:
+            expert.model.set_adapter(expert.adapter)
+            self._at_work[id(expert.model)] = expert.adapter
 
     def peek(self, name: str) -> Expert:
         """The expert without activating its adapter, for uses that need no weights."""
         return self._experts[name]
 
-    def _with_adapter(self, name: str, folder: str, base: str, shared: dict[str, Any]) -> Any:
-        # The name of a module cannot contain a dot.
-        self._adapters[name] = f"expert{len(self._adapters)}"
-        under = shared[base] if base in shared else load_model(base)
-        shared[base] = load_adapter(under, folder, name=self._adapters[name])
-        return shared[base]
+    def replace(self, name: str, folder: str) -> None:
+        """Load another model folder, in any thread, and let it give the expert's answers that begin from now on.
+
+        Raises:
+            ModelError: the model cannot be loaded; the expert stays as it is.
+        """
+        expert = Expert.of_model(load_model(folder), folder)
+        _forget_generation(expert.model)
+        self._experts[name] = expert
 
 
 def _forget_generation(model: Any) -> None:

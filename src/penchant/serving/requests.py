@@ -14,7 +14,7 @@ from penchant.data.messages import Message, with_context
 WITHOUT_EFFECT = frozenset(
     {"user", "store", "metadata", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention"}
 )
-"""Parameters that never change an answer: its user, its storage and its price."""
+"""Parameters that never change an answer: its user, its storage and its price; ignored where they are unsupported."""
 
 OFF: Mapping[str, Sequence[Any]] = {
     "best_of": (1,),
@@ -47,7 +47,7 @@ def without_neutral(fields: Mapping[str, Any], supported: frozenset[str]) -> dic
     return {
         name: value
         for name, value in fields.items()
-        if value is not None and name not in WITHOUT_EFFECT and (name in supported or not is_off(name, value, OFF))
+        if value is not None and (name in supported or not (name in WITHOUT_EFFECT or is_off(name, value, OFF)))
     }
 
 
@@ -258,7 +258,7 @@ class CompletionSettings(Part):
 
 
 class ChatRequest(CompletionSettings):
-    """A request for a chat completion."""
+    """A request for a chat completion; where `store` is false, a server that learns does not store it."""
 
     prompt_field: ClassVar[str] = "messages"
     messages: list[Turn] = Field(min_length=1)
@@ -270,6 +270,7 @@ class ChatRequest(CompletionSettings):
     max_completion_tokens: int | None = Field(None, ge=1)
     logprobs: bool = False
     top_logprobs: int = Field(0, ge=0, le=MAX_TOP_LOG_PROBS)
+    store: bool = True
 
     @model_validator(mode="after")
     def _consistent(self) -> ChatRequest:

@@ -19,6 +19,7 @@ from penchant.serving.router import ROUTER, Router, load_router
 
 if TYPE_CHECKING:
     from penchant.serving.access import Access
+    from penchant.serving.learning import Learning
 
 TIMED_OUT = b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
 
@@ -87,7 +88,14 @@ def find_experts(sources: Sequence[str]) -> tuple[dict[str, str], Router | None]
 
 
 def serve(
-    folders: Mapping[str, str], router: Router | None, limits: Limits, access: Access, *, host: str, port: int
+    folders: Mapping[str, str],
+    router: Router | None,
+    limits: Limits,
+    access: Access,
+    *,
+    host: str,
+    port: int,
+    learning: Learning | None = None,
 ) -> None:
     """Load the models and serve until SIGTERM or Ctrl-C, after which running answers are completed.
 
@@ -98,6 +106,7 @@ def serve(
         access: conditions for access.
         host: name or address to listen at.
         port: port to listen at.
+        learning: learns from the answers of one expert; None where nothing does.
 
     Raises:
         ConfigError: the libraries are not installed.
@@ -108,7 +117,7 @@ def serve(
 
         from penchant.serving.app import build_app
     _check_address(host, port)
-    app = build_app(Experts(folders), router, limits, access)
+    app = build_app(Experts(folders), router, limits, access, learning)
     uvicorn.run(
         app,
         host=host,

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from penchant.serving.batch import Batch
-from penchant.serving.experts import Experts
+from penchant.serving.experts import Expert, Experts
 from penchant.serving.jobs import Failure, Job, Outcomes
 
 T = TypeVar("T")
@@ -45,6 +45,15 @@ class _Call(Generic[T]):
             self.future.set_exception(Overloaded())
 
 
+@dataclass(frozen=True)
+class _Rows:
+    """The rows that one model of an expert generates; a model that was replaced completes its own."""
+
+    name: str
+    expert: Expert
+    batch: Batch
+
+
 class Worker:
     """The thread that runs the models, and its queue.
 
@@ -63,7 +72,7 @@ class Worker:
         self._experts, self._max_rows, self._max_waiting = experts, batch, waiting
         self._queue: deque[Job | _Call[Any]] = deque()
         self._condition = threading.Condition()
-        self._batches: dict[str, Batch] = {}
+        self._rows: list[_Rows] = []
         self._outcomes = Outcomes()
         self.counts, self.metrics = self._outcomes.counts, self._outcomes.metrics
         self.stopping = False
@@ -80,14 +89,17 @@ class Worker:
     @property
     def running(self) -> int:
         """Number of rows being generated."""
-        return sum(len(batch) for batch in list(self._batches.values()))
+        return sum(len(rows.batch) for rows in list(self._rows))
 
     def load(self) -> dict[str, Counter[str]]:
         """Number of running and of waiting jobs by expert, by the names of `metrics.GAUGES`."""
         with self._condition:
             waiting = [item for item in self._queue if isinstance(item, Job)]
+        running: Counter[str] = Counter()
+        for rows in list(self._rows):
+            running[rows.name] += len(rows.batch)
         return {
-            "num_requests_running": Counter({name: len(batch) for name, batch in list(self._batches.items())}),
+            "num_requests_running": running,
             "num_requests_waiting": Counter(job.expert for job in waiting),
         }
 
@@ -135,10 +147,10 @@ class Worker:
     def _work(self) -> None:
         while True:
             with self._condition:
-                self._condition.wait_for(lambda: self._queue or self._batches or self.stopping)
+                self._condition.wait_for(lambda: self._queue or self._rows or self.stopping)
                 if self.stopping:
                     self._refuse_waiting()
-                    if not self._batches:
+                    if not self._rows:
                         return
             self._admit()
             self._write()
@@ -164,10 +176,18 @@ class Worker:
         for name, newcomers in jobs.items():
             try:
                 expert = self._experts.get(name)
-                self._batches.setdefault(name, Batch(self._outcomes)).add(newcomers, expert)
+                self._batch_of(name, expert).add(newcomers, expert)
             except Exception as error:
                 for job in newcomers:
                     self._outcomes.end(job, Failure.from_error(error))
+
+    def _batch_of(self, name: str, expert: Expert) -> Batch:
+        """The batch of an expert's present model, a new one where it has none."""
+        for rows in self._rows:
+            if rows.expert is expert:
+                return rows.batch
+        self._rows.append(_Rows(name, expert, Batch(self._outcomes)))
+        return self._rows[-1].batch
 
     def _next(self, room: int, longest: int, count: int) -> Job | _Call[Any] | None:
         """The next item of the queue that may start now; None where there is none. Cancelled jobs are removed.
@@ -191,11 +211,11 @@ class Worker:
 
     def _write(self) -> None:
         """Generate one token for each row of each expert."""
-        for name, batch in list(self._batches.items()):
+        for rows in list(self._rows):
             try:
-                self._experts.get(name)
-                batch.step()
+                self._experts.activate(rows.expert)
+                rows.batch.step()
             except Exception as error:
-                batch.fail(Failure.from_error(error))
-            if not len(batch):
-                del self._batches[name]
+                rows.batch.fail(Failure.from_error(error))
+            if not len(rows.batch):
+                self._rows.remove(rows)

@@ -13,6 +13,7 @@ from penchant.config.objective import code_runs
 from penchant.config.run import RunConfig
 from penchant.config.run_sections import DataConfig
 from penchant.data.groups import PreferenceGroup, as_text
+from penchant.data.label_noise import add_label_noise
 from penchant.data.reading import GroupSet, read_groups
 from penchant.data.splitting import split_by_prompt
 from penchant.data.tokenization import tokenize_groups
@@ -155,6 +156,7 @@ def tokenize_inputs(config: RunConfig, tokenizer: PreTrainedTokenizerBase, conte
         _check_metric(config.evaluation.metric, config.built_objective, len(config.reference_sources))
     if config.candidates == "given":
         train = filter_learnable_groups(config, _scored(config, train), "training", data.train, notes)
+        train = _with_label_noise(config, train, data.train, notes)
     if held_out:
         held_out = filter_learnable_groups(config, _scored(config, held_out), "held-out", held_out_source, notes)
     fitting: list[PreferenceGroup] = []
@@ -213,7 +215,25 @@ def check_inputs(config: RunConfig, train: list[PreferenceGroup], held_out: list
     for name, groups in (("training", train_groups), ("held-out", held_out)):
         if groups:
             scored = groups if config.reward is None else [_foreseen(group) for group in groups]
-            filter_learnable_groups(config, scored, name, f"{name} groups", [])
+            learnable = filter_learnable_groups(config, scored, name, f"{name} groups", [])
+            if name == "training":
+                _with_label_noise(config, learnable, f"{name} groups", [])
+
+
+def _with_label_noise(
+    config: RunConfig, groups: list[PreferenceGroup], source: str, notes: list[str]
+) -> list[PreferenceGroup]:
+    """The training groups with the share of reversed labels that the configuration asks for, counted in `notes`."""
+    share, seed = config.data.label_noise, config.training.seed
+    if not share:
+        return groups
+    with locate_errors(source):
+        noisy, count = add_label_noise(groups, share, seed)
+    notes.append(
+        f"training: {count} of {len(groups)} groups have their label reversed "
+        f"(data.label_noise={share}, training.seed={seed})"
+    )
+    return noisy
 
 
 def _foreseen(group: PreferenceGroup) -> PreferenceGroup:

@@ -48,6 +48,7 @@ def peak(make_groups, shapes, vocabulary=1000, window=None) -> int:
         return tracker.peak - start_bytes
 
 
+@pytest.mark.slow_but("long prompt", "sliding")
 @pytest.mark.parametrize(
     ("small", "large", "window"),
     [

@@ -55,6 +55,7 @@ def log_probs_and_gradients(model, batch):
     return scores.detach(), {name: p.grad.clone() for name, p in model.named_parameters()}
 
 
+@pytest.mark.slow
 def test_50_batches_compile_a_layer_once_and_the_last_once(model, make_groups):
     """In one graph without a break, whatever the sizes; the last layer reads fewer rows, the last norm is alone."""
     counters.clear()
@@ -107,6 +108,7 @@ class BackwardFails(torch.autograd.Function):
         raise RuntimeError("no kernel image")
 
 
+@pytest.mark.slow_but("numbers")
 @pytest.mark.parametrize(
     ("change", "problem"),
     [
@@ -132,6 +134,7 @@ def test_a_frozen_model_is_left_as_it_is(model, make_groups):
     assert compile_checked(model, make_groups(SHAPES, 0), lambda x: x) == (None, False)
 
 
+@pytest.mark.slow
 def test_the_check_takes_a_random_state_of_its_own(model, make_groups, monkeypatch):
     """Layers that draw random numbers compare alike, and numbers drawn later are what they were."""
     model.model.layers[0].mlp.down_proj = torch.nn.Sequential(
@@ -252,6 +255,7 @@ def test_a_stacks_parts_are_products_of_their_own_input(model):
     assert {name: getattr(layer.self_attn, name) for name in names} == layers
 
 
+@pytest.mark.slow
 def test_working_weights_compile_a_layer_once_and_the_last_once(model, make_groups):
     counters.clear()
     weights = WorkingWeights(model, torch.bfloat16)

@@ -18,7 +18,7 @@ from penchant.data.tokenization import tokenize_prompts
 from penchant.engine.grammars import Grammars
 from penchant.errors import DataError
 from penchant.evaluation.tool_calls.calls import Call, Function
-from penchant.evaluation.tool_calls.grammars import PROSE, SPEECH
+from penchant.evaluation.tool_calls.grammars import PROSE, SPEECH, Tags
 from penchant.evaluation.tool_calls.latency import LatencySettings, measure_in_this_process, quantize_int8
 from penchant.evaluation.tool_calls.questions import ToolQuestion
 from penchant.evaluation.tool_calls.reading import native_name, read_calls, read_json_calls
@@ -150,11 +150,12 @@ class ScriptedModel(Stub):
 
 
 def scripted_answers(tokenizer, questions, style, answers):
-    prompts = tokenize_prompts([STYLES[style].ask(question, tokenizer) for question in questions], tokenizer)
+    prompts = tokenize_prompts([STYLES[style].ask(question) for question in questions], tokenizer)
     model = ScriptedModel(tokenizer, prompts, answers)
     return answer_questions(model, tokenizer, questions, STYLES[style], max_new_tokens=2000, constrained=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("style", STYLES)
 def test_random_answers_are_read_as_calls_on_offer(tokenizer, style):
     complete_answers, call_count, arguments = 0, 0, set()
@@ -186,7 +187,7 @@ def test_random_answers_are_read_as_calls_on_offer(tokenizer, style):
 
 
 def accepts(tokenizer, style, question, text):
-    guide, prefix = Grammars(tokenizer, [2]).guide(STYLES[style].grammar(question, tokenizer)), []
+    guide, prefix = Grammars(tokenizer, [2]).guide(STYLES[style].grammar(question, Tags.from_tokenizer(tokenizer))), []
     for token in [*tokenizer(text, add_special_tokens=False)["input_ids"], 2]:
         if token not in guide.allowed_tokens(prefix):
             return False
@@ -256,7 +257,10 @@ def test_texts_of_the_json_grammar(tokenizer, arguments, right):
 def test_any_tokens_that_spell_an_answer_are_allowed(tokenizer):
     """A tokenizer's tokens of a text depend on its neighbours; the grammar allows all, even where a name is certain."""
     question = make_question([function("m.go", {"where": {"type": "string"}}, ["where"])])
-    guide, prefix = Grammars(tokenizer, [2]).guide(STYLES["signatures"].grammar(question, tokenizer)), []
+    guide, prefix = (
+        Grammars(tokenizer, [2]).guide(STYLES["signatures"].grammar(question, Tags.from_tokenizer(tokenizer))),
+        [],
+    )
     assert len(tokenizer("m.go(where=", add_special_tokens=False)["input_ids"]) < len("m.go(where=")
     for letter in "[m.go(where='Rome')]":
         [token] = tokenizer(letter, add_special_tokens=False)["input_ids"]
@@ -314,7 +318,7 @@ def test_a_random_model_in_batches_and_alone_and_in_eight_bits(model_path, token
 
 def test_answers_cut_by_the_token_limit_are_counted(tokenizer):
     question = make_question([function("f", {"a": {"type": "string"}}, ["a"])], [{"f": {"a": ["x" * 50]}}])
-    prompts = tokenize_prompts([STYLES["signatures"].ask(question, tokenizer)], tokenizer)
+    prompts = tokenize_prompts([STYLES["signatures"].ask(question)], tokenizer)
     model = ScriptedModel(tokenizer, prompts, [right_answer(question)])
     judged_answers = {}
     for max_new_tokens in (10, 200):
@@ -398,7 +402,8 @@ def in_json(question, *, ascii_only):
 
 
 class TestRightAnswersCanBeWritten:
-    @settings(max_examples=80, deadline=None)
+    @pytest.mark.slow
+    @settings(max_examples=50, deadline=None)
     @given(question=questions_with_answers(), style=st.sampled_from(["signatures", "messages"]))
     def test_in_python(self, tokenizer, question, style):
         right = right_answer(question) if style == "signatures" else right_answer(question).strip()
@@ -407,7 +412,7 @@ class TestRightAnswersCanBeWritten:
         assert judged.is_complete
         assert read_calls(judged.answer) == right_calls(question)
 
-    @settings(max_examples=60, deadline=None)
+    @settings(max_examples=25, deadline=None)
     @given(question=questions_with_answers(), ascii_only=st.booleans())
     def test_in_json(self, tokenizer, question, ascii_only):
         right = in_json(question, ascii_only=ascii_only)
@@ -423,7 +428,7 @@ class TestRightAnswersCanBeWritten:
         questions = read_bfcl(shared_data / "bfcl")[0][::7]
         grammars, other = Grammars(tokenizer, [tokenizer.eos_token_id]), []
         for question in questions:
-            guide, prefix = grammars.guide(STYLES["signatures"].grammar(question, tokenizer)), []
+            guide, prefix = grammars.guide(STYLES["signatures"].grammar(question, Tags.from_tokenizer(tokenizer))), []
             for token in [*tokenizer(right_answer(question))["input_ids"][1:], tokenizer.eos_token_id]:
                 if token not in guide.allowed_tokens(prefix):
                     other.append(question.id)
@@ -469,7 +474,7 @@ class TestNative:
         assert '"</tool_call>"' not in judged.answer
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
     text=st.from_regex(re.compile(PROSE), fullmatch=True) | st.sampled_from(["f f(x)", "not f()", "I (see)", "a, b()"])
 )
@@ -495,7 +500,7 @@ def test_answers_in_other_languages_are_refused(tokenizer, style):
 def test_too_many_arguments(tokenizer):
     many = make_question([function("f", {f"a{n}": {"type": "integer"} for n in range(65)})])
     with pytest.raises(DataError, match="takes 65 arguments"):
-        STYLES["signatures"].grammar(many, tokenizer)
+        STYLES["signatures"].grammar(many, Tags.from_tokenizer(tokenizer))
     question = make_question(
         [function("f", {f"a{n}": {"type": "integer"} for n in range(64)}, [f"a{n}" for n in range(64)])]
     )
@@ -512,5 +517,5 @@ def test_the_latency_of_constrained_answers_includes_their_grammars(model_path, 
     report = measure_in_this_process(setting, QUESTIONS[:3], torch.get_num_threads())
     assert report.timed == 3
     assert report.tokens_per_second > 0
-    grammars = [STYLES["signatures"].grammar(question, tokenizer) for question in QUESTIONS[:3]]
+    grammars = [STYLES["signatures"].grammar(question, Tags.from_tokenizer(tokenizer)) for question in QUESTIONS[:3]]
     assert compiled == [grammars[0], *grammars]

@@ -13,6 +13,7 @@ from penchant.models.loading import load_model
 from penchant.recipes.small_llama import Sizes, build_small_llama
 
 
+@pytest.mark.slow
 def test_latency_and_memory_of_answers(bfcl, tiny_model):
     report = measure_latency(LatencySettings(str(tiny_model), "signatures", max_new_tokens=4), read_bfcl(bfcl)[0][:3])
     assert report.timed == 3
@@ -39,6 +40,7 @@ def test_the_subprocess_has_as_many_threads(bfcl, tiny_model, monkeypatch):
         torch.set_num_threads(threads)
 
 
+@pytest.mark.slow
 def test_an_error_in_the_subprocess_is_raised_here(bfcl):
     with pytest.raises(ModelError, match="there is no such folder"):
         measure_latency(LatencySettings("./nowhere", "signatures"), read_bfcl(bfcl)[0])

@@ -73,6 +73,7 @@ def test_javascript(text, kind, items, value):
     assert type(result) is type(value)
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=2000)
 @given(st.sampled_from(["", "[[", "new Array([", "new  Array( ["]), st.lists(PIECES, max_size=14))
 def test_rows_are_what_the_official_expression_matches(opening, pieces):

@@ -170,6 +170,7 @@ JSON = st.recursive(
 KINDS = {"python": PYTHON_TYPES, "java": JAVA_TYPES, "javascript": JAVASCRIPT_TYPES}
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=400)
 @given(st.data())
 def test_every_value_that_can_be_read_is_scored(data):

@@ -9,7 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from penchant.evaluation.tool_calls.calls import Call, Function
-from penchant.evaluation.tool_calls.reading import native_name, read_calls, read_json_calls, write_calls
+from penchant.evaluation.tool_calls.reading import (
+    native_name,
+    read_calls,
+    read_json_calls,
+    read_native_calls,
+    write_calls,
+)
 
 NAMES = st.from_regex(r"[a-z][a-z0-9_]{0,5}", fullmatch=True).filter(lambda name: not keyword.iskeyword(name))
 VALUES = st.recursive(
@@ -21,6 +27,7 @@ VALUES = st.recursive(
 )
 
 
+@pytest.mark.slow
 @given(st.lists(st.tuples(NAMES, st.dictionaries(NAMES, VALUES, max_size=3)), min_size=1, max_size=3))
 def test_written_calls_are_read_back(pairs):
     calls = [Call(name, arguments) for name, arguments in pairs]
@@ -185,3 +192,25 @@ def test_arguments_that_are_called_parameters():
 def test_a_comma_after_an_inner_generic_belongs_to_the_outer_one():
     answer = "f(m=new HashMap<List<Integer>, String>(), n=1)"
     assert read_calls(answer, "java") == [Call("f", {"m": "new HashMap<List<Integer>, String>()", "n": "1"})]
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        '{"name": "m_f", "arguments": {"a": 1}}',
+        '<tool_call>[{"name": "m_f", "arguments": {"a": 1}}]</tool_call>',
+        '<|python_tag|>{"name": "m_f", "parameters": {"a": 1}}',
+        '[TOOL_CALLS][{"name": "m_f", "arguments": {"a": 1}}]',
+        "[m_f(a=1)]",
+        "[m.f(a=1)]",
+        "<|tool_call_start|>[m_f(a=1)]<|tool_call_end|>",
+    ],
+)
+def test_the_forms_of_chat_templates(answer):
+    function = Function.read({"name": "m.f", "parameters": {"properties": {"a": {"type": "integer"}}}}, "test")
+    assert read_native_calls(answer, [function]) == [Call("m.f", {"a": 1})]
+
+
+@pytest.mark.parametrize("answer", ["m_f(a=1)", "Use [m_f(a=1)].", "[1, 2", "None of the functions serves.", ""])
+def test_words_are_no_native_calls(answer):
+    assert not read_native_calls(answer, [])

@@ -9,12 +9,14 @@ from dataclasses import replace
 import pytest
 
 from penchant.cli.main import run
+from penchant.data.chat import ChatRenderer
 from penchant.data.groups import Message
 from penchant.errors import ModelError
 from penchant.evaluation.tool_calls.calls import Call, Fault, Function
+from penchant.evaluation.tool_calls.category_means import macro_mean
 from penchant.evaluation.tool_calls.questions import ToolQuestion, read_bfcl
 from penchant.evaluation.tool_calls.styles import STYLES
-from penchant.evaluation.tool_calls.suite import JudgedAnswer, ToolReport, macro_mean
+from penchant.evaluation.tool_calls.suite import JudgedAnswer, ToolReport
 from penchant.models.gguf.writing import export_gguf
 from penchant.models.loading import load_tokenizer
 from penchant.recipes.small_llama import Sizes, build_small_llama
@@ -25,7 +27,7 @@ TEMPLATE = "{% for tool in tools %}{{ tool.function | tojson }}\n{% endfor %}{{ 
 def test_signatures(bfcl):
     both = read_bfcl(bfcl)[0][2]
     style = STYLES["signatures"]
-    assert style.ask(both, None) == "m.add(a: integer, b?: float)\nm.sub(a?: dict)\nQ: Both.\nA:"
+    assert style.ask(both) == "m.add(a: integer, b?: float)\nm.sub(a?: dict)\nQ: Both.\nA:"
     assert style.read(" [m.add(a=1)]", both) == [Call("m.add", {"a": 1})]
 
 
@@ -33,25 +35,34 @@ def test_signatures_of_several_messages(bfcl):
     both = read_bfcl(bfcl)[0][2]
     turns = [("system", "Be brief."), ("user", "Hi."), ("assistant", "Hello."), ("user", "Both.")]
     question = replace(both, messages=tuple(Message(role=role, content=content) for role, content in turns))
-    assert STYLES["signatures"].ask(question, None).splitlines()[2:] == [
+    assert STYLES["signatures"].ask(question).splitlines()[2:] == [
         "system: Be brief.", "Q: Hi.", "A: Hello.", "Q: Both.", "A:"
     ]  # fmt: skip
 
 
 def test_messages(bfcl):
     both = read_bfcl(bfcl)[0][2]
-    system, user = STYLES["messages"].ask(both, None)
+    system, user = STYLES["messages"].ask(both)
     assert [json.loads(line)["name"] for line in system["content"].splitlines()[-2:]] == ["m.add", "m.sub"]
     assert user == {"role": "user", "content": "Both."}
+
+
+def rendered(question, tokenizer):
+    """The text of the native prompt."""
+    return ChatRenderer(tokenizer).prompt(STYLES["native"].ask(question)).text
 
 
 def test_native(bfcl, tiny_model):
     both = read_bfcl(bfcl)[0][2]
     tokenizer = load_tokenizer(str(tiny_model))
     with pytest.raises(ModelError, match="no chat template"):
-        STYLES["native"].ask(both, tokenizer)
+        STYLES["native"].check(tokenizer)
+    tokenizer.chat_template = "{{ messages[-1].content }}:"
+    with pytest.raises(ModelError, match="ignores tools"):
+        STYLES["native"].check(tokenizer)
     tokenizer.chat_template = TEMPLATE
-    add, sub, question = STYLES["native"].ask(both, tokenizer).splitlines()
+    STYLES["native"].check(tokenizer)
+    add, sub, question = rendered(both, tokenizer).splitlines()
     assert json.loads(add)["name"] == "m_add"
     parameters = json.loads(add)["parameters"]
     assert parameters["type"] == "object"
@@ -83,7 +94,7 @@ def test_native_values_of_java_and_javascript_are_strings(tiny_model, category, 
     question = ToolQuestion("q", category, (message,), functions, accepted)
     tokenizer = load_tokenizer(str(tiny_model))
     tokenizer.chat_template = TEMPLATE
-    [tool_line, _] = STYLES["native"].ask(question, tokenizer).splitlines()
+    [tool_line, _] = rendered(question, tokenizer).splitlines()
     tool = json.loads(tool_line)
     x = tool["parameters"]["properties"]["x"]
     assert x.keys() == {"type", "description"}
@@ -101,7 +112,7 @@ def test_native_types_with_null(tiny_model):
     question = ToolQuestion("q", "simple", (Message(role="user", content="Go."),), (function,), ({"f": {}},))
     tokenizer = load_tokenizer(str(tiny_model))
     tokenizer.chat_template = TEMPLATE
-    x = json.loads(STYLES["native"].ask(question, tokenizer).splitlines()[0])["parameters"]["properties"]["x"]
+    x = json.loads(rendered(question, tokenizer).splitlines()[0])["parameters"]["properties"]["x"]
     assert x == {"type": ["object", "null"], "properties": {"k": {"type": "number"}}}
 
 
@@ -126,7 +137,8 @@ def test_the_mean_of_categories_by_hand():
     assert math.isnan(macro_mean([]).value)
 
 
-def test_the_verb(bfcl, tiny_model, tmp_path, capsys):
+@pytest.mark.slow
+def test_the_verb(bfcl, tiny_model, tmp_path, capsys, request):
     command = ["tool-calls", str(tiny_model), "--data", str(bfcl), "--style", "signatures", "--max-new-tokens", "4"]
     assert run([*command, "--limit", "1", "--answers", str(tmp_path / "a.jsonl"), "--json"]) == 0
     out, stderr = capsys.readouterr()
@@ -139,6 +151,7 @@ def test_the_verb(bfcl, tiny_model, tmp_path, capsys):
     assert sum(row["fault"] is None for row in rows) == result["overall"]["value"] * 5
     assert run([*command, "--category", "nothing"]) == 2
     assert "there is no category 'nothing'" in capsys.readouterr().err
+    request.getfixturevalue("latency_in_this_process")
     assert run([*command, "--timed", "2", "--category", "irrelevance", "--category", "irrelevance"]) == 0
     assert "mean of categories" in capsys.readouterr().out
 
@@ -163,6 +176,7 @@ def test_the_verb_constrained(bfcl, tmp_path, capsys, latency_in_this_process):
     assert "--category" in stderr
 
 
+@pytest.mark.slow
 def test_a_gguf_file_answers_as_its_folder_does(bfcl, tmp_path, latency_in_this_process):
     build_small_llama(tmp_path / "model", ["m.add(a=1)  # the sum of 1 and 2"], Sizes(300, 32, 1, 2, 512), seed=0)
     export_gguf(str(tmp_path / "model"), tmp_path / "model.gguf", "f32")

@@ -211,6 +211,7 @@ def test_missing_verdict_file_differs_from_none(recipe_run):
         dialogue(configured(recipe_run[0], review={"most": 4, "verdicts": "mistyped.jsonl"}))
 
 
+@pytest.mark.slow
 def test_judge_and_adapters(recipe_run, tmp_path, chat_endpoint, tiny_bert):
     """The judge prefers the answer in the first position, which is a tie over both orders.
 

@@ -295,6 +295,7 @@ def test_finished_stages_are_skipped(assert_stages_done, recipe_run):
     assert_stages_done(domain_expert, make_config(folder), result)
 
 
+@pytest.mark.slow
 def test_named_models_and_adapters(recipe_run, tmp_path):
     out = recipe_run[0] / "out"
     lora = {"training": STEPS, "lora": {"rank": 2}}
@@ -308,6 +309,7 @@ def test_named_models_and_adapters(recipe_run, tmp_path):
     assert result["residual"]["chosen"] == 1
 
 
+@pytest.mark.slow
 def test_a_judge_without_verdicts_and_bert_score(recipe_run, tmp_path, chat_endpoint):
     """Failed verdicts count as ties and are reported."""
     shutil.copytree(recipe_run[0] / "out", tmp_path / "out")
@@ -367,6 +369,7 @@ def test_groups_without_a_preference_are_refused(tmp_path):
         domain_expert(config)
 
 
+@pytest.mark.slow
 def test_base_and_instruct_of_different_shapes(recipe_run, tmp_path, tiny_model):
     folders = {"base": str(recipe_run[0] / "out" / "base" / "run"), "instruct": str(tiny_model)}
     with pytest.raises(ModelError):

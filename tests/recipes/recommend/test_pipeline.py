@@ -150,6 +150,7 @@ def test_finished_stages_are_skipped(assert_stages_done, recipe_run):
     assert_stages_done(recommend, make_config(folder), result)
 
 
+@pytest.mark.slow
 def test_methods_start_from_a_merged_adapter(recipe_run, tmp_path):
     """The SFT adapter is merged, so that a method's adapter is not put on another one."""
     lora = {"training": STEPS, "lora": {"rank": 2}}
@@ -236,6 +237,7 @@ def test_missing_data(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_advice_of_a_stages_run_can_be_followed(recipe_run, advised_sections):
     expected = {
         "model": {"training"},

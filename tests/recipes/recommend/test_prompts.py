@@ -61,6 +61,14 @@ def test_negatives_in_proportion_to_their_weights():
         assert abs(counts[k] - expected) < 4 * expected**0.5
 
 
+def test_negatives_without_weight_come_last_in_a_random_order():
+    orders = [draw_negatives(make_question(number), 3, [0, 2, 50, 0], 0) for number in range(400)]
+    assert {negatives[0] for negatives in orders} == {1}
+    counts = Counter(negatives[1] for negatives in orders)
+    assert set(counts) == {0, 3}
+    assert abs(counts[0] - 200) < 40
+
+
 def test_hard_negatives_have_the_highest_scores():
     assert hardest_negatives(make_question(0), 2, [1.0, 3.0, 9.0, 3.0]) == (1, 3)
 

@@ -7,9 +7,9 @@ from collections import Counter
 import pytest
 
 from penchant.errors import ConfigError
+from penchant.recipes.self_improve.attempts import attempt_prompts, is_satisfied, progress_group
 from penchant.recipes.self_improve.buffer import Judgement, ReplayBuffer
-from penchant.recipes.self_improve.loop import attempt_prompts, is_satisfied, progress_group
-from penchant.recipes.self_improve.verifying import Verdict
+from penchant.recipes.self_improve.verifying import Verdict, verifier_text
 
 PROMPTS = {"a": "Say 1.", "b": "Say 2.", "c": "Say 3."}
 ANSWERS = {
@@ -181,3 +181,39 @@ def test_progress_group():
     ):
         assert progress_group("a", judgements) is None
     assert not is_satisfied(judgements_of(("x", ()))[0])
+
+
+CHAT = ({"role": "system", "content": "Be short."}, {"role": "user", "content": "Say 2."})
+
+
+def test_conversations_are_attempted_in_their_turns(buffer):
+    """Memory fills the last message; the verifier reads every turn; the group has the prompt without memory."""
+    requests, judged = [], []
+
+    def answer(prompts, seeds):
+        requests.extend(prompts)
+        return ["no" if len(requests) == 1 else "2" for _ in prompts]
+
+    def judge(prompts, answers):
+        judged.extend(prompts)
+        return verifier(prompts, answers)
+
+    attempt_prompts({"a": CHAT}, 1, answer, judge, buffer, attempts=3, memory="{prompt}|{answer}|{critique}", seed=0)
+    second_turn = {"role": "user", "content": "Say 2.|no|it is another number"}
+    assert requests == [CHAT, (CHAT[0], second_turn)]
+    assert judged == ["system: Be short.\n\nuser: Say 2."] * 2
+    assert [judgement.prompt for judgement in buffer.judgements(1, "a")] == [CHAT, CHAT]
+    [group] = buffer.draw(9, seed=0)
+    assert (group.prompt, group.candidates, group.preferred) == (CHAT, ("2", "no"), 0)
+
+
+def test_a_verifier_reads_one_user_message_as_plain_text():
+    assert verifier_text("Say 2.") == verifier_text(CHAT[1:]) == "Say 2."
+    assert verifier_text(CHAT[:1]) == "system: Be short."
+
+
+def test_judgements_are_forgotten_by_round_and_prompt(buffer):
+    run(buffer, Learner())
+    buffer.forget_judgements(2, ["a", "b"])
+    buffer.forget_judgements(1, ["a", "c"])
+    assert [len(buffer.judgements(1, name)) for name in "abc"] == [0, 2, 0]

@@ -6,9 +6,11 @@ import importlib.util
 import json
 from pathlib import Path
 
+import yaml
+
 from penchant.config.run import load_section
 from penchant.recipes import demo_world as world
-from penchant.recipes.self_improve.config import SelfImproveConfig
+from penchant.recipes.self_improve.config import SelfImproveConfig, TrafficConfig
 from penchant.recipes.self_improve.loop import improve
 
 EXAMPLES = Path(__file__).resolve().parents[3] / "examples" / "recipes"
@@ -52,3 +54,14 @@ def test_example_runs(tmp_path, monkeypatch):
     rounds = improve(config)
     assert [round_["round"] for round_ in rounds] == [0, 1]
     assert len(rounds[0]["test"]["satisfied"]) == 10
+
+
+def test_server_example_is_a_valid_configuration():
+    """It differs from the recipe's in what only a server has."""
+    served, recipe = (
+        yaml.safe_load((EXAMPLES / name).read_text()) for name in ("self_improve_serve.yaml", "self_improve.yaml")
+    )
+    config = load_section(TrafficConfig, EXAMPLES / "self_improve_serve.yaml")
+    assert config.checks == 100
+    common = ("model", "verifier", "attempts", "sampling", "measured", "update")
+    assert {key: served[key] for key in common} == {key: recipe[key] for key in common}

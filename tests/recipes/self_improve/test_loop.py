@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import itertools
 import json
 import os
 import shutil
@@ -12,6 +13,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -23,29 +25,21 @@ from penchant.config.section import validated
 from penchant.errors import ConfigError, DataError, DiskFullError, PenchantError, TrainingError
 from penchant.recipes import demo_world as world
 from penchant.recipes.self_improve import gate, loop, trainer
-from penchant.recipes.self_improve.buffer import ReplayBuffer
+from penchant.recipes.self_improve.buffer import Judgement, ReplayBuffer
 from penchant.recipes.self_improve.config import SelfImproveConfig
 from penchant.recipes.self_improve.gate import evaluate_learner
 from penchant.recipes.self_improve.learner import Learner, ServedModel, read_served, write_served
 from penchant.recipes.self_improve.loop import improve, read_rounds, self_improve
 from penchant.recipes.self_improve.report import alarms, report_rounds, summarise
-from penchant.recipes.self_improve.run_folder import open_buffer, open_run_folder
+from penchant.recipes.self_improve.run_folder import open_buffer, open_run_folder, read_splits
 from penchant.recipes.self_improve.text_learner import TextLearner
-from penchant.recipes.self_improve.trainer import is_idle, next_update, run_update
+from penchant.recipes.self_improve.trainer import is_idle, is_up_to_date, next_update, run_update
 from penchant.recipes.self_improve.verifying import Verdict
 from penchant.storage.files import folder_lock
 
+from .conftest import START_TRAINER
+
 RULE = "def conditions(prompt, answer):\n    return {'short': len(answer.split()) < 4}\n"
-
-
-@pytest.fixture(scope="module")
-def learner(tmp_path_factory):
-    """A random Llama with the world's tokenizer; a few of its answers are short by chance."""
-    folder = tmp_path_factory.mktemp("learner") / "model"
-    tokenizer = world.build_tokenizer()
-    tokenizer.save_pretrained(folder)
-    world.build_model(len(tokenizer), 0).save_pretrained(folder)
-    return str(folder)
 
 
 def configured(folder, learner, **changes):
@@ -97,7 +91,7 @@ def test_files_of_a_run(finished_run, buffer_counts):
     assert buffer_counts(output)["judgements"] == rounds[1]["judgements"] + rounds[2]["judgements"]
     updates = next_update(output) - 1
     buffer = open_buffer(config)
-    assert updates == buffer.count_added() // 2 > 0
+    assert 0 < updates <= buffer.count_added() // 2
     assert is_idle(config, buffer)
     for number in range(1, updates + 1):
         result = json.loads((output / "updates" / str(number) / "result.json").read_text())
@@ -109,6 +103,50 @@ def test_files_of_a_run(finished_run, buffer_counts):
     # The second round does not start with the prompts of the first.
     names = [set(loop._names(config, splits, number)) for number in (1, 2)]
     assert len(names[0] | names[1]) == 14
+
+
+def test_further_prompts_are_the_others_and_then_all_again():
+    train = {str(n): f"prompt {n}" for n in range(7)}
+    round_names = ["2", "5", "0"]
+    further = list(itertools.islice(loop.further_prompts(train, round_names, 0), 21))
+    assert [name.partition("+")[2] for name, _ in further] == ["1"] * 7 + ["2"] * 7 + ["3"] * 7
+    assert {name for name, _ in further[:4]} == {"1+1", "3+1", "4+1", "6+1"}
+    assert len({name for name, _ in further}) == 21
+    assert all(text == train[name.partition("+")[0]] for name, text in further)
+
+
+@pytest.mark.parametrize(("while_tuning", "tries_on"), [("try", True), ("wait", False)])
+def test_what_the_learner_does_while_an_update_runs(
+    finished_run, tmp_path, learner, monkeypatch, while_tuning, tries_on
+):
+    """In the round before the last it goes on trying until the updates of the round's own groups have ended."""
+    config = configured(tmp_path, learner, while_tuning=while_tuning, batch=10)
+    buffer, splits, batches = ready_to_update(config, finished_run), open_run_folder(config), []
+    monkeypatch.setattr(loop, "attempt_prompts", lambda batch, *_, **__: batches.append(list(batch)))
+    monkeypatch.setattr(loop, "is_up_to_date", lambda config, groups: groups == 4 and next(answers))
+    monkeypatch.setattr(loop, "_measure_round", lambda config, splits, number, details: waits.append(details["waited"]))
+    monkeypatch.setattr(
+        ReplayBuffer, "judgements_of_round", lambda *_: [Judgement(1, "a", 1, "p", "a", (True,), 1.0, "")]
+    )
+    waits, trainer_process = [], SimpleNamespace(check=lambda: None, confirm_progress=lambda: None)
+    for number, tries in ((1, tries_on), (2, False)):
+        batches.clear()
+        answers = iter([False, False, False, True])
+        loop._round(config, splits, number, buffer, trainer_process)
+        assert batches[0] == loop._names(config, splits, number)
+        assert [len(batch) for batch in batches[1:]] == [10, 10, 10] * tries
+        assert all("+" in name for batch in batches[1:] for name in batch)
+        assert (waits[-1] > 0) != tries
+
+
+def test_one_update_takes_all_groups_that_have_come_since_the_last(finished_run, tmp_path, learner):
+    config = configured(tmp_path, learner)
+    buffer = ready_to_update(config, finished_run)
+    assert [is_up_to_date(config, groups) for groups in (0, 1, 2, 4)] == [True, True, False, False]
+    run_update(config, buffer, 1, gate_prompts(config))
+    assert json.loads((tmp_path / "out" / "updates" / "1" / "begun.json").read_text())["added"] == 4
+    assert [is_up_to_date(config, groups) for groups in (4, 5, 6)] == [True, True, False]
+    assert is_idle(config, buffer)
 
 
 def shown_answers(rounds):
@@ -173,6 +211,7 @@ def test_failed_load_keeps_the_old_learner(learner, finished_run, tmp_path):
     assert mine.answer(prompts, range(3)) == answers
 
 
+@pytest.mark.slow
 def test_learners_replaced_while_they_answer(learner, finished_run, tmp_path, monkeypatch):
     """Another process replaces the served learner all the time: each batch comes from one learner, and both occur."""
     config = configured(tmp_path, learner, update={"new": 1000}, rounds=1, attempts=2, batch=2)
@@ -213,6 +252,7 @@ def test_learners_replaced_while_they_answer(learner, finished_run, tmp_path, mo
     assert set(differing) == {0, 1}
 
 
+@pytest.mark.slow
 def test_served_file_is_replaced_atomically(tmp_path):
     """A reader never sees a partly written file during a thousand replacements."""
     write_served(tmp_path, ServedModel(0, "m" * 5000))
@@ -232,6 +272,10 @@ def test_served_file_is_replaced_atomically(tmp_path):
     assert [served.update for served in served_models] == sorted(served.update for served in served_models)
 
 
+def gate_prompts(config):
+    return list(read_splits(Path(config.output))["gate"].values())
+
+
 def ready_to_update(config, finished_run):
     """The buffer of a new run folder, with four groups of the finished run."""
     open_run_folder(config)
@@ -246,7 +290,7 @@ def test_killed_update_resumes_to_the_same_result(finished_run, tmp_path, learne
     """A kill between draw and decision: the repeated update has the same data and weights."""
     config = configured(tmp_path, learner)
     buffer = ready_to_update(config, finished_run)
-    run_update(config, buffer, 1)
+    run_update(config, buffer, 1, gate_prompts(config))
     folder = tmp_path / "out" / "updates" / "1"
     training_data, decided = (folder / "train.jsonl").read_bytes(), json.loads((folder / "result.json").read_text())
     weights = (folder / "merged" / "model.safetensors").read_bytes()
@@ -254,7 +298,7 @@ def test_killed_update_resumes_to_the_same_result(finished_run, tmp_path, learne
     assert sorted(lowered.values()) == [0.5] * 4
     for left in ("result.json", "merged", "run"):
         shutil.rmtree(folder / left) if (folder / left).is_dir() else (folder / left).unlink()
-    run_update(config, buffer, 1)
+    run_update(config, buffer, 1, gate_prompts(config))
     repeated = json.loads((folder / "result.json").read_text())
     assert (folder / "train.jsonl").read_bytes() == training_data
     assert (folder / "merged" / "model.safetensors").read_bytes() == weights
@@ -273,7 +317,7 @@ def test_update_on_a_full_disk(finished_run, tmp_path, learner, monkeypatch):
 
     monkeypatch.setattr(TextLearner, "tune", full)
     with pytest.raises(DiskFullError, match="the disk is full") as error:
-        run_update(config, buffer, 1)
+        run_update(config, buffer, 1, gate_prompts(config))
     assert error.value.fix == "free some space, then resume with: the same command"
 
 
@@ -289,8 +333,8 @@ def test_update_killed_before_its_record_is_written(finished_run, tmp_path, lear
         with monkeypatch.context() as patched:
             patched.setattr(trainer if name == "write_atomically" else ReplayBuffer, name, killed)
             with pytest.raises(KeyboardInterrupt):
-                run_update(config, buffer, 1)
-    run_update(config, buffer, 1)
+                run_update(config, buffer, 1, gate_prompts(config))
+    run_update(config, buffer, 1, gate_prompts(config))
     assert set(buffer.priorities().values()) == {0.5}
 
 
@@ -299,6 +343,7 @@ def test_kills_lose_and_duplicate_no_judgement(finished_run, learner, tmp_path, 
     check_resume_after_kills(configured(tmp_path, learner), tmp_path)
 
 
+@pytest.mark.slow
 def test_trainer_error_stops_the_loop(learner, tmp_path):
     """An error that only the trainer can detect is raised once, and no process is left."""
     targets = {"rank": 2, "targets": ["no_such_layer"]}
@@ -392,6 +437,7 @@ def test_trainer_that_is_killed_too_often_is_an_error(learner, tmp_path, monkeyp
             trainer.check()
 
 
+@pytest.mark.slow
 def test_trainer_on_a_full_disk(learner, tmp_path, monkeypatch, buffer_counts):
     """With files of at most 200 kB the weights do not fit: the loop stops, and resumes once there is room."""
     narrow = tmp_path / "narrow"
@@ -399,6 +445,7 @@ def test_trainer_on_a_full_disk(learner, tmp_path, monkeypatch, buffer_counts):
     narrow.chmod(0o755)
     config = configured(tmp_path, learner)
     with monkeypatch.context() as patched:
+        patched.setattr(loop.TrainerProcess, "_start", START_TRAINER)
         patched.setattr(loop, "RESTARTS", 0)
         patched.setattr(loop.sys, "executable", str(narrow))
         with pytest.raises(TrainingError, match="the trainer stopped: "):
@@ -480,6 +527,7 @@ def test_alarms():
     ]
 
 
+@pytest.mark.slow
 def test_patience(finished_run, tmp_path, learner):
     """The loop stops after rounds whose updates the gate rejected; rounds without an update do not count."""
     no_updates = configured(tmp_path, learner, rounds=3, patience=1, update={"new": 1000})
@@ -498,6 +546,7 @@ def test_patience(finished_run, tmp_path, learner):
     assert gate.stop_reason(config, [*rounds, {"round": 5, "served": 5, "updates": 5}]) is None
 
 
+@pytest.mark.slow
 def test_run_stopped_by_patience(tmp_path, learner, monkeypatch, notices):
     """A gate that keeps the first learner stops the run with a message, and the run stays stopped."""
     config = configured(tmp_path, learner, rounds=6, patience=1, update={"new": 1000})

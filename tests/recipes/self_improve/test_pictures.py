@@ -147,6 +147,7 @@ class Killed(Exception):
     pass
 
 
+@pytest.mark.slow
 def test_killed_update_resumes_from_its_checkpoint(finished_run, update_copy, monkeypatch):
     (folder, model, finished), config, steps, true = update_copy, finished_run[0], [], DrawnBatches.batch
 
@@ -166,6 +167,7 @@ def test_killed_update_resumes_from_its_checkpoint(finished_run, update_copy, mo
         assert (folder / name).read_bytes() == (finished / name).read_bytes()
 
 
+@pytest.mark.slow
 def test_precision_and_micro_batches_are_settings_of_pictures_too(finished_run, update_copy):
     (folder, model, finished), config = update_copy, finished_run[0]
     changes = {"dtype": "bfloat16", "token_budget": 1, "gradient_checkpointing": True}
@@ -272,6 +274,7 @@ def test_invalid_configuration(tmp_path, small_denoiser, changes, message):
     assert message in str(error.value)
 
 
+@pytest.mark.slow
 def test_example_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name, value in (("STEPS", 2), ("BATCH", 6), ("PROMPTS", 8)):

@@ -54,6 +54,7 @@ def test_pictures_of_every_prompt_pass(size: int) -> None:
     assert np.mean(passes) >= 0.999
 
 
+@pytest.mark.slow_but("16-0.1", "32-0.0")
 @pytest.mark.parametrize(
     ("size", "noise", "blur", "min_share"),
     [
@@ -104,6 +105,7 @@ def _meets(scene: tuple[PlacedObject, ...], prompt: Prompt) -> bool:
     )
 
 
+@pytest.mark.slow_but("16-0.1")
 @pytest.mark.parametrize(("size", "noise"), [(16, 0.0), (32, 0.0), (16, 0.1), (32, 0.1)])
 def test_pictures_of_other_prompts_of_the_task_fail(size: int, noise: float) -> None:
     draw = np.random.default_rng(3)
@@ -148,6 +150,7 @@ def _exchanged(scene: tuple[PlacedObject, ...], draw: np.random.Generator) -> tu
     return replace(a, color=b.color), replace(b, color=a.color)
 
 
+@pytest.mark.slow_but("16-0.1")
 @pytest.mark.parametrize(
     ("edit", "tasks"),
     [
@@ -180,6 +183,7 @@ LEFT_OR_RIGHT = [p for p in POSITIONS if "left of" in p.text or "right of" in p.
 ROTATABLE = [p for p in POSITIONS if "triangle" not in p.text]
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=100)
 @given(st.sampled_from(LEFT_OR_RIGHT), st.sampled_from([16, 21, 32]), st.integers(0, 2**32 - 1))
 def test_a_mirror_swaps_left_and_right(prompt: Prompt, size: int, seed: int) -> None:

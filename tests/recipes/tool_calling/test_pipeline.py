@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,8 +17,12 @@ from penchant.data.groups import as_text
 from penchant.data.reading import read_groups
 from penchant.data.review import Review
 from penchant.errors import ConfigError, DataError
+from penchant.evaluation.tool_calls.latency import LatencyReport
+from penchant.evaluation.tool_calls.llama_cpp import LlamaCppAnswers
 from penchant.evaluation.tool_calls.questions import read_bfcl, write_bfcl
 from penchant.evaluation.tool_calls.reading import read_calls
+from penchant.recipes.small_llama import Sizes, build_small_llama
+from penchant.recipes.tool_calling import evaluation
 from penchant.recipes.tool_calling.config import ToolCallingConfig
 from penchant.recipes.tool_calling.data import function_names, held_out_function_names, split, variants
 from penchant.recipes.tool_calling.pipeline import reward_of, stages, tool_calling
@@ -168,7 +173,7 @@ def test_pairs_prefer_right_answers_to_wrong_ones(recipe_run):
 
 def test_the_reward_agrees_with_the_scorer(recipe_run):
     out = recipe_run[0] / "out"
-    score = reward_of(out / "reward" / "questions")
+    score = reward_of(out / "reward" / "questions", "signatures")
     for question in read_bfcl(out / "data" / "train")[0]:
         [group] = [g for g in read_groups(out / "reward" / "train.jsonl").groups if g.id == question.id]
         assert score(group.prompt, [right_answer(question), " Sorry.", " [other(a=1)]"]) == [
@@ -346,6 +351,7 @@ def test_missing_verdicts_stop_the_recipe_at_the_review(questions, tmp_path):
     assert not (tmp_path / "out" / "dpo-3").exists()
 
 
+@pytest.mark.slow
 def test_constrained_answers(questions, tmp_path):
     """The setting changes the evaluation alone; the earlier stages are finished and skipped."""
     changes = {"paths": {"sft": ["sft"]}, "answer_tokens": 8}
@@ -361,6 +367,31 @@ def test_constrained_answers(questions, tmp_path):
     assert all(answer.startswith("[") for answer in answers[True])
     assert not all(answer.startswith("[") for answer in answers[False])
     assert set(result[True]["evaluation"]["edge"]["sft"]) == {"float32", "int8"}
+
+
+def test_llama_cpp(questions, tmp_path, monkeypatch):
+    """Its own answers are judged: to each second question the right one."""
+    config = make_config(tmp_path, questions, llama_cpp=True)
+    assert stages(config)[-1].settings["llama_cpp"]
+    assert "llama_cpp" not in stages(make_config(tmp_path, questions))[-1].settings
+    build_small_llama(tmp_path / "model", ["[f(a=1)]"], Sizes(300, 32, 1, 2, 512), seed=0)
+    report = LatencyReport((0.1, 0.2), 5.0, 4, 3, 2, 1)
+
+    def answers(file, prompts, max_new_tokens):
+        assert Path(file).read_bytes()[:4] == b"GGUF"
+        assert (len(prompts), max_new_tokens) == (len(questions), config.answer_tokens)
+        texts = (right_answer(question) if n % 2 else "[nothing(" for n, question in enumerate(questions))
+        return LlamaCppAnswers(tuple(texts), report)
+
+    monkeypatch.setattr(evaluation, "answer_with_llama_cpp", answers)
+    row = evaluation._llama_cpp_report(config, str(tmp_path / "model"), questions)
+    # Where no call is due an answer that cannot be read is right.
+    right = sum(bool(n % 2) or not question.accepted for n, question in enumerate(questions))
+    assert row["right"]["value"] == pytest.approx(right / len(questions))
+    assert row["seconds"] == {"median": 0.1, "p95": 0.2}
+    monkeypatch.setitem(sys.modules, "xllamacpp", None)
+    with pytest.raises(ConfigError, match="need xllamacpp"):
+        tool_calling(config, only_stage="data")
 
 
 def test_questions_that_cannot_be_constrained_are_refused_before_training(questions, tmp_path, monkeypatch):

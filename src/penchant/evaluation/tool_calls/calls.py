@@ -28,6 +28,20 @@ class Call:
 
 
 @dataclass(frozen=True)
+class DueCall:
+    """A call that is due, with positional arguments, which answers cannot have.
+
+    Attributes:
+        positional: the values of the positional arguments.
+        keywords: the values of the others by name.
+    """
+
+    name: str
+    positional: tuple[Any, ...]
+    keywords: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
 class Argument:
     """One argument of a function.
 
@@ -147,3 +161,9 @@ class Fault(StrEnum):
     VALUE = "a value that is not accepted"
     LEFT_OUT = "an argument that was needed here is left out"
     UNMATCHED = "no call fits one of those that are due"
+    NO_CALL_IN_TURN = "no call in a turn where one is due"
+    STATE = "the calls leave another state"
+    RESULTS = "a result of the calls that are due is missing"
+    STEPS = "more answers with calls in a turn than the limit"
+    LIMITS = "the calls took too much time or memory"
+    LENGTH = "the conversation no longer fits the model's context"

@@ -295,10 +295,7 @@ def time_answers(
     grammar. Rendering prompts and grammars as text and tokenizing prompts happens before and is not timed.
     """
     guided = guide_factories(model, tokenizer, questions, style) if setting.constrained else None
-    rendering = setting.rendering
-    prompts = tokenize_prompts(
-        [style.ask(question, tokenizer, rendering) for question in questions], tokenizer, rendering
-    )
+    prompts = tokenize_prompts([style.ask(question) for question in questions], tokenizer, setting.rendering)
     sampling, ends = Sampling(temperature=0.0, max_new_tokens=setting.max_new_tokens), ends_of(model, tokenizer)
     seconds, tokens = [], []
     for number in (0, *range(len(prompts))):

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from penchant.data.files import is_data_file, read_rows, stem_of
 from penchant.data.messages import Message, content_of
@@ -17,8 +17,10 @@ from penchant.evaluation.tool_calls.matching import entries_as_lists, match_call
 from penchant.storage.files import write_atomically
 
 ANSWERS = "possible_answer"
+FUNCTIONS = "multi_turn_func_doc"
 FILE_NAME = re.compile(r"BFCL_v\d+_")
 NEEDS_CODE = "its functions are programs that must be run, and the data files do not hold them"
+MULTI_TURN = "multi_turn"
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,25 @@ class ToolQuestion:
 
 
 def read_bfcl(folder: Path) -> tuple[list[ToolQuestion], dict[str, str]]:
-    """All questions of a folder with files ``BFCL_v*_CATEGORY.json`` and ``possible_answer/``, in any data format.
+    """All questions of one turn of a folder, as `read_single_turn`.
+
+    Raises:
+        DataError: as `read_single_turn`, or the folder has no such question.
+    """
+    questions, left_out = read_single_turn(folder)
+    if not questions:
+        raise no_question_left(folder, left_out)
+    return questions, left_out
+
+
+def no_question_left(folder: Path, left_out: Mapping[str, str]) -> DataError:
+    """The error for a folder without a question that can be measured."""
+    reasons = ", ".join(f"{category}: {reason}" for category, reason in left_out.items())
+    return DataError(f"no question is left ({reasons})", where=str(folder), fix="add files of other categories")
+
+
+def read_single_turn(folder: Path) -> tuple[list[ToolQuestion], dict[str, str]]:
+    """The questions of a folder with files ``BFCL_v*_CATEGORY.json`` and ``possible_answer/``, in any data format.
 
     An entry of an accepted dict that is no list, as in ``{"city": "Rome"}``, is read as a list of one accepted value.
 
@@ -74,33 +94,39 @@ def read_bfcl(folder: Path) -> tuple[list[ToolQuestion], dict[str, str]]:
     Raises:
         DataError: the folder has no such file, or a row has another form.
     """
-    files = _by_stem(folder)
-    if not any(map(FILE_NAME.match, files)):
-        raise DataError("the folder has no file BFCL_v*_CATEGORY.json", where=str(folder), fix="name the data's folder")
     questions: list[ToolQuestion] = []
-    answers = _by_stem(folder / ANSWERS)
-    data_files = set(files.values())
+    files = category_files(folder)
+    data_files = {file for _, file, _ in files}
     left_out = {
         item.name + "/" * item.is_dir(): "it is not a file of questions"
         for item in sorted(folder.iterdir())
-        if item.name[0] != "."
-        and item.name != ANSWERS
-        and (item not in data_files or not FILE_NAME.match(stem_of(item)))
+        if item.name[0] != "." and item.name not in (ANSWERS, FUNCTIONS) and item not in data_files
     }
-    for stem, file in files.items():
-        if not FILE_NAME.match(stem):
-            continue
-        category = FILE_NAME.sub("", stem)
-        if category.startswith(("multi_turn", "memory", "web_search")):
+    for category, file, answers_file in files:
+        if category.startswith((MULTI_TURN, "memory", "web_search")):
             left_out[category] = NEEDS_CODE
-        elif not category.endswith("relevance") and stem not in answers:
+        elif not category.endswith("relevance") and answers_file is None:
             left_out[category] = f"it has no {ANSWERS}/{file.name}"
         else:
-            questions += _read_file(file, answers.get(stem), category)
-    if not questions:
-        reasons = ", ".join(f"{category}: {reason}" for category, reason in left_out.items())
-        raise DataError(f"no question is left ({reasons})", where=str(folder), fix="add files of other categories")
+            questions += _read_file(file, answers_file, category)
     return questions, left_out
+
+
+def category_files(folder: Path) -> list[tuple[str, Path, Path | None]]:
+    """Every category of a folder with its file of questions, and its file of answers if there is one.
+
+    Raises:
+        DataError: the folder has no file of questions, or two files differ only in their endings.
+    """
+    answers = _by_stem(folder / ANSWERS)
+    files = [
+        (FILE_NAME.sub("", stem), file, answers.get(stem))
+        for stem, file in _by_stem(folder).items()
+        if FILE_NAME.match(stem)
+    ]
+    if not files:
+        raise DataError("the folder has no file BFCL_v*_CATEGORY.json", where=str(folder), fix="name the data's folder")
+    return files
 
 
 def _by_stem(folder: Path) -> dict[str, Path]:
@@ -185,9 +211,17 @@ def _accepted_call(question: ToolQuestion, accepted_call: Mapping[str, Any], whe
     return {function_name: read}
 
 
-def select_questions(
-    questions: Sequence[ToolQuestion], categories: Sequence[str], limit: int | None
-) -> list[ToolQuestion]:
+class Categorised(Protocol):
+    """Anything with a category."""
+
+    @property
+    def category(self) -> str: ...
+
+
+Question = TypeVar("Question", bound=Categorised)
+
+
+def select_questions(questions: Sequence[Question], categories: Sequence[str], limit: int | None) -> list[Question]:
     """The first questions of the named categories.
 
     Args:

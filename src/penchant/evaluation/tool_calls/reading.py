@@ -8,9 +8,10 @@ import operator
 import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
-from penchant.evaluation.tool_calls.calls import Call, Function, Language
+from penchant.evaluation.tool_calls.calls import Call, DueCall, Function, Language
 
 OPENING, CLOSING = "([{", ")]}"
 
@@ -190,6 +191,32 @@ def read_json_calls(answer: str, functions: Sequence[Function]) -> list[Call] | 
         return None
 
 
+def read_native_calls(answer: str, functions: Sequence[Function]) -> list[Call] | None:
+    """The calls of an answer in the form of a model's chat template: JSON as in `read_json_calls`, or a list in Python.
+
+    Args:
+        functions: as in `read_json_calls`.
+
+    Returns:
+        The calls; None if the answer is anything else.
+    """
+    calls = read_json_calls(answer, functions)
+    text = _answer_alone(answer) or ""
+    for mark in MARKS:
+        text = text.removeprefix(mark)
+    if calls is not None or not text.startswith("["):
+        return calls
+    native_names = {native_name(function.name): function.name for function in functions}
+    python_calls = read_calls(text.removesuffix(CLOSING_MARK))
+    return python_calls and [replace(call, name=native_names.get(call.name, call.name)) for call in python_calls]
+
+
+MARKS = ("<|python_tag|>", "[TOOL_CALLS]", "<|tool_call_start|>")
+"""Control tokens of Llama, Mistral and LFM2 that begin calls; `CLOSING_MARK` is LFM2's."""
+
+CLOSING_MARK = "<|tool_call_end|>"
+
+
 def _answer_alone(answer: str) -> str | None:
     """The answer without the thinking before it and the code fence around it; None if the thinking has no end."""
     text = answer.strip()
@@ -211,7 +238,9 @@ def _json_values(text: str) -> list[Any]:
     """
     tagged = re.findall(r"<tool_call>(.*?)(?:</tool_call>|(?=<tool_call>)|\Z)", text, re.DOTALL)
     if not tagged:
-        return _values_in_sequence(text.removeprefix("<|python_tag|>"))
+        for mark in MARKS:
+            text = text.removeprefix(mark)
+        return _values_in_sequence(text.removesuffix(CLOSING_MARK))
     values, problem = [], ValueError("not JSON")
     for part in tagged:
         try:
@@ -247,6 +276,22 @@ def write_calls(calls: Sequence[Call]) -> str:
         )
         + "]"
     )
+
+
+def read_due_call(text: str) -> DueCall:
+    """A call that is due, as the leaderboard's files write it; unlike an answer's, it may have positional arguments.
+
+    Raises:
+        ValueError: the text is anything else.
+    """
+    try:
+        node = ast.parse(text, mode="eval").body
+        if not isinstance(node, ast.Call):
+            raise ValueError("not a call")
+        call = _parse_call(node)
+        return DueCall(call.name, tuple(map(_parse_value, node.args)), call.arguments)
+    except (SyntaxError, TypeError, RecursionError, MemoryError) as error:
+        raise ValueError(str(error)) from error
 
 
 def _parse_python(text: str) -> list[Call]:

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from penchant.data.chat import ChatRenderer
-from penchant.data.groups import Message, Text
-from penchant.data.messages import Context, with_context
+from penchant.data.groups import Message, PreferenceGroup, Text
+from penchant.data.messages import Context, ToolCall, with_context
 from penchant.data.rendering import PLAIN, Rendering
+from penchant.data.template import Template
+from penchant.data.template_tokens import TemplateTokens
 from penchant.errors import ModelError
 from penchant.evaluation.tool_calls.calls import Argument, Call, Function, Language
 from penchant.evaluation.tool_calls.grammars import Tags, json_calls, python_calls
 from penchant.evaluation.tool_calls.questions import ToolQuestion
-from penchant.evaluation.tool_calls.reading import native_name, read_calls, read_json_calls
+from penchant.evaluation.tool_calls.reading import native_name, read_calls, read_native_calls, write_calls
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -41,12 +43,8 @@ ROLE_MARKS = {"user": "Q", "assistant": "A"}
 LANGUAGE_NAMES = {"java": "Java", "javascript": "JavaScript"}
 
 
-class PromptFunction(Protocol):
-    """A function that returns the prompt of a question."""
-
-    def __call__(
-        self, question: ToolQuestion, tokenizer: PreTrainedTokenizerBase, rendering: Rendering = PLAIN, /
-    ) -> Text: ...
+SEVERAL_TURNS = """The user may go on after your answer. After calls you are shown their results: then call again, until
+all that the user asked for is done, and end with an answer without calls."""
 
 
 @dataclass(frozen=True)
@@ -56,12 +54,20 @@ class Style:
     Attributes:
         ask: returns the prompt of a question.
         read: returns the calls of an answer; None if none can be read.
+        write: returns calls as the answer to train on, after the prompt; the answer in which no call is due for none.
         grammar: returns the grammar of a question's constrained answers; raises a DataError if there is none.
+        follow: returns an answer with calls, and their results, as messages of the conversation after it.
+        check: raises a ModelError if the tokenizer cannot write the prompts.
+        instruction: the system message that begins a conversation of several turns; empty for none.
     """
 
-    ask: PromptFunction
+    ask: Callable[[ToolQuestion], Text]
     read: Callable[[str, ToolQuestion], list[Call] | None]
-    grammar: Callable[[ToolQuestion, PreTrainedTokenizerBase], str]
+    write: Callable[[Sequence[Call]], Text]
+    grammar: Callable[[ToolQuestion, Tags], str]
+    follow: Callable[[str, Sequence[Call], Sequence[str]], list[Message]]
+    check: Callable[[PreTrainedTokenizerBase], None] = lambda tokenizer: None
+    instruction: str = ""
 
 
 def as_messages(question: ToolQuestion) -> Text:
@@ -74,21 +80,73 @@ def as_messages(question: ToolQuestion) -> Text:
     return (Message(role="system", content=system), first_message, *later_messages)
 
 
-def native(question: ToolQuestion, tokenizer: PreTrainedTokenizerBase, rendering: Rendering = PLAIN) -> Text:
-    """The prompt with the functions as the tools of the model's chat template; calls are answered in JSON.
+def as_tools(question: ToolQuestion) -> Text:
+    """The prompt with the functions as tools, which the model's chat template writes; calls are answered in its form.
 
     JSON lacks the literals of Java and JavaScript: their arguments become strings whose descriptions name the type of
     the value in the string.
-
-    Raises:
-        ModelError: the tokenizer has no chat template.
     """
-    if not tokenizer.chat_template:
-        raise ModelError("the tokenizer has no chat template", fix="--style signatures, which needs none")
     tools = tuple(
         {"type": "function", "function": _tool(function, question.language)} for function in question.functions
     )
-    return ChatRenderer(tokenizer, rendering).prompt(with_context(question.messages, Context(tools=tools))).text
+    return with_context(question.messages, Context(tools=tools))
+
+
+def require_tools(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Check that a tokenizer's chat template writes tools.
+
+    Raises:
+        ModelError: it has no chat template, or one that ignores tools.
+    """
+    if not tokenizer.chat_template:
+        raise ModelError("the tokenizer has no chat template", fix="style signatures, which needs none")
+    if not Template.from_tokenizer(tokenizer, tools=True).mentions("tools"):
+        raise ModelError(
+            "the model's chat template ignores tools", fix="style messages, or another template: chat_template=FILE"
+        )
+
+
+def require_readable_calls(tokenizer: PreTrainedTokenizerBase, rendering: Rendering = PLAIN) -> None:
+    """Check that a call that the tokenizer's chat template writes is read as that call.
+
+    Raises:
+        ModelError: as `require_tools`, or the call is read as anything else.
+        DataError: the template refuses calls.
+    """
+    require_tools(tokenizer)
+    schema = {"name": "add", "parameters": {"type": "dict", "properties": {"x": {"type": "integer"}}}}
+    function = Function.read(schema, "an example")
+    question = ToolQuestion("", "", (Message(role="user", content="Add 1."),), (function,), None)
+    calls = [Call("add", {"x": 1})]
+    text = ChatRenderer(tokenizer, rendering).group(PreferenceGroup(as_tools(question), (write_native(calls),)))
+    answer = text.sequences[0].removeprefix(text.prompt)
+    ends = {tokenizer.eos_token_id, *TemplateTokens.from_tokenizer(tokenizer).ends} - {None}
+    for token in tokenizer.convert_ids_to_tokens(sorted(ends)):
+        answer = answer.replace(token, "")
+    if read_native_calls(answer, [function]) != calls:
+        raise ModelError(
+            f"the chat template writes calls that cannot be read back: {answer.strip()!r}",
+            fix="style messages, or another template: chat_template=FILE",
+        )
+
+
+NO_CALL_IS_DUE = "None of the functions serves."
+
+
+def write_native(calls: Sequence[Call]) -> tuple[Message]:
+    """Calls as the message that a chat template writes in the model's own form; a sentence for no call."""
+    if not calls:
+        return (Message(role="assistant", content=NO_CALL_IS_DUE),)
+    # Some templates want ids, and Mistral's of nine letters.
+    tool_calls = [
+        ToolCall(
+            type="function",
+            id=f"call{number:05}",
+            function={"name": native_name(call.name), "arguments": dict(call.arguments)},
+        )
+        for number, call in enumerate(calls)
+    ]
+    return (Message(role="assistant", content="", tool_calls=tool_calls),)
 
 
 def as_signatures(question: ToolQuestion) -> Text:
@@ -113,21 +171,61 @@ def signature(function: Function) -> str:
     return f"{function.name}({', '.join(arguments)})"
 
 
+def _results_as_user_message(answer: str, calls: Sequence[Call], results: Sequence[str]) -> list[Message]:
+    """Many chat templates refuse tool messages, or those that no call in the template's own form precedes."""
+    rows = [
+        json.dumps({"call": write_calls([call])[1:-1], "result": result}, ensure_ascii=False)
+        for call, result in zip(calls, results, strict=True)
+    ]
+    content = "\n".join(["Results of the calls, in JSON:", *rows])
+    return [Message(role="assistant", content=answer.strip()), Message(role="user", content=content)]
+
+
+def _results_as_lines(answer: str, calls: Sequence[Call], results: Sequence[str]) -> list[Message]:
+    return [
+        Message(role="assistant", content=answer.strip()),
+        *(Message(role="tool", content=result) for result in results),
+    ]
+
+
+def _results_as_tool_messages(answer: str, calls: Sequence[Call], results: Sequence[str]) -> list[Message]:
+    [message] = write_native(calls)
+    return [
+        message,
+        *(
+            Message(role="tool", name=call["function"]["name"], tool_call_id=call["id"], content=result)
+            for call, result in zip(message["tool_calls"], results, strict=True)
+        ),
+    ]
+
+
+def _read_python_calls(answer: str, question: ToolQuestion) -> list[Call] | None:
+    return read_calls(answer, question.language)
+
+
 STYLES: Mapping[str, Style] = {
     "messages": Style(
-        lambda question, tokenizer, rendering=PLAIN: as_messages(question),
-        lambda answer, question: read_calls(answer, question.language),
-        lambda question, tokenizer: python_calls(question, prose=True),
+        ask=as_messages,
+        read=_read_python_calls,
+        write=lambda calls: (Message(role="assistant", content=write_calls(calls)),),
+        grammar=lambda question, tags: python_calls(question, prose=True),
+        follow=_results_as_user_message,
+        instruction=SEVERAL_TURNS,
     ),
     "native": Style(
-        native,
-        lambda answer, question: read_json_calls(answer, question.functions),
-        lambda question, tokenizer: json_calls(question, Tags.from_tokenizer(tokenizer)),
+        ask=as_tools,
+        read=lambda answer, question: read_native_calls(answer, question.functions),
+        write=write_native,
+        grammar=json_calls,
+        follow=_results_as_tool_messages,
+        check=require_tools,
     ),
     "signatures": Style(
-        lambda question, tokenizer, rendering=PLAIN: as_signatures(question),
-        lambda answer, question: read_calls(answer, question.language),
-        lambda question, tokenizer: python_calls(question, prose=False),
+        ask=as_signatures,
+        read=_read_python_calls,
+        write=lambda calls: f" {write_calls(calls)}",
+        grammar=lambda question, tags: python_calls(question, prose=False),
+        follow=_results_as_lines,
     ),
 }
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +17,10 @@ from penchant.engine.sampling import Guide, Sampling, sample
 from penchant.evaluation.answering import ends_of, text_after
 from penchant.evaluation.statistics import Estimate, proportion
 from penchant.evaluation.tool_calls.calls import Fault
+from penchant.evaluation.tool_calls.category_means import macro_mean
+from penchant.evaluation.tool_calls.grammars import Tags
+from penchant.evaluation.tool_calls.leaderboard import LeaderboardScore
+from penchant.evaluation.tool_calls.multi_turn import MultiTurnQuestion
 from penchant.evaluation.tool_calls.questions import ToolQuestion
 from penchant.evaluation.tool_calls.styles import Style
 from penchant.progress import Progress
@@ -32,12 +35,13 @@ class JudgedAnswer:
     """A question, a model's answer and its fault.
 
     Attributes:
+        answer: the answer; of a question of several turns, the answers by turn.
         fault: the fault of the answer's calls; None if they are right.
         is_complete: whether the model ended the answer; if not, the token limit cut it and the rest was judged.
     """
 
-    question: ToolQuestion
-    answer: str
+    question: ToolQuestion | MultiTurnQuestion
+    answer: str | tuple[tuple[str, ...], ...]
     fault: Fault | None
     is_complete: bool = True
 
@@ -50,6 +54,7 @@ class ToolReport:
         categories: the share by category.
         overall: the share over all questions.
         macro: the mean of the categories' shares, equally weighted.
+        leaderboard: the leaderboard's overall score; None if none of its categories was measured.
         faults: the number of wrong answers by fault.
         truncated: the number of answers that the token limit cut, right or wrong.
     """
@@ -57,6 +62,7 @@ class ToolReport:
     categories: Mapping[str, Estimate]
     overall: Estimate
     macro: Estimate
+    leaderboard: LeaderboardScore | None
     faults: Mapping[str, int]
     truncated: int
 
@@ -71,6 +77,7 @@ class ToolReport:
             {name: proportion(sum(values), len(values)) for name, values in by_category.items()},
             proportion(sum(right), len(right)),
             macro_mean(list(by_category.values())),
+            LeaderboardScore.from_categories(by_category),
             dict(Counter(str(judged.fault) for judged in answers if judged.fault is not None).most_common()),
             sum(not judged.is_complete for judged in answers),
         )
@@ -81,6 +88,7 @@ class ToolReport:
             "categories": {name: share.to_json() for name, share in self.categories.items()},
             "overall": self.overall.to_json(),
             "macro": self.macro.to_json(),
+            "leaderboard": self.leaderboard and self.leaderboard.to_json(),
             "faults": dict(self.faults),
             "cut": self.truncated,
         }
@@ -106,12 +114,11 @@ def answer_questions(
     Raises:
         ConfigError: constrained, and the package `llguidance` is missing.
         DataError: constrained, and a question's calls are not in Python.
-        ModelError: constrained, and the tokenizer does not give its tokens' texts.
+        ModelError: the tokenizer cannot write the style's prompts; or, constrained, does not give its tokens' texts.
     """
     guided = guide_factories(model, tokenizer, questions, style) if constrained else None
-    prompts = tokenize_prompts(
-        [style.ask(question, tokenizer, rendering) for question in questions], tokenizer, rendering
-    )
+    style.check(tokenizer)
+    prompts = tokenize_prompts([style.ask(question) for question in questions], tokenizer, rendering)
     sampling = Sampling(temperature=0.0, max_new_tokens=max_new_tokens, batch_size=batch_size)
     ends = ends_of(model, tokenizer)
     with Progress("answering", len(prompts), "questions") as progress:
@@ -129,28 +136,8 @@ def guide_factories(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, questions: Sequence[ToolQuestion], style: Style
 ) -> list[Callable[[], Guide]]:
     """For every question a function that makes the guide of its answer, so that few guides are in memory at a time."""
-    grammars = Grammars(tokenizer, ends_of(model, tokenizer))
-    return [partial(grammars.guide, style.grammar(question, tokenizer)) for question in questions]
-
-
-def macro_mean(categories: Sequence[Sequence[bool]]) -> Estimate:
-    """The mean of the categories' shares with its 95 % interval, from the variance of independent shares.
-
-    The variance of a share is that at its Wilson centre (Agresti and Coull 1998: two successes and two failures more),
-    so that a category with only right answers does not count as certain.
-
-    Args:
-        categories: for every category whether each of its answers is right.
-    """
-    if not categories:
-        return Estimate(math.nan, math.nan, math.nan, 0)
-    value = sum(sum(category) / len(category) for category in categories) / len(categories)
-    variance = 0.0
-    for category in categories:
-        centre = (sum(category) + 2) / (len(category) + 4)
-        variance += centre * (1 - centre) / (len(category) + 4)
-    half = 1.959964 * math.sqrt(variance) / len(categories)
-    return Estimate(value, max(0.0, value - half), min(1.0, value + half), sum(map(len, categories)))
+    grammars, tags = Grammars(tokenizer, ends_of(model, tokenizer)), Tags.from_tokenizer(tokenizer)
+    return [partial(grammars.guide, style.grammar(question, tags)) for question in questions]
 
 
 def write_answers(answers: Sequence[JudgedAnswer], file: Path) -> None:

@@ -23,14 +23,20 @@ START = "start"
 
 
 class QuestionsConfig(Section):
-    """How questions are made of interactions, their candidates and their wording."""
+    """How questions are made of interactions or read from a file, their candidates and their wording."""
 
+    file: str | None = Field(
+        None,
+        description="instead of interactions: a file of questions as S-DPO's authors publish them (historyList, "
+        "itemList, trueSelection), cut by shares in its order, or a folder of files named train, val and test; "
+        "questions: FILE is short for it",
+    )
     min_rating: float | None = Field(RULES.min_rating, description="interactions rated lower are left out; null: none")
     min_count: int = Field(RULES.min_count, ge=0, description="an item's interactions in training, at least")
     min_history: int = Field(RULES.min_history, ge=1, description="items before a question's target, at least")
     max_history: int = Field(RULES.max_history, ge=1, description="items of a history, at most; the last are kept")
     shares: tuple[float, float, float] = Field(
-        RULES.shares, description="shares of training, validation and test, by time"
+        RULES.shares, description="shares of training, validation and test, by time; of one file, in its order"
     )
     candidates: int = Field(20, ge=2, description="number of titles that a question lists")
     drawn: Literal["uniform", "popularity"] = Field("uniform", description="how the titles beside the target are drawn")
@@ -42,6 +48,12 @@ class QuestionsConfig(Section):
     held_out: int | None = Field(
         None, ge=1, description="number of validation and of test questions, sampled; null: all"
     )
+
+    @property
+    def unused_with_file(self) -> list[str]:
+        """The keys that differ from their defaults and have no effect on the questions of a file."""
+        names = ("min_rating", "min_count", "min_history", "candidates", "drawn")
+        return [name for name in names if getattr(self, name) != type(self).model_fields[name].default]
 
     @property
     def rules(self) -> Rules:
@@ -77,9 +89,15 @@ class MethodConfig(TuningConfig):
 class RecommendConfig(Section):
     """Supervised training on histories, then preference optimization over titles."""
 
-    interactions: str = Field(description="file of user, item, time and perhaps rating")
-    titles: str = Field(description="file of item and title")
-    columns: dict[str, str] = Field({}, description="the files' columns of user, item, time, rating and title")
+    interactions: str | None = Field(
+        None, description="file of user, item, time and perhaps rating; null: questions.file is given"
+    )
+    titles: str | None = Field(None, description="file of item and title; null: questions.file is given")
+    columns: dict[str, str] = Field(
+        {},
+        description="the files' columns of user, item, time, rating and title; or of historyList, itemList and "
+        "trueSelection",
+    )
     output: str = Field(description="the recipe's folder")
     model: str | None = Field(None, description="folder or hub id; null: a small model trained from scratch")
     data: ReadingConfig = Field(DEFAULT_READING, description="how every stage reads its data")
@@ -101,6 +119,31 @@ class RecommendConfig(Section):
     token_budget: int = Field(8192, ge=1, description="tokens in a micro-batch of scoring")
     seed: int = Field(0, ge=0)
 
+    @field_validator("questions", mode="before")
+    @classmethod
+    def _path_as_section(cls, value: object) -> object:
+        return {"file": value} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _check_source(self) -> RecommendConfig:
+        source = {"interactions": self.interactions, "titles": self.titles}
+        if self.questions.file is None:
+            missing = [name for name, file in source.items() if file is None]
+            if missing:
+                raise ValueError(
+                    f"{' and '.join(missing)}: this is needed to make questions of; or give a file of questions: "
+                    "questions=FILE"
+                )
+            return self
+        unused = [name for name, file in source.items() if file is not None]
+        unused += [f"questions.{name}" for name in self.questions.unused_with_file]
+        if unused:
+            raise ValueError(
+                f"questions.file is given, and {', '.join(unused)} would make questions of interactions: leave one of "
+                "the two out"
+            )
+        return self
+
     @field_validator("cutoffs")
     @classmethod
     def _check_cutoffs(cls, value: list[int]) -> list[int]:
@@ -111,7 +154,7 @@ class RecommendConfig(Section):
     @model_validator(mode="after")
     def _check_negatives(self) -> RecommendConfig:
         for method in self.methods:
-            if method.negatives >= self.questions.candidates:
+            if self.questions.file is None and method.negatives >= self.questions.candidates:
                 raise ValueError(
                     f"methods: {method.name} takes {method.negatives} titles beside the target, and "
                     f"questions.candidates is {self.questions.candidates}; expected fewer negatives or more candidates"

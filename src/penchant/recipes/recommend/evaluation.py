@@ -119,6 +119,10 @@ def _by_kind(facts: Sequence[QuestionFacts], hits: Sequence[float]) -> dict[str,
     return metrics
 
 
+def _list_length(config: RecommendConfig) -> str:
+    return str(config.questions.candidates) if config.questions.file is None else "its row's"
+
+
 def build_report(config: RecommendConfig, results: Mapping[str, StageResult]) -> RunReport:
     """The report page of the stages' results."""
     questions, evaluation = results["questions"], results["evaluation"]
@@ -139,7 +143,7 @@ def build_report(config: RecommendConfig, results: Mapping[str, StageResult]) ->
             estimate_table(
                 "On test questions",
                 rows,
-                f"Every question lists {config.questions.candidates} titles. Ranks are by a title's log-prob, with "
+                f"Every question lists {_list_length(config)} titles. Ranks are by a title's log-prob, with "
                 "the expected value over ties. Columns said_ are of greedy answers, which are valid if they name "
                 "exactly one title. 95 % intervals over users. The rows 'alone' ignore histories: a value above "
                 "popularity would show a leak.",

@@ -26,6 +26,7 @@ from penchant.recipes.reading import ModelTokenizer, check_lengths, compute_log_
 from penchant.recipes.recommend.config import START, MethodConfig, RecommendConfig
 from penchant.recipes.recommend.evaluation import build_report, evaluate
 from penchant.recipes.recommend.prompts import draw_negatives, hardest_negatives, write_wording
+from penchant.recipes.recommend.published import published_fingerprint
 from penchant.recipes.recommend.questions import TEXTS, read_catalogue, write_questions
 from penchant.recipes.small_llama import build_small_llama
 from penchant.recipes.stages import Stage, StageResult, run_stages, write_result
@@ -59,11 +60,13 @@ def stages(config: RecommendConfig) -> list[Stage]:
     """All stages in order."""
     folder = Path(config.output)
     settings = config.model_dump(mode="json")
-    files = {name: file_fingerprint(getattr(config, name)) for name in ("interactions", "titles")}
+    files = _fingerprints(config)
+    del settings["questions"]["file"]  # Its fingerprint is recorded instead.
     start = config.model or str(folder / "model" / "run")
     question_settings = {key: settings[key] for key in ("questions", "catalogue", "cutoffs", "columns", "seed")} | files
+    origin = "interactions" if config.questions.file is None else config.questions.file
     stage_list = [
-        Stage("questions", "questions from interactions, and baselines", question_settings, _question_stage(config)),
+        Stage("questions", f"questions from {origin}, and baselines", question_settings, _question_stage(config)),
     ]
     if config.model is None:
         description = "training of a small model from scratch on histories"
@@ -96,6 +99,13 @@ def stages(config: RecommendConfig) -> list[Stage]:
     run = _evaluation_stage(config, start)
     stage_list.append(Stage("evaluation", "ranks and answers on test questions", evaluation_settings, run))
     return stage_list
+
+
+def _fingerprints(config: RecommendConfig) -> dict[str, str]:
+    """Fingerprints of the files that questions are made of, by their keys."""
+    if config.questions.file is not None:
+        return {"questions.file": published_fingerprint(config.questions.file)}
+    return {name: file_fingerprint(getattr(config, name)) for name in ("interactions", "titles")}
 
 
 def _check_methods(config: RecommendConfig) -> None:

@@ -70,9 +70,12 @@ def _shuffled(histories: Histories, sampling: NegativeSampling, draw: random.Ran
 
 
 def in_random_order(items: Sequence[Item], weights: Sequence[float], draw: random.Random) -> list[Item]:
-    """The items in a random order: every next one is drawn in proportion to its weight (above 0) among the rest."""
+    """The items in a random order: every next one is drawn in proportion to its weight among the rest.
+
+    Items of weight 0 come after all others, in an order of their own.
+    """
     # Efraimidis and Spirakis 2006: the items with the largest u^(1/w) are a weighted sample without replacement.
-    keys = [draw.random() ** (1 / weight) for weight in weights]
+    keys = [draw.random() ** (1 / weight) if weight else draw.random() - 1 for weight in weights]
     return [items[i] for i in sorted(range(len(items)), key=lambda i: -keys[i])]
 
 

@@ -1,4 +1,4 @@
-"""The first stage: questions made of interactions, and the baselines' metrics (hit ratio, NDCG, MRR) on them."""
+"""The first stage: questions of interactions or of a file, and the baselines' hit ratio, NDCG and MRR on them."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from penchant.recipes.recommend import baselines
 from penchant.recipes.recommend.config import RecommendConfig
 from penchant.recipes.recommend.histories import Histories, Question, build_histories, read_interactions, read_titles
 from penchant.recipes.recommend.prompts import draw_candidates
+from penchant.recipes.recommend.published import PARTS, read_published
 
 
 def ranking_metrics(ranks: Sequence[TargetRank], users: Sequence[str], cutoffs: Sequence[int]) -> dict[str, Estimate]:
@@ -72,7 +73,6 @@ def answer_metrics(
     return {"said_hit_ratio@1": mean_over_users(hits, users), "valid_ratio": mean_over_users(valid, users)}
 
 
-PARTS = ("train", "validation", "test")
 TEXTS = "texts.jsonl"
 """The file of the training part's histories as plain text."""
 FACTS = "test_questions.jsonl"
@@ -120,8 +120,16 @@ def draw_questions(config: RecommendConfig) -> QuestionSet:
     """The questions and their candidates, from the configuration's files and seed.
 
     Raises:
-        DataError: the files cannot be read, or hold too few interactions.
+        DataError: the files cannot be read, or hold too few interactions or questions.
     """
+    if config.questions.file is not None:
+        negatives = max((method.negatives for method in config.methods), default=1)
+        published = read_published(config.questions.file, config.questions.rules, negatives, config.columns)
+        parts = _parts(config, published.histories)
+        titles = {title: title for title in published.histories.items}
+        return QuestionSet(titles, published.histories, parts, published.candidate_lists)
+    assert config.titles is not None
+    assert config.interactions is not None
     titles = read_titles(config.titles, columns=config.columns)
     interactions = read_interactions(config.interactions, columns=config.columns)
     histories = build_histories(interactions, titles, config.questions.rules)

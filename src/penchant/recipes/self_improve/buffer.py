@@ -6,16 +6,18 @@ import hashlib
 import heapq
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from penchant.api import (
     Database,
     DataError,
+    Message,
     PreferenceGroup,
     ReadLog,
     Row,
+    Text,
     add_template_columns,
     as_json,
     format_named,
@@ -55,7 +57,7 @@ class Judgement:
     round: int
     prompt_id: str
     attempt: int
-    prompt: str
+    prompt: Text
     answer: str
     met: tuple[bool, ...]
     score: float
@@ -109,6 +111,20 @@ class ReplayBuffer:
         query = "SELECT body FROM judgements WHERE round = ? AND prompt_id = ? ORDER BY attempt"
         rows = self._database.read(query, (round, prompt_id))
         return [_judgement(body) for (body,) in rows]
+
+    def judgements_of_round(self, round: int) -> list[Judgement]:
+        """All judgements of a round."""
+        return [
+            _judgement(body)
+            for (body,) in self._database.read(
+                "SELECT body FROM judgements WHERE round = ? ORDER BY prompt_id, attempt", (round,)
+            )
+        ]
+
+    def forget_judgements(self, round: int, prompt_ids: Sequence[str]) -> None:
+        """Remove the judgements of some prompts in a round."""
+        rows = [(round, prompt_id) for prompt_id in prompt_ids]
+        self._database.write("DELETE FROM judgements WHERE round = ? AND prompt_id = ?", rows)
 
     def add(self, group: PreferenceGroup, priority: float) -> bool:
         """Add a group, unless the buffer is full of groups with higher priorities; an equal group stays as it is.
@@ -198,7 +214,12 @@ class ReplayBuffer:
 
 def _judgement(body: str) -> Judgement:
     values = json.loads(body)
-    return Judgement(**values | {"met": tuple(values["met"])})
+    return Judgement(**values | {"met": tuple(values["met"]), "prompt": read_prompt(values["prompt"])})
+
+
+def read_prompt(value: str | list[Message]) -> Text:
+    """A prompt from its JSON: text, or a list of messages."""
+    return value if isinstance(value, str) else tuple(value)
 
 
 def _body(group: PreferenceGroup) -> str:

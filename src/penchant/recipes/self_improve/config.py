@@ -1,9 +1,9 @@
-"""The self-improving learner's configuration."""
+"""Configurations of a learner that improves itself: by attempts at prompts, and by a server's traffic."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -116,18 +116,12 @@ class PicturesConfig(Section):
     )
 
 
-class SelfImproveConfig(Section):
-    """A learner that attempts prompts, is judged by a verifier, tries again, and is trained on its progress."""
+class LearnerConfig(Section):
+    """What learning from attempts and learning from a server's traffic have in common."""
 
     model: str = Field(description="the learner: folder or hub id; for pictures a folder in diffusers' format")
-    prompts: str = Field(description="preference or prompt file whose prompts are used")
     output: str = Field(description="the recipe's folder")
     verifier: VerifierConfig
-    rounds: int = Field(5, ge=1, description="number of rounds")
-    patience: int | None = Field(
-        None, ge=1, description="stop after so many rounds whose updates the gate rejected; null: never"
-    )
-    prompts_per_round: int = Field(64, ge=1, description="number of prompts in a round")
     attempts: int = Field(3, ge=2, description="maximum number of attempts at a prompt in a round")
     batch: int = Field(
         32, ge=1, description="number of prompts attempted at a time; a new learner takes over between batches"
@@ -138,12 +132,6 @@ class SelfImproveConfig(Section):
     )
     sampling: SamplingConfig = Field(
         SamplingConfig(), description="sampling of answers: max_new_tokens, temperature and top_p"
-    )
-    pictures: PicturesConfig | None = Field(
-        None, description="settings of a learner of pictures; null: the learner writes text"
-    )
-    held_out: float = Field(
-        0.3, gt=0, lt=1, description="share of held-out prompts, half for the gate and half for the test"
     )
     measured: int = Field(1, ge=1, description="number of answers per prompt in evaluations, also by the gate")
     gate_error: float = Field(
@@ -156,7 +144,7 @@ class SelfImproveConfig(Section):
     seed: int = Field(0, ge=0, description="seed of the splits, draws and training")
 
     @model_validator(mode="after")
-    def _check_text_settings(self) -> SelfImproveConfig:
+    def _check_text_settings(self) -> Self:
         if self.memory is not None and not all(name in self.memory for name in ("{prompt}", "{answer}", "{critique}")):
             raise ValueError("memory: expected a template with {prompt}, {answer} and {critique}")
         if (self.sampling.samples, self.sampling.every) != (SamplingConfig().samples, SamplingConfig().every):
@@ -165,8 +153,51 @@ class SelfImproveConfig(Section):
             raise ValueError("update.training.seed: every update derives its own from seed; leave it out")
         return self
 
+
+class TrafficConfig(LearnerConfig):
+    """A served model that learns from its traffic: `penchant serve --learn`; an attempt at a prompt is its answer."""
+
+    held_out: float = Field(
+        0.2, gt=0, lt=1, description="share of the traffic's prompts that the gate checks learners by, never trained on"
+    )
+    checks: int = Field(
+        100, ge=5, description="number of held-out prompts, the latest, that the gate uses; no update starts with fewer"
+    )
+    pending: int = Field(
+        1000, ge=1, description="maximum number of answers that wait to be judged; beyond it the oldest are dropped"
+    )
+
     @model_validator(mode="after")
-    def _check_picture_settings(self) -> SelfImproveConfig:
+    def _check_reading(self) -> Self:
+        for name in ("as_chat", "chat_template", "chat_template_kwargs"):
+            if getattr(self.data, name) != getattr(DEFAULT_READING, name):
+                raise ValueError(f"data.{name}: chats are read by the served model's own template; leave it out")
+        return self
+
+
+class SelfImproveConfig(LearnerConfig):
+    """A learner that attempts prompts, is judged by a verifier, tries again, and is trained on its progress."""
+
+    prompts: str = Field(description="preference or prompt file whose prompts are used")
+    rounds: int = Field(5, ge=1, description="number of rounds")
+    patience: int | None = Field(
+        None, ge=1, description="stop after so many rounds whose updates the gate rejected; null: never"
+    )
+    prompts_per_round: int = Field(64, ge=1, description="number of prompts in a round")
+    while_tuning: Literal["try", "wait"] = Field(
+        "try",
+        description="what the learner does while updates of a round run whose prompts were tried: try further prompts, "
+        "or wait; in the last round it waits",
+    )
+    pictures: PicturesConfig | None = Field(
+        None, description="settings of a learner of pictures; null: the learner writes text"
+    )
+    held_out: float = Field(
+        0.3, gt=0, lt=1, description="share of held-out prompts, half for the gate and half for the test"
+    )
+
+    @model_validator(mode="after")
+    def _check_picture_settings(self) -> Self:
         if self.pictures is not None:
             if self.verifier.function is None:
                 raise ValueError("verifier: expected a function, the only verifier of pictures")

@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from penchant.api import ConfigError
-from penchant.recipes.self_improve.config import SelfImproveConfig
+from penchant.api import ConfigError, Text
+from penchant.recipes.self_improve.config import LearnerConfig, SelfImproveConfig
 from penchant.recipes.self_improve.learner import CollapseMetrics, LearnerBackend, answer_seed
-from penchant.recipes.self_improve.verifying import Verifier
+from penchant.recipes.self_improve.verifying import Verifier, verifier_text
 
 MAX_UNJUDGED_SHARE = 0.05
 """Maximum share of answers without a verdict; above it the evaluation is an error."""
@@ -45,7 +45,7 @@ def evaluate_learner(
     backend: LearnerBackend,
     model: str,
     first_model: str,
-    prompts: Sequence[str],
+    prompts: Sequence[Text],
     verifier: Verifier,
     seed: int,
     answers_per_prompt: int = 1,
@@ -60,11 +60,12 @@ def evaluate_learner(
     Raises:
         ConfigError: too many answers got no verdict, as when the verifier is down.
     """
-    answer = backend.load(model)
+    answer, texts = backend.load(model), [verifier_text(prompt) for prompt in prompts]
     answers = [
-        answer(prompts, [answer_seed(seed, "measured", turn, p) for p in prompts]) for turn in range(answers_per_prompt)
+        answer(prompts, [answer_seed(seed, "measured", turn, text) for text in texts])
+        for turn in range(answers_per_prompt)
     ]
-    verdicts = [verifier(prompts, turn_answers) for turn_answers in answers]
+    verdicts = [verifier(texts, turn_answers) for turn_answers in answers]
     unjudged, total = sum(verdict.failed for turn in verdicts for verdict in turn), answers_per_prompt * len(prompts)
     if unjudged > MAX_UNJUDGED_SHARE * total:
         raise ConfigError(
@@ -135,6 +136,16 @@ def detectable_gain(prompts: int, answers: int, error: float) -> float | None:
         return None
     quantiles = NormalDist().inv_cdf(1 - error) + NormalDist().inv_cdf(0.8)
     return quantiles * math.sqrt(_DIFFERING / (prompts * answers))
+
+
+def gate_note(config: LearnerConfig, prompts: int) -> str:
+    """A sentence on the gain that the gate can detect."""
+    size = f"the gate: {prompts:,} prompts, {config.measured} answer{'s' * (config.measured > 1)} to each; "
+    gain = detectable_gain(prompts, config.measured, config.gate_error)
+    if gain is None:
+        return f"{size}no update can pass at gate_error {config.gate_error:g}: give more prompts, or raise held_out"
+    better = f"an update better by about {100 * gain:.0f} points passes 8 times in 10"
+    return f"{size}{better}, and one no better with probability {config.gate_error:g} at most"
 
 
 def stop_reason(config: SelfImproveConfig, rounds: Sequence[dict[str, Any]]) -> str | None:

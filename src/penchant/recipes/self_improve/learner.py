@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import ClassVar, Protocol
 
-from penchant.api import Figure, Sample, read_record, write_atomically
+from penchant.api import Figure, Sample, Text, read_record, write_atomically
 
 FILE = "served.json"
 DAMAGED = "put the whole file back, or name another output folder"
@@ -44,7 +44,7 @@ def write_served(folder: Path, served: ServedModel) -> None:
     write_atomically(folder / FILE, json.dumps(asdict(served)) + "\n")
 
 
-AnswerFunction = Callable[[Sequence[str], Sequence[int]], list[str]]
+AnswerFunction = Callable[[Sequence[Text], Sequence[int]], list[str]]
 """Function of prompts and one seed per prompt that returns an answer to every prompt, a text or a picture's name.
 
 The same model, prompt and seed give the same answer, whatever else is in the batch."""
@@ -137,7 +137,7 @@ class LearnerBackend(Protocol):
         ...
 
     def collapse_metrics(
-        self, model: str, first_model: str, prompts: Sequence[str], answers: Sequence[str]
+        self, model: str, first_model: str, prompts: Sequence[Text], answers: Sequence[str]
     ) -> CollapseMetrics:
         """Collapse metrics of a model's answers, with the distance from `first_model`."""
         ...

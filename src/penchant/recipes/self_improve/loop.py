@@ -10,6 +10,7 @@ OUTPUT/report.html, OUTPUT/result.json
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import os
@@ -27,36 +28,29 @@ import torch
 
 from penchant.api import (
     ConfigError,
-    PreferenceGroup,
     TrainingError,
-    fill,
     folder_lock,
     read_record,
     resumable_disk_errors,
     run_log,
     write_atomically,
 )
-from penchant.recipes.self_improve.buffer import Judgement, ReplayBuffer
+from penchant.recipes.self_improve.attempts import attempt_prompts, is_satisfied
+from penchant.recipes.self_improve.buffer import ReplayBuffer
 from penchant.recipes.self_improve.config import SelfImproveConfig
-from penchant.recipes.self_improve.gate import detectable_gain, evaluate_learner, stop_reason
+from penchant.recipes.self_improve.gate import evaluate_learner, gate_note, stop_reason
 from penchant.recipes.self_improve.learner import (
     DAMAGED,
-    AnswerFunction,
     Learner,
     ServedModel,
-    answer_seed,
     read_served,
     write_served,
 )
 from penchant.recipes.self_improve.report import report_rounds
 from penchant.recipes.self_improve.run_folder import PromptSplits, build_backend, open_buffer, open_run_folder
-from penchant.recipes.self_improve.trainer import ERROR, is_idle, next_update
-from penchant.recipes.self_improve.verifying import Verifier
+from penchant.recipes.self_improve.trainer import ERROR, is_up_to_date, next_update
 
 logger = logging.getLogger(__name__)
-
-MIN_PRIORITY = 0.05
-"""Minimum priority of a group."""
 
 
 def self_improve(config: SelfImproveConfig, *, only_stage: str | None = None) -> dict[str, Mapping[str, Any]]:
@@ -73,87 +67,9 @@ def self_improve(config: SelfImproveConfig, *, only_stage: str | None = None) ->
         return {"evaluation": report_rounds(config, improve(config))}
 
 
-def attempt_prompts(
-    prompts: Mapping[str, str],
-    number: int,
-    answer: AnswerFunction,
-    verifier: Verifier,
-    buffer: ReplayBuffer,
-    *,
-    attempts: int,
-    memory: str | None,
-    seed: int,
-) -> None:
-    """Attempt one batch of a round's prompts; judgements of an interrupted batch are reused.
-
-    Args:
-        prompts: prompts by id.
-        number: number of the round.
-        answer: the learner's answer function.
-        attempts: maximum attempts at a prompt.
-        memory: template of a repeated attempt's prompt, with {prompt}, {answer} and {critique}; None: the prompt.
-
-    Raises:
-        ConfigError: the verifier gives no verdict on any prompt of the batch.
-    """
-    judgements = {name: buffer.judgements(number, name) for name in prompts}
-    for nth in range(1, attempts + 1):
-        unfinished = [
-            name
-            for name, earlier in judgements.items()
-            if len(earlier) < nth and not (earlier and is_satisfied(earlier[-1]))
-        ]
-        if not unfinished:
-            continue
-        requests = [_request(prompts[name], judgements[name], memory) for name in unfinished]
-        answers = answer(requests, [answer_seed(seed, number, name, nth) for name in unfinished])
-        # The verifier judges by the original prompt; only the learner sees the memory.
-        verdicts = verifier([prompts[name] for name in unfinished], answers)
-        if all(verdict.failed for verdict in verdicts) and _is_down(judgements):
-            raise ConfigError(
-                f"the verifier gave no verdict on {len(verdicts)} answers",
-                fix="check that it is up, then run the recipe again",
-            )
-        for name, text, verdict in zip(unfinished, answers, verdicts, strict=True):
-            judgement = Judgement(number, name, nth, prompts[name], text, verdict.met, verdict.score, verdict.critique)
-            buffer.record(judgement)
-            judgements[name].append(judgement)
-    for name, prompt_judgements in judgements.items():
-        group = progress_group(name, prompt_judgements)
-        if group is not None:
-            worst = min(judgement.score for judgement in prompt_judgements if judgement.met)
-            buffer.add(group, max(MIN_PRIORITY, prompt_judgements[-1].score - worst))
-
-
-def is_satisfied(judgement: Judgement) -> bool:
-    """Whether the answer meets every condition, and there is at least one."""
-    return bool(judgement.met) and all(judgement.met)
-
-
-def progress_group(name: str, judgements: Sequence[Judgement]) -> PreferenceGroup | None:
-    """A group that prefers the satisfying last answer to the failed earlier ones; None without progress."""
-    if len(judgements) < 2 or not is_satisfied(judgements[-1]):
-        return None
-    best = judgements[-1].answer
-    earlier = dict.fromkeys(judgement.answer for judgement in judgements[:-1] if judgement.met)
-    failed = [text for text in earlier if text != best and text.strip()]
-    if not failed or not best.strip():
-        return None
-    return PreferenceGroup(judgements[-1].prompt, (best, *failed), preferred=0, id=f"{judgements[-1].round}-{name}")
-
-
-def _request(prompt: str, judgements: Sequence[Judgement], memory: str | None) -> str:
-    if memory is None or not judgements:
-        return prompt
-    return fill(memory, prompt=prompt, answer=judgements[-1].answer, critique=judgements[-1].critique)
-
-
-def _is_down(judgements: Mapping[str, Sequence[Judgement]]) -> bool:
-    """Whether none of several prompts has a verdict; a single prompt may just be impossible to judge."""
-    return len(judgements) > 1 and not any(judgement.met for earlier in judgements.values() for judgement in earlier)
-
-
 SPLITS = ("train", "gate", "test")
+POLL_SECONDS = 0.05
+"""Seconds between two looks whether an update has ended."""
 RESTARTS = 3
 """Maximum restarts in a row of a trainer that ended unexpectedly."""
 
@@ -205,11 +121,8 @@ class TrainerProcess:
             )
         self._process = self._start()
 
-    def wait(self, config: SelfImproveConfig, buffer: ReplayBuffer) -> None:
-        """Wait until no update is running and too few new groups are there for another."""
-        while not is_idle(config, buffer):
-            self.check()
-            time.sleep(0.05)
+    def confirm_progress(self) -> None:
+        """Count ends of the process from here on: what it had to do is done."""
         self._killed = 0
 
     def _start(self) -> subprocess.Popen[bytes]:
@@ -250,16 +163,6 @@ def improve(config: SelfImproveConfig) -> list[dict[str, Any]]:
     return read_rounds(config)
 
 
-def gate_note(config: SelfImproveConfig, prompts: int) -> str:
-    """A sentence on the gain that the gate can detect."""
-    size = f"the gate: {prompts:,} prompts, {config.measured} answer{'s' * (config.measured > 1)} to each; "
-    gain = detectable_gain(prompts, config.measured, config.gate_error)
-    if gain is None:
-        return f"{size}no update can pass at gate_error {config.gate_error:g}: give more prompts, or raise held_out"
-    better = f"an update better by about {100 * gain:.0f} points passes 8 times in 10"
-    return f"{size}{better}, and one no better with probability {config.gate_error:g} at most"
-
-
 @contextmanager
 def halved_threads() -> Iterator[None]:
     """Use half of PyTorch's threads: two processes with a thread per core would mostly wait for each other."""
@@ -288,8 +191,8 @@ def _round(
     served = read_served(output)
     assert served is not None
     learner = Learner(served, backend.load)
-    for offset in range(0, len(names), config.batch):
-        batch = {name: splits["train"][name] for name in names[offset : offset + config.batch]}
+
+    def attempt(batch: Mapping[str, str]) -> None:
         learner.switch_to(read_served(output) or served)
         attempt_prompts(
             batch,
@@ -302,15 +205,28 @@ def _round(
             seed=config.seed,
         )
         trainer.check()
-    end_of_attempts = time.perf_counter()
-    # A round's metrics include the updates that its groups started.
-    trainer.wait(config, buffer)
-    seconds_waited = time.perf_counter() - end_of_attempts
-    judgements = [judgement for name in names for judgement in buffer.judgements(number, name)]
+
+    for offset in range(0, len(names), config.batch):
+        attempt({name: splits["train"][name] for name in names[offset : offset + config.batch]})
+    groups, seconds_waited = buffer.count_added(), 0.0
+    # What is tried while the last round's updates run would be in no update.
+    tries_on = config.while_tuning == "try" and number < config.rounds
+    further = further_prompts(splits["train"], names, config.seed)
+    # A round's metrics include the updates that the groups of its own prompts started.
+    while not is_up_to_date(config, groups):
+        if tries_on:
+            attempt(dict(itertools.islice(further, config.batch)))
+        else:
+            start_of_wait = time.perf_counter()
+            time.sleep(POLL_SECONDS)
+            seconds_waited += time.perf_counter() - start_of_wait
+            trainer.check()
+    trainer.confirm_progress()
+    judgements = buffer.judgements_of_round(number)
+    first_attempts = [is_satisfied(judgement) for judgement in judgements if judgement.attempt == 1]
     details = {
         "judgements": len(judgements),
-        "first attempts satisfied": sum(judgement.attempt == 1 and is_satisfied(judgement) for judgement in judgements)
-        / len(names),
+        "first attempts satisfied": sum(first_attempts) / len(first_attempts),
         "unjudged": sum(not judgement.met for judgement in judgements),
         "swaps": learner.swaps,
         "groups": buffer.count_added(),
@@ -351,3 +267,20 @@ def _names(config: SelfImproveConfig, splits: PromptSplits, number: int) -> list
         turn, position = divmod(start + len(chosen), len(names))
         chosen.append(random.Random(f"{config.seed} {turn}").sample(names, len(names))[position])
     return list(dict.fromkeys(chosen))
+
+
+def further_prompts(train: Mapping[str, str], round_names: Sequence[str], seed: int) -> Iterator[tuple[str, str]]:
+    """Ids and texts of the prompts that a round tries after its own, without end: the others first.
+
+    Args:
+        train: prompts by id.
+        round_names: ids of the round's own prompts.
+
+    Yields:
+        Ids that differ from the round's own, by the number of the pass over all prompts.
+    """
+    other_names = [name for name in sorted(train) if name not in round_names]
+    order = random.Random(f"{seed} further {round_names[0]}").sample(other_names, len(other_names)) + list(round_names)
+    for turn in itertools.count(1):
+        for name in order:
+            yield f"{name}+{turn}", train[name]

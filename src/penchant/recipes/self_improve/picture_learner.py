@@ -28,6 +28,8 @@ from penchant.api import (
     LoggingConfig,
     LoopConfig,
     Sample,
+    Text,
+    as_text,
     build_objective,
     check_objective,
     disk_errors,
@@ -72,12 +74,12 @@ class PictureLearner:
     def load(self, model: str) -> AnswerFunction:
         denoiser, settings = Denoiser(model, local_device()), self.settings
 
-        def answer(prompts: Sequence[str], seeds: Sequence[int]) -> list[str]:
-            names = []
-            for start in range(0, len(prompts), settings.batch):
+        def answer(prompts: Sequence[Text], seeds: Sequence[int]) -> list[str]:
+            names, texts = [], list(map(as_text, prompts))
+            for start in range(0, len(texts), settings.batch):
                 batch = slice(start, start + settings.batch)
                 pictures = denoiser.generate(
-                    prompts[batch], seeds[batch], steps=settings.steps, guidance=settings.guidance
+                    texts[batch], seeds[batch], steps=settings.steps, guidance=settings.guidance
                 )
                 names += [self.keep(picture) for picture in pictures.cpu().numpy()]
             return names
@@ -157,7 +159,7 @@ class PictureLearner:
         return str(new)
 
     def collapse_metrics(
-        self, model: str, first_model: str, prompts: Sequence[str], answers: Sequence[str]
+        self, model: str, first_model: str, prompts: Sequence[Text], answers: Sequence[str]
     ) -> CollapseMetrics:
         """Share of ink pixels; root mean square distance between pictures; distance of noise predictions."""
         pictures = np.stack([self.verifier_input(answer) for answer in answers])
@@ -169,7 +171,7 @@ class PictureLearner:
         distance = (
             0.0
             if model == first_model
-            else self._prediction_distance(model, first_model, prompts, torch.from_numpy(pictures))
+            else self._prediction_distance(model, first_model, list(map(as_text, prompts)), torch.from_numpy(pictures))
         )
         return CollapseMetrics(
             amount=float((np.abs(pictures - median).max(axis=1) > INK_THRESHOLD).mean()),

@@ -26,6 +26,7 @@ from penchant.recipes.self_improve.config import SelfImproveConfig
 from penchant.recipes.self_improve.gate import stop_reason
 from penchant.recipes.self_improve.learner import LearnerBackend, update_folder
 from penchant.recipes.self_improve.run_folder import build_backend, read_splits
+from penchant.recipes.self_improve.trainer import RESULT
 from penchant.recipes.stages import write_result
 
 COLLAPSE_METRICS = ("amount", "distinct", "distance")
@@ -154,7 +155,7 @@ def _curve(unit: str, xs: Sequence[int], series: dict[str, list[float]]) -> str:
 
 def _updates(config: SelfImproveConfig) -> list[dict[str, Any]]:
     updates, number = [], 1
-    while (file := update_folder(Path(config.output), number) / "result.json").exists():
+    while (file := update_folder(Path(config.output), number) / RESULT).exists():
         record = json.loads(file.read_text(encoding="utf-8"))
         updates.append({"update": number, "kept": record["served"] == number, **record})
         number += 1
@@ -222,7 +223,7 @@ def _rounds(backend: LearnerBackend, rows: Sequence[dict[str, Any]]) -> Table:
         ],
         "The prompts are never trained on, except the first round's. 95 % intervals over prompts; gained is paired "
         "with the state before the first round. The verdicts are those without flipped conditions. Seconds count from "
-        "the round's last start; waited is the time of them in which the learner waited for updates to end.",
+        "the round's last start; waited is the time of them in which the learner did nothing until updates had ended.",
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import TypeVar
 
 from penchant.api import (
     ConfigError,
@@ -18,15 +19,17 @@ from penchant.api import (
     write_atomically,
 )
 from penchant.recipes.self_improve.buffer import ReplayBuffer
-from penchant.recipes.self_improve.config import SelfImproveConfig
+from penchant.recipes.self_improve.config import LearnerConfig, SelfImproveConfig
 from penchant.recipes.self_improve.learner import DAMAGED, LearnerBackend
 from penchant.recipes.self_improve.picture_learner import PictureLearner
 from penchant.recipes.self_improve.text_learner import TextLearner
 
 
-def build_backend(config: SelfImproveConfig) -> LearnerBackend:
+def build_backend(config: LearnerConfig) -> LearnerBackend:
     """The picture backend if the configuration has settings for pictures, else the text backend."""
-    return TextLearner(config) if config.pictures is None else PictureLearner(config, config.pictures)
+    if isinstance(config, SelfImproveConfig) and config.pictures is not None:
+        return PictureLearner(config, config.pictures)
+    return TextLearner(config)
 
 
 CONFIG, INPUTS, BUFFER, PROMPTS = "config.json", "inputs.json", "buffer.sqlite", "prompts.json"
@@ -46,23 +49,42 @@ def open_run_folder(config: SelfImproveConfig) -> PromptSplits:
             cannot be created.
         DataError: there are too few prompts, or they are not plain text.
     """
+    output = make_folder(config)
+    if not (output / PROMPTS).exists():
+        write_atomically(output / PROMPTS, json.dumps(_split_prompts(config), indent=1, ensure_ascii=False) + "\n")
+    record_configuration(config)
+    return read_splits(output)
+
+
+def make_folder(config: LearnerConfig) -> Path:
+    """Create the output folder, or check that it belongs to this configuration.
+
+    Raises:
+        ConfigError: the folder belongs to another configuration, or cannot be created.
+    """
     output = Path(config.output)
     try:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         fix = "name another output folder"
         raise ConfigError(f"output cannot be made: {error.strerror}", where=config.output, fix=fix) from error
-    file = output / CONFIG
-    if file.exists() and read_config(output) != config:
+    if (output / CONFIG).exists() and read_config(output, type(config)) != config:
         raise ConfigError("the folder is another configuration's", where=str(output), fix="name another output folder")
-    if not (output / PROMPTS).exists():
-        write_atomically(output / PROMPTS, json.dumps(_split_prompts(config), indent=1, ensure_ascii=False) + "\n")
-    write_atomically(file, config.model_dump_json(indent=2) + "\n")
+    return output
+
+
+def record_configuration(config: LearnerConfig) -> None:
+    """Write the configuration into its folder, which belongs to it from then on.
+
+    Raises:
+        ConfigError: the model or the verifier has changed since.
+    """
+    output = Path(config.output)
+    write_atomically(output / CONFIG, config.model_dump_json(indent=2) + "\n")
     _check_inputs(output / INPUTS, config)
-    return read_splits(output)
 
 
-def _check_inputs(file: Path, config: SelfImproveConfig) -> None:
+def _check_inputs(file: Path, config: LearnerConfig) -> None:
     """Check that the first learner and the verifier are unchanged, since the rounds are compared with each other."""
     fingerprints = {"model": weights_fingerprint(config.model), "verifier": config.verifier.fingerprint()}
     initial = read_record(file, fingerprints, DAMAGED) if file.exists() else fingerprints
@@ -76,9 +98,12 @@ def _check_inputs(file: Path, config: SelfImproveConfig) -> None:
     write_atomically(file, json.dumps(fingerprints) + "\n")
 
 
-def read_config(output: Path) -> SelfImproveConfig:
-    """The configuration that `open_run_folder` wrote."""
-    return validated(SelfImproveConfig, read_record(output / CONFIG, (), DAMAGED), str(output / CONFIG))
+Config = TypeVar("Config", bound=LearnerConfig)
+
+
+def read_config(output: Path, kind: type[Config]) -> Config:
+    """The configuration that `record_configuration` wrote."""
+    return validated(kind, read_record(output / CONFIG, (), DAMAGED), str(output / CONFIG))
 
 
 def read_splits(output: Path) -> PromptSplits:
@@ -86,7 +111,7 @@ def read_splits(output: Path) -> PromptSplits:
     return read_record(output / PROMPTS, ("train", "gate", "test"), DAMAGED)
 
 
-def open_buffer(config: SelfImproveConfig) -> ReplayBuffer:
+def open_buffer(config: LearnerConfig) -> ReplayBuffer:
     """The run folder's replay buffer; every process opens its own connection."""
     return ReplayBuffer(Path(config.output) / BUFFER, config.capacity)
 

@@ -15,6 +15,7 @@ from penchant.api import (
     PreferenceGroup,
     Sample,
     Sampling,
+    Text,
     adapter_base,
     context_length,
     fill,
@@ -26,7 +27,7 @@ from penchant.api import (
     tokenize_prompts,
 )
 from penchant.recipes.reading import compute_log_probs
-from penchant.recipes.self_improve.config import SelfImproveConfig, UpdateConfig
+from penchant.recipes.self_improve.config import LearnerConfig, UpdateConfig
 from penchant.recipes.self_improve.learner import AnswerFunction, CollapseMetrics
 from penchant.recipes.tuning import (
     StageData,
@@ -46,7 +47,7 @@ if TYPE_CHECKING:
 class TextLearner:
     """The backend of text, whose answers are the texts themselves."""
 
-    config: SelfImproveConfig
+    config: LearnerConfig
 
     amount: ClassVar[str] = "words"
     distinct: ClassVar[str] = "distinct pairs of words"
@@ -67,7 +68,8 @@ class TextLearner:
         requests, answer_tokens = [*prompts], self.config.sampling.max_new_tokens
         if self.config.memory is not None:
             requests = [fill(self.config.memory, prompt=prompt, answer="", critique="") for prompt in prompts]
-        longest = max(map(len, tokenize_prompts(requests, tokenizer, self.config.data.rendering("last"))))
+        ids = tokenize_prompts(requests, tokenizer, self.config.data.rendering("last"))
+        longest = max(map(len, ids), default=0)
         # A repeated attempt's prompt includes the last answer; the length of the critique is unknown.
         reserved_tokens = answer_tokens if self.config.memory is None else 2 * answer_tokens
         if limit is not None and longest + reserved_tokens > limit:
@@ -88,7 +90,7 @@ class TextLearner:
             max_new_tokens=sampling.max_new_tokens, temperature=sampling.temperature, top_p=sampling.top_p
         )
 
-        def answer(prompts: Sequence[str], seeds: Sequence[int]) -> list[str]:
+        def answer(prompts: Sequence[Text], seeds: Sequence[int]) -> list[str]:
             ids = tokenize_prompts(prompts, tokenizer, self.config.data.rendering("last"))
             return [samples[0] for samples in generate(loaded_model, tokenizer, ids, settings, numbers=seeds)]
 
@@ -106,7 +108,7 @@ class TextLearner:
         return str(full_model_folder(folder, tuned))
 
     def collapse_metrics(
-        self, model: str, first_model: str, prompts: Sequence[str], answers: Sequence[str]
+        self, model: str, first_model: str, prompts: Sequence[Text], answers: Sequence[str]
     ) -> CollapseMetrics:
         """Mean words; share of distinct pairs of neighbouring words; KL from the first learner, in nats per answer."""
         pairs = [pair for text in answers for pair in zip(text.split(), text.split()[1:], strict=False)]

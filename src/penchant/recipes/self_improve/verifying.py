@@ -19,9 +19,12 @@ from penchant.api import (
     Endpoint,
     JudgeConfig,
     Reward,
+    Text,
     Unanswered,
     UserFunction,
+    as_text,
     cache_folder,
+    content_of,
     fill,
     import_function,
     short_repr,
@@ -48,6 +51,13 @@ class Verdict:
     def satisfied(self) -> bool:
         """Whether every condition is met, and there is at least one."""
         return bool(self.met) and all(self.met)
+
+
+def verifier_text(prompt: Text) -> str:
+    """What a verifier reads of a prompt: its text; of one message of a user its content; of others every turn."""
+    if not isinstance(prompt, str) and [message["role"] for message in prompt] == ["user"]:
+        return content_of(prompt[0])
+    return as_text(prompt)
 
 
 class Verifier(Protocol):

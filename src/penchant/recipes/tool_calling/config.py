@@ -104,7 +104,9 @@ class ToolCallingConfig(Section):
     output: str = Field(description="the recipe's folder")
     model: str | None = Field(None, description="the base: folder or hub id; null: trained from scratch")
     new_model: NewModelConfig = NewModelConfig()
-    style: Literal["messages", "signatures"] = Field("signatures", description="how the prompt describes functions")
+    style: Literal["messages", "native", "signatures"] = Field(
+        "signatures", description="how the prompt describes functions, and how answers write calls"
+    )
     held_out: float = Field(0.2, gt=0, lt=0.5, description="share of questions for the test, and for validation")
     data: ReadingConfig = Field(DEFAULT_READING, description="how every stage reads its data")
     variants: int = Field(10, ge=0, description="variants of each training question with other names and values")
@@ -116,6 +118,9 @@ class ToolCallingConfig(Section):
     seeds: Seeds = Field([0, 1, 2], description="seeds; every path is trained with each")
     constrained: bool = Field(
         False, description="answers in the evaluation can only be calls of the functions on offer, or none"
+    )
+    llama_cpp: bool = Field(
+        False, description="also measure each path as GGUF in q8_0, with llama.cpp's own answers, time and memory"
     )
     answer_tokens: int = Field(128, ge=1, description="tokens of an answer, at most")
     timed: int = Field(20, ge=1, description="number of questions, evenly spaced, whose answers are timed one by one")
@@ -161,6 +166,8 @@ class ToolCallingConfig(Section):
     def _check_base(self) -> ToolCallingConfig:
         if self.model is None and self.new_model.texts is None:
             raise ValueError("new_model.texts: a base trained from scratch needs text, or name a model")
-        if self.model is None and self.style == "messages":
-            raise ValueError("style: a base trained from scratch has no chat template for messages; name signatures")
+        if self.model is None and self.style != "signatures":
+            raise ValueError(
+                f"style: a base trained from scratch has no chat template for {self.style}; name signatures"
+            )
         return self

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
@@ -9,24 +10,33 @@ from dataclasses import replace
 from pathlib import Path
 
 from penchant.api import (
+    STYLES,
+    Call,
     DataError,
+    Function,
     Message,
     PreferenceGroup,
     Text,
     ToolQuestion,
-    as_messages,
-    as_signatures,
     as_text,
     read_bfcl,
     read_calls,
     read_groups,
+    read_native_calls,
     split_by_prompt,
     write_anew,
     write_bfcl,
+    write_native,
 )
 from penchant.recipes.stages import StageResult
 from penchant.recipes.tool_calling.config import ToolCallingConfig
-from penchant.recipes.tool_calling.variants import Vocabulary, make_variant, right_answer, with_unrelated_functions
+from penchant.recipes.tool_calling.variants import (
+    Vocabulary,
+    make_variant,
+    right_answer,
+    right_calls,
+    with_unrelated_functions,
+)
 
 
 def families(questions: Sequence[ToolQuestion]) -> list[str]:
@@ -88,8 +98,7 @@ def prepare(config: ToolCallingConfig, folder: Path) -> StageResult:
     answerable = [
         question
         for question in read
-        if question.accepted is not None
-        and question.fault(read_calls(right_answer(question), question.language)) is None
+        if question.accepted is not None and question.fault(_read_back(config, question)) is None
     ]
     if not answerable:
         raise DataError("no question with a right answer is left", where=config.questions, fix="add other categories")
@@ -174,18 +183,34 @@ def held_out_function_names(data: Path) -> frozenset[str]:
 
 def as_group(config: ToolCallingConfig, question: ToolQuestion) -> PreferenceGroup:
     """A group of the question's prompt and its right answer."""
-    answer = as_candidate(config, right_answer(question))
+    answer = STYLES[config.style].write(right_calls(question))
     return PreferenceGroup(question_prompt(config, question), (answer,), id=question.id, source=question.category)
 
 
 def question_prompt(config: ToolCallingConfig, question: ToolQuestion) -> Text:
     """The prompt of a question in the configured style."""
-    return as_signatures(question) if config.style == "signatures" else as_messages(question)
+    return STYLES[config.style].ask(question)
 
 
-def as_candidate(config: ToolCallingConfig, answer: str) -> Text:
-    """An answer as the candidate after the prompt, in the configured style."""
-    return answer if config.style == "signatures" else (Message(role="assistant", content=answer.strip()),)
+def _read_back(config: ToolCallingConfig, question: ToolQuestion) -> list[Call] | None:
+    """The calls of the right answer as they are read from its text; None if they cannot be read."""
+    if config.style == "native":
+        return [Call(call.name, json.loads(json.dumps(dict(call.arguments)))) for call in right_calls(question)]
+    return read_calls(right_answer(question), question.language)
+
+
+def as_candidate(config: ToolCallingConfig, answer: str, functions: Sequence[Function]) -> Text:
+    """A model's answer as the candidate after the prompt, in the configured style.
+
+    Args:
+        functions: the functions on offer.
+    """
+    if config.style == "signatures":
+        return f" {answer.strip()}"
+    if config.style == "native" and (calls := read_native_calls(answer, functions)):
+        # The template writes the calls with its control tokens, which in a message's text are no control tokens.
+        return write_native(calls)
+    return (Message(role="assistant", content=answer.strip()),)
 
 
 def _trajectories(config: ToolCallingConfig) -> list[PreferenceGroup]:
@@ -196,6 +221,7 @@ def _trajectories(config: ToolCallingConfig) -> list[PreferenceGroup]:
         raise DataError("a step has several answers", where=config.trajectories, fix="give prompt and completion")
     if any(isinstance(group.prompt, str) != (config.style == "signatures") for group in groups):
         raise DataError(
-            "steps must be plain text for style signatures, and messages for style messages", where=config.trajectories
+            "steps must be plain text for style signatures, and messages for the other styles",
+            where=config.trajectories,
         )
     return [replace(group, id=f"step-{group.id}", source="trajectories") for group in groups]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -19,14 +20,18 @@ from penchant.api import (
     ToolQuestion,
     ToolReport,
     answer_questions,
+    answer_with_llama_cpp,
     evenly_spaced,
+    export_gguf,
     load_model,
     load_tokenizer,
     local_device,
     measure_latency,
+    proportion,
     quantize_int8,
     read_bfcl,
     show,
+    tokenize_prompts,
     write_answers,
 )
 from penchant.recipes.results import estimate_table, mean_over_questions, paired_differences, tool_calling_headline
@@ -204,14 +209,37 @@ def _latency_reports(
     config: ToolCallingConfig, path: str, test: Sequence[ToolQuestion], in_float32: Estimate
 ) -> dict[str, Any]:
     """The share of right answers, latency and memory on the CPU, in float32 and with int8 weights."""
-    style, tokenizer = STYLES[config.style], load_tokenizer(path)
+    template, rendering = config.data.chat_template, config.data.rendering("last")
     max_new_tokens, constrained, timed = config.answer_tokens, config.constrained, evenly_spaced(test, config.timed)
-    quantized = quantize_int8(load_model(path))
     judged_answers = answer_questions(
-        quantized, tokenizer, test, style, max_new_tokens=max_new_tokens, constrained=constrained
+        quantize_int8(load_model(path)),
+        load_tokenizer(path, chat_template=template),
+        test,
+        STYLES[config.style],
+        max_new_tokens=max_new_tokens,
+        constrained=constrained,
+        rendering=rendering,
     )
     reports = {}
     for name, right in (("float32", in_float32), ("int8", ToolReport.from_answers(judged_answers).overall)):
-        setting = LatencySettings(path, config.style, "cpu", name == "int8", max_new_tokens, constrained)
+        setting = LatencySettings(
+            path, config.style, "cpu", name == "int8", max_new_tokens, constrained, template, rendering
+        )
         reports[name] = {"right": right.to_json(), **measure_latency(setting, timed).to_json()}
+    if config.llama_cpp:
+        reports["q8_0, llama.cpp"] = _llama_cpp_report(config, path, test)
     return reports
+
+
+def _llama_cpp_report(config: ToolCallingConfig, path: str, test: Sequence[ToolQuestion]) -> dict[str, Any]:
+    """The share of right answers, latency and memory of the model as a GGUF file in llama.cpp, over all questions."""
+    tokenizer, style = load_tokenizer(path, chat_template=config.data.chat_template), STYLES[config.style]
+    prompts = tokenize_prompts([style.ask(question) for question in test], tokenizer, config.data.rendering("last"))
+    with TemporaryDirectory() as folder:
+        file = Path(folder) / "model.gguf"
+        export_gguf(path, file, "q8_0")
+        answers = answer_with_llama_cpp(str(file), prompts, config.answer_tokens)
+    right = [
+        question.fault(style.read(text, question)) is None for question, text in zip(test, answers.texts, strict=True)
+    ]
+    return {"right": proportion(sum(right), len(right)).to_json(), **answers.report.to_json()}

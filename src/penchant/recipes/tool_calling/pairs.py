@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -10,26 +11,27 @@ from pathlib import Path
 from typing import Any
 
 from penchant.api import (
+    STYLES,
     Call,
     DataError,
     PreferenceGroup,
     Sampling,
     Text,
     ToolQuestion,
-    as_text,
+    content_of,
+    context_of,
     read_bfcl,
-    read_calls,
     read_groups,
     style_leak,
+    with_context,
     write_anew,
-    write_calls,
 )
 from penchant.recipes.reading import generate_answers
 from penchant.recipes.results import read_verdicts
 from penchant.recipes.stages import StageResult
 from penchant.recipes.tool_calling.config import ToolCallingConfig
-from penchant.recipes.tool_calling.data import PAIRED, as_candidate, fresh_questions, question_prompt
-from penchant.recipes.tool_calling.variants import right_answer, right_calls
+from penchant.recipes.tool_calling.data import PAIRED, as_candidate, as_group, fresh_questions, question_prompt
+from penchant.recipes.tool_calling.variants import right_calls
 
 Corrupted = list[Call] | None
 """Corrupted calls; None if the corruption does not apply to the question."""
@@ -183,6 +185,8 @@ def make_pairs(config: ToolCallingConfig, weaker: str, folder: Path) -> StageRes
     # The supervised variants would give few wrong answers, since the weaker model may have been trained on them.
     groups = _groups(config, weaker, fresh_questions(config, data, PAIRED), kinds)
     steps = [g for g in read_groups(data / "supervised_train.jsonl").groups if g.source == "trajectories"]
+    if config.data.learn == "all":
+        steps = [step for trajectory in steps for step in split_into_steps(trajectory)]
     groups += _steps(config, weaker, steps, kinds)
     held_out = _groups(config, weaker, validation, Counter())
     if not groups or not held_out:
@@ -207,22 +211,25 @@ def review(config: ToolCallingConfig, folder: Path) -> StageResult:
 def _groups(
     config: ToolCallingConfig, weaker: str, questions: Sequence[ToolQuestion], kinds: Counter[str]
 ) -> list[PreferenceGroup]:
-    draw = random.Random(config.seed)
+    draw, style = random.Random(config.seed), STYLES[config.style]
     weaker_answers = _weaker_answers(config, weaker, [question_prompt(config, question) for question in questions])
     groups = []
     for question, texts in zip(questions, weaker_answers, strict=True):
         corrupted = list(corrupt(question, draw).items())
         chosen = draw.sample(corrupted, min(len(corrupted), config.pairs.corruptions))
-        wrong = {f" {write_calls(calls)}": kind for kind, calls in chosen}
+        wrong = {
+            answer_key(candidate): (candidate, kind) for kind, calls in chosen for candidate in [style.write(calls)]
+        }
         # A right answer of the weaker model is not rejected.
         for text in texts:
-            if text.strip() and question.fault(read_calls(text, question.language)) is not None:
-                wrong.setdefault(f" {text.strip()}", WEAKER_ANSWER)
-        kinds.update(wrong.values())
+            if text.strip() and question.fault(style.read(text, question)) is not None:
+                candidate = as_candidate(config, text, question.functions)
+                wrong.setdefault(answer_key(candidate), (candidate, WEAKER_ANSWER))
+        kinds.update(kind for _, kind in wrong.values())
         if wrong:
-            groups.append(
-                _group(config, question_prompt(config, question), right_answer(question), list(wrong), question)
-            )
+            group = as_group(config, question)
+            candidates = (*group.candidates, *(candidate for candidate, _ in wrong.values()))
+            groups.append(replace(group, candidates=candidates, preferred=0))
     return groups
 
 
@@ -232,13 +239,42 @@ def _steps(
     """Groups of an agent's step and the weaker model's other steps (the way TinyLLM made its data)."""
     groups = []
     for step, texts in zip(steps, _weaker_answers(config, weaker, [step.prompt for step in steps]), strict=True):
-        right = as_text(step.candidates[0]).strip()
-        wrong = dict.fromkeys(text.strip() for text in texts if text.strip() not in ("", right))
+        candidates = [as_candidate(config, text, ()) for text in texts if text.strip()]
+        wrong = {answer_key(candidate): candidate for candidate in candidates}
+        wrong.pop(answer_key(step.candidates[0]), None)
         kinds.update({WEAKER_ANSWER: len(wrong)} if wrong else {})
         if wrong:
-            candidates = (step.candidates[0], *(as_candidate(config, f" {text}") for text in wrong))
-            groups.append(PreferenceGroup(step.prompt, candidates, preferred=0, id=step.id, source=step.source))
+            groups.append(replace(step, candidates=(*step.candidates, *wrong.values()), preferred=0))
     return groups
+
+
+def split_into_steps(trajectory: PreferenceGroup) -> list[PreferenceGroup]:
+    """A group for every message of the assistant in a conversation, with the messages before it as the prompt."""
+    if isinstance(trajectory.prompt, str):
+        return [trajectory]
+    messages, context = trajectory.prompt, context_of(trajectory.prompt)
+    earlier_steps = [
+        replace(
+            trajectory,
+            prompt=with_context(messages[:number], context),
+            candidates=((message,),),
+            id=f"{trajectory.id}-{number}",
+        )
+        for number, message in enumerate(messages)
+        if message["role"] == "assistant" and number and messages[number - 1]["role"] != "assistant"
+    ]
+    return [*earlier_steps, trajectory]
+
+
+def answer_key(candidate: Text) -> str:
+    """A candidate as text that is equal for equal answers: without outer spaces and the ids of calls."""
+    if isinstance(candidate, str):
+        return candidate.strip()
+    messages = [
+        (content_of(message).strip(), [call["function"] for call in message.get("tool_calls", ())])
+        for message in candidate
+    ]
+    return json.dumps(messages, sort_keys=True)
 
 
 def _weaker_answers(config: ToolCallingConfig, weaker: str, prompts: Sequence[Text]) -> list[list[str]]:
@@ -252,10 +288,3 @@ def _weaker_answers(config: ToolCallingConfig, weaker: str, prompts: Sequence[Te
         seed=config.seed,
     )
     return [list(answers) for answers in generate_answers(weaker, prompts, sampling, config.data)]
-
-
-def _group(
-    config: ToolCallingConfig, prompt: Text, right: str, wrong: Sequence[str], question: ToolQuestion
-) -> PreferenceGroup:
-    candidates = tuple(as_candidate(config, text) for text in (right, *wrong))
-    return PreferenceGroup(prompt, candidates, preferred=0, id=question.id, source=question.category)

@@ -16,20 +16,21 @@ from pathlib import Path
 from typing import Any
 
 from penchant.api import (
+    STYLES,
     DataError,
     PreferenceGroup,
+    Tags,
     ToolQuestion,
-    as_messages,
-    as_signatures,
     as_text,
     file_fingerprint,
+    gguf_library,
     grammar_library,
+    llama_cpp_library,
     optional_weights_fingerprint,
     prompts_to_answer,
-    python_calls,
     read_bfcl,
-    read_calls,
     rename_options_in_errors,
+    require_readable_calls,
     write_anew,
     write_atomically,
     write_bfcl,
@@ -59,7 +60,7 @@ from pathlib import Path
 
 from penchant.recipes.tool_calling.pipeline import reward_of
 
-score = reward_of(Path(__file__).parent / "questions")
+score = reward_of(Path(__file__).parent / "questions", "{style}")
 '''
 
 
@@ -71,27 +72,30 @@ def prepare_reward(config: ToolCallingConfig, folder: Path) -> StageResult:
     questions = [*reversed(by_prompt.values())]
     write_bfcl(questions, folder / "questions")
     write_anew([as_group(config, question) for question in questions], folder / "train.jsonl")
-    write_atomically(folder / "reward.py", MODULE)
+    write_atomically(folder / "reward.py", MODULE.replace("{style}", config.style))
     return {"prompts": len(questions)}
 
 
-def reward_of(folder: Path) -> Reward:
+def reward_of(folder: Path, style_name: str) -> Reward:
     """The reward function of a folder's questions, which finds a question by the text of its prompt.
+
+    Args:
+        style_name: the style of prompts and answers.
 
     Raises:
         DataError: the reward function is called with a prompt of no question.
     """
+    style = STYLES[style_name]
     by_prompt: dict[str, ToolQuestion] = {}
     for question in read_bfcl(folder)[0]:
-        for prompt in (as_signatures(question), as_messages(question)):
-            by_prompt.setdefault(as_text(prompt), question)
+        by_prompt.setdefault(as_text(style.ask(question)), question)
 
     def score(prompt: object, responses: Sequence[object]) -> list[float]:
         question = by_prompt.get(as_text(prompt))  # type: ignore[arg-type]
         if question is None:
             raise DataError("a prompt belongs to no question", where=str(folder), fix="run the stage again")
         texts = (as_text(response) for response in responses)  # type: ignore[arg-type]
-        return [float(question.fault(read_calls(text, question.language)) is None) for text in texts]
+        return [float(question.fault(style.read(text, question)) is None) for text in texts]
 
     return score
 
@@ -106,6 +110,8 @@ def prepare_checked(config: ToolCallingConfig, folder: Path) -> StageResult:
     counts = prepare(config, folder)
     if config.model is not None:
         reader = ModelTokenizer.load(config.model, config.data)
+        if config.style == "native":
+            require_readable_calls(reader.tokenizer, config.data.rendering("last"))
     else:
         name = f"the base trained from scratch (context {config.new_model.context})"
         reader = new_base(config, folder).tokenizer(name, config.data)
@@ -229,6 +235,8 @@ def stages(config: ToolCallingConfig) -> list[Stage]:
         rows.append(Row(name, tuple(str(_model(config, tuple(steps), seed)) for seed in config.seeds)))
     evaluation_settings = {key: settings[key] for key in ("paths", "seeds", "answer_tokens", "timed", "constrained")}
     evaluation_settings |= config.data.settings
+    # Left out where it is off: evaluations that were done before the setting existed stay valid.
+    evaluation_settings |= {"llama_cpp": True} if config.llama_cpp else {}
     # Every path is compared with the first one, and the saved dict of paths does not keep their order.
     evaluation_settings["order"] = list(config.paths)
     return [
@@ -244,10 +252,13 @@ def stages(config: ToolCallingConfig) -> list[Stage]:
 
 def _check(config: ToolCallingConfig) -> None:
     """Raise the errors now that the last stage would raise."""
+    if config.llama_cpp:
+        llama_cpp_library()
+        gguf_library()
     if config.constrained:
         grammar_library()
         for question in read_bfcl(Path(config.questions))[0]:
-            python_calls(question, prose=config.style == "messages")
+            STYLES[config.style].grammar(question, Tags(None, None))
 
 
 def _data_settings(config: ToolCallingConfig, settings: Mapping[str, Any]) -> dict[str, Any]:
