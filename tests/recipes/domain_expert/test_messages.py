@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import random
 from types import SimpleNamespace
 
@@ -13,6 +14,7 @@ import pytest
 from penchant.config.section import validated
 from penchant.data.groups import Message
 from penchant.errors import DataError
+from penchant.evaluation.statistics import difference_of_shares
 from penchant.recipes.domain_expert import evaluation, routing
 from penchant.recipes.domain_expert.config import DomainExpertConfig
 from penchant.recipes.domain_expert.routing import PromptSet, content
@@ -47,8 +49,10 @@ def data_folder(tmp_path):
                 "chosen": [turn("assistant", f"{n + 2}")],
             }
             lines.append(json.dumps(row | {"rejected": [turn("assistant", "no")]}) + "\n")
-        for part in ("train", "validation", "test"):
+        for part in ("train", "test"):
             (tmp_path / "data" / f"{name}_{part}.jsonl").write_text("".join(lines))
+        validation_lines = "".join(lines).replace("+ 2?", "+ 5?")
+        (tmp_path / "data" / f"{name}_validation.jsonl").write_text(validation_lines)
     return tmp_path
 
 
@@ -103,7 +107,8 @@ def test_the_stage_and_the_server_ask_the_router_alike(data_folder, monkeypatch,
 
     asyncio.run(ask_all())
     assert len(server.questions) == 8
-    # Before the test requests, three empty requests and those of validation.
+    # Before the test requests, three empty requests, and those of validation, which decide the threshold.
+    assert all(content(prompt).endswith(" + 5?\nKind:") for prompt in prompts[3:11])
     assert prompts[11:] == server.questions
     assert isinstance(prompts[11], str) == (as_chat == "auto")
     assert content(server.questions[0]).endswith("\n\nRequest: preferences 0 + 2?\nKind:")
@@ -112,6 +117,16 @@ def test_the_stage_and_the_server_ask_the_router_alike(data_folder, monkeypatch,
     assert {prompt.rsplit("Request: ")[-1] for prompt in routing_prompts} <= {
         f"{name} {n} + 2?\nKind:" for name in ("preferences", "tasks") for n in range(6)
     }
+
+
+def test_the_gain_of_the_experts_over_one_model():
+    """Prompts without a value of either are left out; shares have the interval of shares."""
+    routed = {"exact": [1.0, 1.0, 0.0, 1.0], "rating": [5.0, math.nan, 2.0, 4.0]}
+    single = {"exact": [0.0, 1.0, 0.0, 1.0], "rating": [1.0, 3.0, math.nan, 3.5], "other": [0.0] * 4}
+    gains = evaluation._gains(routed, single)
+    assert {key: (value.value, value.n) for key, value in gains.items()} == {"exact": (0.25, 4), "rating": (2.25, 2)}
+    assert gains["exact"] == difference_of_shares(routed["exact"], single["exact"], range(4))
+    assert (gains["rating"].low, gains["rating"].high) == (0.5, 4.0)
 
 
 @pytest.mark.parametrize("separator", [" ", *SEPARATORS])

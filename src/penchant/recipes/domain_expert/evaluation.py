@@ -90,8 +90,7 @@ def evaluate(config: DomainExpertConfig, folder: Path, base: str, instruct: str,
     return {
         "models": metrics_by_model,
         "experts_over_single": {
-            key: _paired_difference(routed_values, values["single"][key]).to_json()
-            for key, routed_values in values[ROUTED].items()
+            key: value.to_json() for key, value in _gains(values[ROUTED], values["single"]).items()
         },
         "judged": judged,
         "unrated": sum(
@@ -128,6 +127,11 @@ def _routed_answers(
         experts = [chosen[content(prompt, USER)] for prompt in prompts.prompts]
         routed[name] = [answers[expert][name][number] for number, expert in enumerate(experts)]
     return routed
+
+
+def _gains(routed: MetricValues, single: MetricValues) -> dict[str, Estimate]:
+    """The routed experts' mean of every metric minus the single model's."""
+    return {key: _paired_difference(values, single[key]) for key, values in routed.items()}
 
 
 def _paired_difference(ours: Sequence[float], theirs: Sequence[float]) -> Estimate:
