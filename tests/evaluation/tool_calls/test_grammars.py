@@ -28,7 +28,7 @@ from penchant.models.loading import load_model, load_tokenizer
 from penchant.recipes.small_llama import Sizes, build_small_llama
 from penchant.recipes.tool_calling.variants import right_answer, right_calls
 
-TEMPLATE = "{% for message in messages %}{{ message.content }}\n{% endfor %}"
+TEMPLATE = "{% if tools %}{% endif %}{% for message in messages %}{{ message.content }}\n{% endfor %}"
 
 ARGUMENTS = {
     "where": {"type": "string", "enum": ["é😀", "it's", 'a "b" \\ c', "Rome"]},
