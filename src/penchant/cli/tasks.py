@@ -77,7 +77,7 @@ def tool_calls(
     read, left_out = read_all(data)
     for name in category:
         if name in left_out:
-            raise ConfigError(f"{name} is left out: {left_out[name]}", where=str(data), fix="name another --category")
+            raise ConfigError(f"{name} is left out: {left_out[name]}", where=str(data), fix="name another category")
     log_notes(f"{name} is left out: {reason}" for name, reason in left_out.items())
     questions = select_questions(read, category, limit)
     tokenizer = load_tokenizer(model, chat_template=flags.chat_template)

@@ -92,6 +92,9 @@ def as_tools(question: ToolQuestion) -> Text:
     return with_context(question.messages, Context(tools=tools))
 
 
+OTHER_TEMPLATE = "another chat template (--chat-template FILE; in a recipe, data.chat_template)"
+
+
 def require_tools(tokenizer: PreTrainedTokenizerBase) -> None:
     """Check that a tokenizer's chat template writes tools.
 
@@ -101,9 +104,7 @@ def require_tools(tokenizer: PreTrainedTokenizerBase) -> None:
     if not tokenizer.chat_template:
         raise ModelError("the tokenizer has no chat template", fix="style signatures, which needs none")
     if not Template.from_tokenizer(tokenizer, tools=True).mentions("tools"):
-        raise ModelError(
-            "the model's chat template ignores tools", fix="style messages, or another template: chat_template=FILE"
-        )
+        raise ModelError("the model's chat template ignores tools", fix=f"style messages, or {OTHER_TEMPLATE}")
 
 
 def require_readable_calls(tokenizer: PreTrainedTokenizerBase, rendering: Rendering = PLAIN) -> None:
@@ -126,7 +127,7 @@ def require_readable_calls(tokenizer: PreTrainedTokenizerBase, rendering: Render
     if read_native_calls(answer, [function]) != calls:
         raise ModelError(
             f"the chat template writes calls that cannot be read back: {answer.strip()!r}",
-            fix="style messages, or another template: chat_template=FILE",
+            fix=f"style messages, or {OTHER_TEMPLATE}",
         )
 
 
