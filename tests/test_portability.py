@@ -65,10 +65,10 @@ def test_modules_import_without_posix_modules(tmp_path: Path) -> None:
 
 
 def test_missing_file_lock_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from penchant.recipes.self_improve.trainer import _trainer_lock
+    from penchant.recipes.self_improve.trainer import trainer_lock
 
     monkeypatch.setitem(sys.modules, "fcntl", None)
-    with pytest.raises(ConfigError, match="fcntl"), _trainer_lock(tmp_path):
+    with pytest.raises(ConfigError, match="fcntl"), trainer_lock(tmp_path):
         pass
 
 

@@ -278,7 +278,13 @@ class TestSettings:
 class TestTime:
     def test_pace_by_hand(self):
         # 100 tokens: a layer takes 2 s, the rest 1 s + 0.03 s a token; read without gradients 0.5 s and 1 s.
-        seconds = {"deep": 8.0, "thin": 6.0, "short": 1.5, "deep forward": 2.0, "thin forward": 1.5}
+        seconds = {
+            "two layers": 8.0,
+            "one layer": 6.0,
+            "short": 1.5,
+            "two layers forward": 2.0,
+            "one layer forward": 1.5,
+        }
         costs = _step_costs(seconds, _Sizes(100, 10), 1.0, 1e-9, 1e9)
         expected = StepCosts(0.02, 0.005, 0.03, 0.01, 1.0, 1e-9, 1e9)
         for name, value in vars(expected).items():
@@ -378,6 +384,7 @@ class TestFit:
             bounds[device] = (memory.allocator, memory.peak)
         assert bounds == {"cpu": (60, 160), "cuda": (0, 100)}
 
+    @pytest.mark.slow
     def test_proposals_fit_and_can_be_pasted(self, planned, config, monkeypatch):
         # This process may grow between the two plans, by more than the little room that is taken away.
         monkeypatch.setattr(planning, "process_bytes", lambda device: 100 << 20)
@@ -425,6 +432,7 @@ class TestOtherRuns:
         assert plan.forecast.memory.reference_pass > plan.forecast.memory.weights
         assert any("named reference" in note for note in plan.notes)
 
+    @pytest.mark.slow
     def test_sampled_candidates(self, planned, config, tmp_path):
         (tmp_path / "reward.py").write_text("def score(prompt, responses):\n    return [0.0 for _ in responses]\n")
         changes = (

@@ -57,6 +57,7 @@ def run(file: Path, *overrides: str, resume: bool = False) -> Path:
     return train(load_config(file, overrides), resume=resume)
 
 
+@pytest.mark.slow
 def test_rloo_raises_the_reward(online):
     file = online(
         {"name": "rloo", "beta": 0.0},

@@ -93,6 +93,7 @@ def test_example_files(files):
     assert not any(text.startswith(tuple(questions)) for text in general)
 
 
+@pytest.mark.slow
 def test_example_runs(files, tmp_path, monkeypatch):
     monkeypatch.chdir(files)
     config = load_section(DialogueConfig, EXAMPLES / "dialogue.yaml", [f"output={tmp_path / 'out'}"])

@@ -54,6 +54,7 @@ def source(folder: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_the_example_runs(tmp_path, monkeypatch):
     script = [sys.executable, str(EXAMPLES / "regulations.py"), str(source(tmp_path / "data")), str(tmp_path / "files")]
     subprocess.run(script, check=True)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+
 from penchant.config.run import load_section
 from penchant.data.reading import read_groups
 from penchant.recipes.recommend.config import RecommendConfig
@@ -15,6 +17,7 @@ EXAMPLES = Path(__file__).resolve().parents[3] / "examples" / "recipes"
 EXAMPLE = EXAMPLES / "recommend.yaml"
 
 
+@pytest.mark.slow
 def test_the_example_runs(tmp_path):
     rows = [f"u{u}::i{(u + t) % 40}::8::{100 * t + u}" for u in range(40) for t in range(14)]
     (tmp_path / "ratings.dat").write_text("\n".join(rows) + "\n")

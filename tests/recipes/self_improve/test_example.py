@@ -6,6 +6,7 @@ import importlib.util
 import json
 from pathlib import Path
 
+import pytest
 import yaml
 
 from penchant.config.run import load_section
@@ -35,6 +36,7 @@ def test_conditions():
     assert list(script().conditions("Review of the cozy cafe:", "It was terrible").values()) == [False, False, False]
 
 
+@pytest.mark.slow
 def test_example_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     module = script()

@@ -130,6 +130,7 @@ def test_full_disk_at_the_end_of_training(tmp_path, small_denoiser, monkeypatch)
     assert error.value.where == str(tmp_path / "new")
 
 
+@pytest.mark.slow
 def test_training_lowers_the_noise_error(tmp_path, small_denoiser):
     """The noise error on training pictures falls well below that of random weights, which is about 1."""
     picture = torch.from_numpy(shapes.render(shapes.prompts()[0], 16, np.random.default_rng(0)))

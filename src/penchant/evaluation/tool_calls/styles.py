@@ -92,7 +92,7 @@ def as_tools(question: ToolQuestion) -> Text:
     return with_context(question.messages, Context(tools=tools))
 
 
-OTHER_TEMPLATE = "another chat template (--chat-template FILE; in a recipe, data.chat_template)"
+OTHER_TEMPLATE = "another chat template: data.chat_template=FILE"
 
 
 def require_tools(tokenizer: PreTrainedTokenizerBase) -> None:
