@@ -117,7 +117,7 @@ class TestAdapters:
         )
         with torch.no_grad():
             reloaded = multimodal_models.original(tmp_path / "merged")(input_ids=IDS).logits
-            torch.testing.assert_close(reloaded, policy.model.eval()(input_ids=IDS).logits, rtol=0, atol=1e-5)
+            torch.testing.assert_close(reloaded, policy.model.eval()(input_ids=IDS).logits, rtol=0, atol=2e-5)
         assert (tmp_path / "merged" / "preprocessor_config.json").exists()
 
     def test_an_adapter_of_a_tower_is_refused(self, multimodal_folder, tmp_path, multimodal_models):

@@ -12,6 +12,7 @@ from torch.nn.functional import pad
 from penchant.data.tokenized import TokenizedGroup
 from penchant.data.trees import TreeBatch
 from penchant.engine.device import to_float64
+from penchant.engine.output_head import target_log_probs
 from penchant.engine.scoring import PackedScorer
 
 if TYPE_CHECKING:
@@ -47,10 +48,8 @@ class PaddedScorer(PackedScorer):
         sums, start = [], 0
         for row, (sequence, prompt) in enumerate(zip(sequences, prompts, strict=True)):
             response_logits = logits[row, prompt - 1 : len(sequence) - 1]
-            log_probs = (
-                response_logits.to(torch.promote_types(response_logits.dtype, torch.float32)) / batch.temperature
-            ).log_softmax(-1)
-            token_log_probs = log_probs.gather(-1, sequence[prompt:, None])[:, 0]
+            response_logits = response_logits.to(torch.promote_types(response_logits.dtype, torch.float32))
+            token_log_probs = target_log_probs(response_logits / batch.temperature, sequence[prompt:])
             learned = slice(None) if batch.loss_mask is None else batch.loss_mask[start : start + len(token_log_probs)]
             sums.append(to_float64(token_log_probs[learned]).sum())
             start += len(token_log_probs)
