@@ -28,7 +28,7 @@ def penchant_python() -> Path:
 
 def trl_python() -> Path:
     """The interpreter of an environment with TRL."""
-    return _python(f"trl-{TRL}", f"trl=={TRL}", "torch", "transformers")
+    return _python(f"trl-{TRL}", f"trl=={TRL}", "torch", "transformers", "peft")
 
 
 def llama_cpp_python() -> Path:

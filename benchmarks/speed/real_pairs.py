@@ -82,13 +82,14 @@ def main() -> int:
     workload = real_workload(options.pairs.stem, options.model, options.batch, options.parts)
     total = options.warmup + options.steps
     steps = write_pairs(options.pairs, options.model, options.work / "data", total, options.batch)
+    left_out: list[Failure] = []
     try:
-        result = compare(workload, workload.sides, options, options.work, steps, [])
+        result = compare(workload, workload.sides, options, options.work, steps, left_out)
     except (Disagreement, Failure) as error:
         print(error, file=sys.stderr)
         return 1
     print(text([result]))
-    return 0
+    return int(bool(left_out))
 
 
 if __name__ == "__main__":
