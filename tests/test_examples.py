@@ -110,6 +110,7 @@ def _local(text: str, folder: Path, model: Path, reward: Path) -> str:
 
 
 def _compare(file: Path, folder: Path, model: Path, data: Path) -> None:
+    from penchant.comparison.cells import variants
     from penchant.comparison.config import load_bench
     from penchant.comparison.run import compare
 
@@ -123,8 +124,10 @@ def _compare(file: Path, folder: Path, model: Path, data: Path) -> None:
         "measure.samples=3",
         "measure.max_new_tokens=5",
     ]
-    comparison = compare(load_bench(file, overrides), str(file))
-    assert len(comparison.cells) >= 3
+    bench = load_bench(file, overrides)
+    comparison = compare(bench, str(file))
+    trained = [cell for cell in comparison.cells if cell.method != "start"]
+    assert len(trained) == len(variants(bench)) > 1
     assert [cell.failed for cell in comparison.cells] == [None] * len(comparison.cells)
     assert all(math.isfinite(cell.metrics[comparison.primary]) for cell in comparison.cells if cell.method != "start")
 

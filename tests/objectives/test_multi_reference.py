@@ -312,9 +312,9 @@ class TestSlidingWindow:
 class TestThompson:
     @pytest.mark.slow
     def test_the_better_reference_gets_the_pulls(self):
-        """One of three is right 90 % of the time, the others half: it has 80 % of 500 pulls for 24 of 25 seeds."""
+        """One of three is right 90 % of the time, the others half: it has 80 % of 500 pulls for 95 of 100 seeds."""
         good = 0
-        for seed in range(25):
+        for seed in range(100):
             draw = torch.Generator().manual_seed(seed)
             counts = torch.zeros(3).double()
             zero = torch.tensor(0)
@@ -327,7 +327,7 @@ class TestThompson:
                 margins[pulled] = margins_like(0.9 if pulled == 1 else 0.5, 1, draw)
                 state = references.thompson_after(state, pulled, margins, 1.0)
             good += pulls >= 400
-        assert good >= 24
+        assert good >= 95
 
     def test_the_draw_is_before_the_batch_and_the_same_everywhere(self):
         policy, reference, groups = case()

@@ -166,36 +166,29 @@ SHAPE = {
     "eos_token_id": 2,
 }
 DEEP = {
-    "llama": lambda: hf.LlamaConfig(**SHAPE, num_hidden_layers=6),
+    "llama": lambda: hf.LlamaConfig(**SHAPE, num_hidden_layers=14),
     "gemma3": lambda: hf.Gemma3TextConfig(
-        **SHAPE, num_hidden_layers=len(PATTERN), head_dim=8, sliding_window=7, layer_types=PATTERN
+        **SHAPE, num_hidden_layers=14, head_dim=8, sliding_window=7, layer_types=PATTERN
     ),
     "qwen3-moe": lambda: hf.Qwen3MoeConfig(
-        **SHAPE, num_hidden_layers=7, head_dim=8, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=16,
+        **SHAPE, num_hidden_layers=14, head_dim=8, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=16,
         mlp_only_layers=[0], decoder_sparse_step=1,
     ),
 }  # fmt: skip
-PATTERN = ["sliding_attention", "full_attention"] * 4 + ["sliding_attention"]
-PLAIN, LORA = (), ("lora.rank=4", "training.dtype=bfloat16")
+PATTERN = ["sliding_attention", "sliding_attention", "full_attention"] * 4 + ["sliding_attention"] * 2
 
 
 class TestDepth:
     """Counts of two shallow models, multiplied, against the count of every layer."""
 
     @pytest.mark.slow
-    @pytest.mark.parametrize(
-        ("family", "changes"),
-        [
-            ("llama", PLAIN), ("llama", LORA), ("llama", CHECKPOINTED), ("gemma3", CHECKPOINTED), ("qwen3-moe", LORA)
-        ],
-        ids=str,
-    )  # fmt: skip
+    @pytest.mark.parametrize("family", DEEP)
+    @pytest.mark.parametrize("changes", [(), ("lora.rank=4", "training.dtype=bfloat16"), CHECKPOINTED], ids=str)
     def test_multiplied_layers_are_the_counted_ones(self, config, monkeypatch, family, changes):
         config = apply_changes(config, changes)
         inputs, tokenizer, limit = read_run(config, 1)
         batches = plan_batches(config, inputs, limit, lambda group: group.length).peak_batches().reduced
         spec = ModelSpec(config, DEEP[family](), tokenizer)
-        monkeypatch.setattr(plan_layers, "COUNTED_WHOLE", 5)
         assert plan_layers.find_depths(spec.shape, rewards=False) is not None
         multiplied = count_memory(spec, batches, Surroundings([None], None, CPU, 5))
         monkeypatch.setattr(plan_layers, "COUNTED_WHOLE", 100)

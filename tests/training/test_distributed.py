@@ -53,11 +53,13 @@ def drop_checkpoints_after(folder: Path, step: int) -> None:
 @pytest.mark.parametrize(
     "sections",
     [
-        {"lora": {"rank": 4, "targets": ["q_proj", "up_proj", "embed_tokens", "lm_head"]}},
+        {},
+        {"lora": {"rank": 4}},
+        {"lora": {"rank": 4, "targets": ["embed_tokens", "lm_head"]}},
         UPDATED,
         {"lora": {"rank": 4}, **UPDATED},
     ],
-    ids=["lora on layers, embedding and head", "updated reference", "lora and updated reference"],
+    ids=["full", "lora", "lora on embedding and head", "updated reference", "lora and updated reference"],
 )
 def test_two_processes_give_the_losses_and_checkpoints_of_one(write_config, tmp_path, train, sections):
     file = write_config(**sections, checkpoints={"every": 2, "keep": 5})

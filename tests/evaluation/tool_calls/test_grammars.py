@@ -403,7 +403,7 @@ def in_json(question, *, ascii_only):
 
 class TestRightAnswersCanBeWritten:
     @pytest.mark.slow
-    @settings(max_examples=50, deadline=None)
+    @settings(max_examples=80, deadline=None)
     @given(question=questions_with_answers(), style=st.sampled_from(["signatures", "messages"]))
     def test_in_python(self, tokenizer, question, style):
         right = right_answer(question) if style == "signatures" else right_answer(question).strip()
@@ -412,7 +412,8 @@ class TestRightAnswersCanBeWritten:
         assert judged.is_complete
         assert read_calls(judged.answer) == right_calls(question)
 
-    @settings(max_examples=25, deadline=None)
+    @pytest.mark.slow
+    @settings(max_examples=60, deadline=None)
     @given(question=questions_with_answers(), ascii_only=st.booleans())
     def test_in_json(self, tokenizer, question, ascii_only):
         right = in_json(question, ascii_only=ascii_only)
@@ -474,7 +475,7 @@ class TestNative:
         assert '"</tool_call>"' not in judged.answer
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(
     text=st.from_regex(re.compile(PROSE), fullmatch=True) | st.sampled_from(["f f(x)", "not f()", "I (see)", "a, b()"])
 )
