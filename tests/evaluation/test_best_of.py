@@ -15,21 +15,9 @@ from penchant.errors import ModelError
 from penchant.evaluation.answering import Sampling, answer
 from penchant.evaluation.best_of import BestOf, best_by_head, best_by_reward
 from penchant.models.loading import load_tokenizer
-from penchant.models.preference_head import PreferenceHead, save_head
 
 PROMPTS = ["the old cat", "it runs"]
 SAMPLING = Sampling(samples=5, max_new_tokens=6, seed=1)
-
-
-@pytest.fixture
-def headed(tmp_path, tiny_model) -> Path:
-    folder = shutil.copytree(tiny_model, tmp_path / "headed")
-    torch.manual_seed(0)
-    head = PreferenceHead(32, "identity")
-    with torch.no_grad():
-        head.weight.weight.mul_(50)
-    save_head(folder, head)
-    return folder
 
 
 def save_classifier(folder: Path, tiny_model: Path, outputs: int = 1) -> Path:

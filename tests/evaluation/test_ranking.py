@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 
 import pytest
 import torch
@@ -13,24 +12,12 @@ from penchant.engine.distributed import World
 from penchant.errors import ModelError
 from penchant.evaluation.held_out import score
 from penchant.evaluation.ranking import rank, rank_by_reward
-from penchant.models.preference_head import PreferenceHead, save_head
 
 ALONE = World(0, 1, torch.device("cpu"))
 GROUPS = [
     PreferenceGroup("the old cat", (" sees a dog", " runs", " likes the small house"), scores=(1, 2, 3), id="a"),
     PreferenceGroup("it runs", (" to the river", " to small dog"), preferred=1, id="b"),
 ]
-
-
-@pytest.fixture
-def headed(tmp_path, tiny_model):
-    folder = shutil.copytree(tiny_model, tmp_path / "headed")
-    torch.manual_seed(0)
-    head = PreferenceHead(32, "identity")
-    with torch.no_grad():
-        head.weight.weight.mul_(50)
-    save_head(folder, head)
-    return folder
 
 
 class Letters:
