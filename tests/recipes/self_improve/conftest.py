@@ -23,9 +23,9 @@ START_TRAINER = TrainerProcess._start
 # The trainer ends when the process that started it is no longer its parent, which is zygote.py here.
 TRAINER = """
 import os, sys
-from penchant.recipes.self_improve.trainer import main
+from penchant.recipes.self_improve.trainer import run, run_process
 sys.argv[2] = str(os.getppid())
-sys.exit(main())
+sys.exit(run_process(run))
 """
 
 

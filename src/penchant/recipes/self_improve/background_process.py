@@ -16,11 +16,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
-
 from penchant.api import (
     ConfigError,
-    PenchantError,
     Text,
     as_json,
     context_length,
@@ -37,12 +34,12 @@ from penchant.recipes.self_improve.run_folder import build_backend, open_buffer,
 from penchant.recipes.self_improve.traffic import TrafficAnswer, TrafficStore, TrafficVerdict
 from penchant.recipes.self_improve.trainer import (
     BEGUN,
-    ERROR,
     PAUSE,
     RESULT,
     is_idle,
     is_running,
     next_update,
+    run_process,
     run_update,
     trainer_lock,
 )
@@ -191,19 +188,7 @@ def run(output: Path, parent: int) -> None:
                 time.sleep(PAUSE)
 
 
-def main() -> int:
-    """Run the process; returns the exit code, 2 after an error that a file records."""
-    output, parent = Path(sys.argv[1]), int(sys.argv[2])
+if __name__ == "__main__":
     if hasattr(os, "nice"):
         os.nice(NICENESS)
-    torch.set_num_threads(max(1, torch.get_num_threads() // 2))
-    try:
-        run(output, parent)
-    except PenchantError as error:
-        write_atomically(output / ERROR, json.dumps({"error": str(error)}) + "\n")
-        return 2
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_process(run))

@@ -15,7 +15,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -183,10 +183,16 @@ def trainer_lock(output: Path) -> Iterator[None]:
         yield
 
 
-def main() -> int:
-    """Run the trainer; returns the exit code, 2 after an error that a file records."""
+def run_process(run: Callable[[Path, int], None]) -> int:
+    """Run a process beside the learner's or the server's, which keeps the other half of the threads.
+
+    Args:
+        run: called with the folder and the parent's process id, the two arguments of the command line.
+
+    Returns:
+        The exit code: 2 after an error, which a file records.
+    """
     output, parent = Path(sys.argv[1]), int(sys.argv[2])
-    # The learner's process uses the other half.
     torch.set_num_threads(max(1, torch.get_num_threads() // 2))
     try:
         run(output, parent)
@@ -197,4 +203,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_process(run))
