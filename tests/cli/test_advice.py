@@ -51,7 +51,7 @@ VERBS_OF = {
 """Modules whose remedies name a flag outside of a whole command, and the verbs that print them."""
 TRAINING_ONLY = (
     "training/", "planning/", "diffusion/", "models/lora", "models/adapter", "engine/distributed",
-    "comparison/", "recipes/", "config/", "cli/compare.py", "cli/main.py", "data/label_noise",
+    "comparison/", "recipes/", "config/", "cli/compare.py", "cli/plan.py", "cli/main.py", "data/label_noise",
 )  # fmt: skip
 """Where keys of a run need no flag: only verbs with a configuration come here."""
 PROSE = {

@@ -18,7 +18,7 @@ from typing import Annotated
 from cyclopts import App, CycloptsError, Parameter
 from cyclopts.validators import Number
 
-from penchant.cli.compare import compare, plan, sweep
+from penchant.cli.compare import compare, sweep
 from penchant.cli.data import data
 from penchant.cli.deploy import export, push, serve
 from penchant.cli.evaluate import generate, rank, score
@@ -37,6 +37,7 @@ from penchant.cli.output import (
     print_result,
     show_notices,
 )
+from penchant.cli.plan import plan
 from penchant.cli.recipe import recipe, recipe_keys, recommend
 from penchant.cli.review import audit, ratings, review
 from penchant.cli.tasks import tasks, tool_calls
