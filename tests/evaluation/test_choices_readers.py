@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from penchant.data.fields import ReadLog, Row
 from penchant.errors import DataError
 from penchant.evaluation.choices import Question
-from penchant.evaluation.choices_readers import GLUE, TASKS, instruction, read_questions
+from penchant.evaluation.choices_layouts import GLUE, TASKS, instruction
+from penchant.evaluation.choices_readers import read_questions
 
 Rows = list[dict[str, Any]]
 
